@@ -1,0 +1,47 @@
+# Two commands do everything on a machine with Python 3.11 and nothing else:
+#   make demo    creates .venv, installs, measures the shipped models and draws the figures
+#   make test    creates .venv, installs with test extras, runs the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test check format benchmarks notebook clean
+
+demo: .venv/installed
+	$(BIN)/vlm-horizon demo
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmarks: .venv/installed-test
+	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first, at the tested version: a looser requirement would take the newest build with its CUDA packages
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) -e '.[test]'
+	touch $@
+
+.venv/installed-dev: .venv/installed-test
+	$(PIP) -e '.[test,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist runs
