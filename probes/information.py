@@ -1,0 +1,307 @@
+"""What the answer loses when visual tokens go: removal curves and token information."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analyses.runs import CONTEXTS, HorizonError, TokenGrids
+from probes.capture import Capture, capture_prompt
+from probes.grids import Window, tile_windows
+from probes.models import ProbedModel
+from probes.prompts import encode
+from probes.replay import Ablations, check_kind, replay
+from probes.samples import Sample, SampleError
+from probes.targets import Target, answer_target, check_targets, resolve_targets
+
+
+@dataclass(frozen=True)
+class RemovalCurve:
+    """All visual tokens removed from layer k on, for one sample and one target.
+
+    Attributes:
+        layers: (layer,) int cuts k, ascending; the last is L: nothing removed, the model's own forward.
+        log_p: (layer,) log p of the target in nats.
+        kl: (layer,) KL(removed || all) over the vocabulary at the first readout position, in nats.
+        correct: (layer,) bool, the most probable first token is in the target set.
+        same: (layer,) bool, it is the one that the model gives with all tokens.
+        target: what was measured.
+        kind: removal kind.
+    """
+
+    layers: np.ndarray
+    log_p: np.ndarray
+    kl: np.ndarray
+    correct: np.ndarray
+    same: np.ndarray
+    target: Target
+    kind: str
+
+    @property
+    def log_p_all(self) -> float:
+        """Log p with all tokens, in nats."""
+        return float(self.log_p[-1])
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """Token ids that count as the answer."""
+        return self.target.ids
+
+    def effects(self, measure: str = "p") -> np.ndarray:
+        """(layer,) R_k = m(all) - m(no visual token from k) for m = p or log p (nats)."""
+        value = np.exp(self.log_p) if measure == "p" else self.log_p
+        return value[-1] - value
+
+
+@dataclass(frozen=True)
+class InformationGrid(TokenGrids):
+    """Token grids of one sample as measured; `values` are the effects in p."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """(layer, window) I_k(v) for keep-one or D_k(v) for leave-one-out, in p."""
+        return self.information("p")
+
+    def effects(self, measure: str = "p") -> np.ndarray:
+        """(layer, window) the same in p or in nats of log p."""
+        return self.information(measure)
+
+
+def removal_curve(
+    model: ProbedModel,
+    sample: Sample,
+    *,
+    target: str = "gold",
+    layers: Sequence[int] | None = None,
+    kind: str = "delete",
+) -> RemovalCurve:
+    """Effect of removing all visual tokens from layer k on, for every k.
+
+    Args:
+        model: as loaded.
+        sample: one image, one question.
+        target: one of gold, gold-raw, greedy, greedy-correct, answer.
+        layers: cuts in 0..L-1; all by default.
+        kind: delete, zero or mean.
+
+    Raises:
+        HorizonError: a layer, target or kind is unknown. SampleError: the sample cannot be measured.
+    """
+    captured, targets = prepare(model, sample, (target,))
+    chosen = _chosen(targets, target, sample)
+    return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
+
+
+def token_information(
+    model: ProbedModel,
+    sample: Sample,
+    *,
+    context: str = "keep-one",
+    window: int = 2,
+    layers: Sequence[int] | None = None,
+    target: str = "gold",
+    kind: str = "delete",
+    batch_size: int | None = None,
+) -> InformationGrid:
+    """Effect of every window of visual tokens from layer k on, for every k.
+
+    `keep-one`: I_k(v) = m(only v kept from k) - m(no visual token from k), Information Horizon's measure (its
+    windows are 2 x 2). `leave-one-out`: D_k(v) = m(all) - m(all but v from k).
+
+    Args:
+        model: as loaded.
+        sample: one image, one question.
+        context: keep-one or leave-one-out.
+        window: side of a window in tokens; 1 for single tokens.
+        layers: cuts in 0..L-1; all by default.
+        target: as in `removal_curve`.
+        kind: delete, zero or mean.
+        batch_size: ablations at once; by default as many as fit a fixed number of rows.
+
+    Raises:
+        HorizonError: a context, window, layer, target or kind is unknown. SampleError: the sample cannot be measured.
+    """
+    captured, targets = prepare(model, sample, (target,))
+    chosen = _chosen(targets, target, sample)
+    return information_grids(
+        model,
+        captured,
+        {target: chosen},
+        context=context,
+        window=window,
+        layers=layers,
+        kind=kind,
+        batch_size=batch_size,
+    )[target]
+
+
+def prepare(
+    model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = ()
+) -> tuple[Capture, dict[str, Target]]:
+    """Capture one sample and resolve its targets; the gold answer is appended to the prompt if `answer` asks for it.
+
+    Raises:
+        HorizonError: a target or stream is unknown. SampleError: the sample cannot be measured.
+    """
+    check_targets(targets)
+    forced = answer_target(model.tokenizer, sample).ids if "answer" in targets else ()
+    captured = capture_prompt(model, encode(model, sample, forced), streams)
+    if not torch.isfinite(captured.log_probs).all():
+        raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
+    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs)
+
+
+def removal_curves(
+    model: ProbedModel,
+    captured: Capture,
+    targets: dict[str, Target],
+    *,
+    layers: Sequence[int] | None = None,
+    kind: str = "delete",
+    batch_size: int | None = None,
+) -> dict[str, RemovalCurve]:
+    """`removal_curve` for several targets of one captured sample: one sweep over the layers serves all."""
+    cuts = check_layers(model, layers)
+    check_kind(kind)
+    ablations = removal_ablations(captured, cuts, kind)
+    own = captured.log_probs
+    log_probs = own.new_empty(len(cuts), *own.shape)
+    for indices, found in replay(model, captured, ablations, batch_size=batch_size):
+        log_probs[indices] = found
+    log_probs = torch.cat([log_probs, own[None]])
+    first = log_probs[:, 0]
+    best = first.argmax(-1)
+    axis = np.array([*cuts, model.n_layers])
+    return {
+        name: RemovalCurve(
+            layers=axis,
+            log_p=as_numpy(target.log_p(log_probs)),
+            kl=as_numpy(kl_divergence(first, own[0])),
+            correct=target.contains(best).cpu().numpy(),
+            same=(best == best[-1]).cpu().numpy(),
+            target=target,
+            kind=kind,
+        )
+        for name, target in targets.items()
+    }
+
+
+def information_grids(
+    model: ProbedModel,
+    captured: Capture,
+    targets: dict[str, Target],
+    *,
+    context: str = "keep-one",
+    window: int = 2,
+    layers: Sequence[int] | None = None,
+    kind: str = "delete",
+    batch_size: int | None = None,
+    removal: dict[str, RemovalCurve] | None = None,
+) -> dict[str, InformationGrid]:
+    """`token_information` for several targets of one captured sample; `removal` spares measuring the baseline again."""
+    cuts = check_layers(model, layers)
+    check_context(context)
+    check_kind(kind)
+    windows = tile_windows(captured.prompt.grids, window)
+    ablations = window_ablations(captured, windows, context, cuts, kind)
+    found = _target_log_p(model, captured, ablations, targets, batch_size)
+    removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
+    table = window_table(windows)
+    return {
+        name: InformationGrid(
+            log_p=found[name].reshape(len(cuts), len(windows)).astype(np.float64),
+            removed=removal[name].log_p[np.searchsorted(removal[name].layers, cuts)],
+            all=removal[name].log_p_all,
+            layers=np.array(cuts),
+            windows=table,
+            context=context,
+            target=name,
+        )
+        for name in targets
+    }
+
+
+def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
+    """The cuts in ascending order; raises HorizonError unless all lie in 0..L-1."""
+    if layers is None:
+        return list(range(model.n_layers))
+    wrong = [k for k in layers if not 0 <= k < model.n_layers]
+    if wrong or not layers:
+        named = ", ".join(map(str, wrong)) or "none given"
+        raise HorizonError(f"layer {named}: {model.name!r} has cuts 0 to {model.n_layers - 1}")
+    return sorted(set(layers))
+
+
+def check_context(context: str) -> None:
+    """Raise HorizonError unless the context is known."""
+    if context not in CONTEXTS:
+        raise HorizonError(f"context {context!r} is unknown; choose from {', '.join(CONTEXTS)}")
+
+
+def visual_mask(captured: Capture) -> torch.Tensor:
+    """(token,) bool, all visual tokens, placeless ones included."""
+    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
+    mask[captured.prompt.visual] = True
+    return mask
+
+
+def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
+    """All visual tokens removed at every cut."""
+    return Ablations(*cross(cuts, visual_mask(captured)[None]), kind)
+
+
+def window_ablations(
+    captured: Capture, windows: Sequence[Window], context: str, cuts: Sequence[int], kind: str = "delete"
+) -> Ablations:
+    """Every window kept alone, or left out, at every cut, cut-major.
+
+    Placeless visual tokens go with the rest in keep-one and stay in leave-one-out.
+    """
+    visual = visual_mask(captured)
+    masks = visual.new_zeros(len(windows), len(visual))
+    for mask, window in zip(masks, windows, strict=True):
+        mask[list(window.positions)] = True
+    return Ablations(*cross(cuts, visual & ~masks if context == "keep-one" else masks), kind)
+
+
+def window_table(windows: Sequence[Window]) -> pd.DataFrame:
+    """One row a window: crop, row, column, height, width."""
+    names = ("crop", "row", "column", "height", "width")
+    return pd.DataFrame([{name: getattr(window, name) for name in names} for window in windows])
+
+
+def _target_log_p(
+    model: ProbedModel, captured: Capture, ablations: Ablations, targets: dict[str, Target], batch_size: int | None
+) -> dict[str, np.ndarray]:
+    """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""
+    found = {name: np.empty(len(ablations)) for name in targets}
+    for indices, log_probs in replay(model, captured, ablations, batch_size=batch_size):
+        for name, target in targets.items():
+            found[name][indices.cpu().numpy()] = as_numpy(target.log_p(log_probs))
+    return found
+
+
+def kl_divergence(log_probs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """KL(ablated || all) over the vocabulary in nats; rounding can make it a little negative, which it is not."""
+    return (log_probs.exp() * (log_probs - own)).sum(-1).clamp(min=0.0)
+
+
+def cross(cuts: Sequence[int], masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every mask at every cut, cut-major: layers (cut x mask,) and removed (cut x mask, token)."""
+    layers = torch.tensor(list(cuts), device=masks.device).repeat_interleave(len(masks))
+    return layers, masks.repeat(len(cuts), 1)
+
+
+def _chosen(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+    if name not in targets:
+        raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")
+    return targets[name]
+
+
+def as_numpy(values: torch.Tensor) -> np.ndarray:
+    """Float64 on the CPU."""
+    return values.double().cpu().numpy()

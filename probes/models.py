@@ -1,0 +1,276 @@
+"""Load a vision-language model and find the parts that every measurement needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+from analyses.runs import HorizonError
+from probes.families import Family, find_family
+
+ATTENTION = ("sdpa", "eager")
+VISUAL_TOKEN_ATTRIBUTES = ("image_token_id", "video_token_id")
+
+
+@dataclass(frozen=True)
+class ProbedModel:
+    """A vision-language model in evaluation mode, with its parts by role. Made by `load_model`.
+
+    Attributes:
+        model: the transformers model.
+        processor: its processor (tokenizer, image processor, chat template).
+        name: hub id, directory or class name.
+        revision: commit of a hub model, else None.
+        family: where its visual tokens lie.
+        decoder: the text decoder; `layers` its L layers, `norm` the final norm, `head` the output embedding.
+        n_layers, n_heads, n_key_value_heads, head_dim, hidden_size, vocab_size: dimensions of the decoder.
+        visual_token_ids: ids that stand for visual tokens in the prompt.
+        attn: attention implementation of the decoder.
+        quantization: "4bit", "8bit" or None.
+    """
+
+    model: nn.Module
+    processor: Any
+    name: str
+    revision: str | None
+    family: Family
+    decoder: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    visual_token_ids: tuple[int, ...]
+    attn: str
+    quantization: str | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what is built once a model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings live."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        return self.model.dtype  # type: ignore[return-value]
+
+
+def load_model(
+    name_or_path_or_model: str | Path | nn.Module,
+    *,
+    processor: Any = None,
+    revision: str | None = None,
+    device_map: Any = None,
+    dtype: str | torch.dtype = "auto",
+    attn: str = "sdpa",
+    quantization: str | None = None,
+) -> ProbedModel:
+    """Load a model from a directory or hub id, or wrap one that is already built.
+
+    Args:
+        name_or_path_or_model: a checkpoint directory, a hub id, or a transformers model.
+        processor: its processor; loaded from the same place by default, required with a built model.
+        revision: branch, tag or commit of a hub model.
+        device_map: as in transformers; by default the first GPU if there is one, else the CPU.
+        dtype: a torch dtype or its name; "auto" is the checkpoint's on a GPU and float32 on a CPU, where half
+            precision is slow.
+        attn: "sdpa" or "eager".
+        quantization: "4bit" or "8bit" (needs bitsandbytes and a GPU).
+
+    Raises:
+        HorizonError: nothing is there, it has no processor, or it is no decoder-only vision-language model.
+    """
+    if attn not in ATTENTION:
+        raise HorizonError(f"attention {attn!r} is not supported; choose one of {', '.join(ATTENTION)}")
+    if isinstance(name_or_path_or_model, nn.Module):
+        return _wrap_built(name_or_path_or_model, processor, dtype, attn)
+    name = str(name_or_path_or_model)
+    source = _resolve(name)
+    config = _load_config(name, source, revision)
+    family = find_family(config)
+    processor = processor or _load_processor(name, source, revision)
+    model = _load_weights(name, source, revision, device_map, dtype, attn, quantization)
+    return _probed(model, processor, name, getattr(config, "_commit_hash", None), family, attn, quantization)
+
+
+def _resolve(name: str) -> str:
+    """A directory as it stands, else a hub id; what looks like a path must exist."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise HorizonError(f"{path} holds no config.json: it is not a model directory")
+        return str(path)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise HorizonError(f"no model directory at {path}")
+    return name
+
+
+def _load_config(name: str, source: str, revision: str | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        at = f" at revision {revision!r}" if revision else ""
+        raise HorizonError(f"model {name!r}{at} cannot be found or its configuration read: {_first(error)}") from error
+    if getattr(config, "vision_config", None) is None:
+        raise HorizonError(f"model {name!r} ({config.model_type}) has no vision tower: it is a text-only model")
+    return config
+
+
+def _load_processor(name: str, source: str, revision: str | None) -> Any:
+    try:
+        processor = AutoProcessor.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        if "torchvision" in str(error).lower():
+            raise HorizonError(
+                f"the processor of {name!r} needs torchvision, which is not installed: install the build that belongs "
+                "to your torch, or pass processor= yourself"
+            ) from error
+        raise HorizonError(f"model {name!r} has no processor that loads: {_first(error)}") from error
+    if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
+        raise HorizonError(
+            f"model {name!r} has no processor for images and text (found {type(processor).__name__}): "
+            "copy processor_config.json and the tokenizer files beside the weights, or pass processor="
+        )
+    return processor
+
+
+def _load_weights(
+    name: str,
+    source: str,
+    revision: str | None,
+    device_map: Any,
+    dtype: str | torch.dtype,
+    attn: str,
+    quantization: str | None,
+) -> nn.Module:
+    cuda = torch.cuda.is_available()
+    wanted = torch.float32 if dtype == "auto" and not cuda else _as_dtype(dtype)
+    extra: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    if quantization is not None:
+        extra["quantization_config"] = _quantization_config(quantization)
+    try:
+        with _quiet_loading():
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, revision=revision, dtype=wanted, attn_implementation=attn, **extra
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
+    if not extra and cuda:
+        model = model.to("cuda")
+    return model
+
+
+def _as_dtype(dtype: str | torch.dtype) -> Any:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise HorizonError(f"dtype {dtype!r} is unknown; choose auto, float32, bfloat16, float16 or float64")
+    return found
+
+
+def _quantization_config(quantization: str) -> Any:
+    if quantization not in {"4bit", "8bit"}:
+        raise HorizonError(f"quantization {quantization!r} is unknown; choose 4bit or 8bit")
+    return transformers.BitsAndBytesConfig(**{f"load_in_{quantization}": True})
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' own progress bar: a load has one line of ours."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()
+
+
+def _wrap_built(model: nn.Module, processor: Any, dtype: str | torch.dtype, attn: str) -> ProbedModel:
+    if processor is None:
+        raise HorizonError(f"a built model needs its processor: load_model({type(model).__name__}, processor=...)")
+    config: Any = model.config
+    if getattr(config, "vision_config", None) is None:
+        raise HorizonError(f"{type(model).__name__} ({config.model_type}) has no vision tower: it is a text-only model")
+    if dtype != "auto":
+        model = model.to(_as_dtype(dtype))
+    model.set_attn_implementation(attn)  # type: ignore[operator]
+    return _probed(model, processor, type(model).__name__, None, find_family(config), attn, None)
+
+
+def _probed(
+    model: nn.Module,
+    processor: Any,
+    name: str,
+    revision: str | None,
+    family: Family,
+    attn: str,
+    quantization: str | None,
+) -> ProbedModel:
+    decoder, head = model.get_decoder(), model.get_output_embeddings()  # type: ignore[operator]
+    if not hasattr(decoder, "layers") or not hasattr(decoder, "norm") or head is None:
+        raise HorizonError(f"model {name!r}: no decoder with layers, final norm and output embedding was found")
+    text = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
+    ids = tuple(
+        dict.fromkeys(
+            int(token)
+            for attribute in VISUAL_TOKEN_ATTRIBUTES
+            if (token := getattr(model.config, attribute, None)) is not None
+        )
+    )
+    if not ids:
+        raise HorizonError(f"model {name!r} declares no image token: its visual tokens cannot be found in a prompt")
+    return ProbedModel(
+        model=model.eval(),
+        processor=processor,
+        name=name,
+        revision=revision,
+        family=family,
+        decoder=decoder,
+        layers=decoder.layers,
+        norm=decoder.norm,
+        head=head,
+        n_layers=len(decoder.layers),
+        n_heads=text.num_attention_heads,
+        n_key_value_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        hidden_size=text.hidden_size,
+        vocab_size=head.weight.shape[0],
+        visual_token_ids=ids,
+        attn=attn,
+        quantization=quantization,
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits over names, shapes and eight spread values of every parameter: other weights, other digits."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        spread = flat[torch.linspace(0, len(flat) - 1, 8, device=flat.device).long()]
+        digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,155 @@
+"""Samples: an image, a question about it, and the answers that count as right; and the readers of sample files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from analyses.runs import HorizonError
+
+FIELDS = ("id", "image", "question", "answers", "task", "task_type", "category", "options")
+
+
+class SampleError(HorizonError):
+    """One sample cannot be measured. A run records the reason, counts it and goes on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image.
+
+    Attributes:
+        id: unique within its task.
+        image: a file, or a decoded image.
+        question: as the user asks it, without chat markup.
+        answers: what annotators gave; the most frequent normalized one is the gold answer.
+        task: the benchmark, for example "textvqa".
+        task_type: what kind of seeing it asks for, for example "ocr" or "vqa".
+        category: a finer division inside the task, "" if there is none.
+        options: the option letters' texts of a multiple-choice question; then answers are letters.
+        error: why the row could not be read; a run records such a sample as failed.
+    """
+
+    id: str
+    image: Path | Image.Image | None
+    question: str
+    answers: tuple[str, ...]
+    task: str = ""
+    task_type: str = ""
+    category: str = ""
+    options: tuple[str, ...] = ()
+    error: str = ""
+
+    def load_image(self) -> Image.Image:
+        """Decode to RGB.
+
+        Raises:
+            SampleError: the sample has no image, or its file is missing or unreadable.
+        """
+        if isinstance(self.image, Image.Image):
+            return self.image.convert("RGB")
+        if self.image is None:
+            raise SampleError(f"sample {self.id!r} has no image")
+        try:
+            with Image.open(self.image) as image:
+                return image.convert("RGB")
+        except FileNotFoundError as error:
+            raise SampleError(f"sample {self.id!r}: image {self.image} does not exist") from error
+        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on broken files
+            raise SampleError(f"sample {self.id!r}: image {self.image} cannot be decoded ({error})") from error
+
+
+def image_sha256(image: Image.Image) -> str:
+    """Hex sha256 of size and RGB pixels: the same picture in two files or formats is one cluster."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def read_samples(
+    path: str | Path,
+    *,
+    task: str | None = None,
+    task_type: str | None = None,
+    limit: int | None = None,
+    prompt: str | None = None,
+) -> Iterator[Sample]:
+    """Read a JSONL file, one object a line with the keys id, image, question, answers (or answer).
+
+    Optional keys are task, task_type, category and options. Image paths are relative to the file. A line that does
+    not parse or lacks a key is yielded as a Sample whose `error` says so, with its line number.
+
+    Args:
+        path: the file.
+        task: overrides the lines' task; by default the file's stem where a line names none.
+        task_type: overrides the lines' task type.
+        limit: at most so many samples.
+        prompt: question template, with `{question}` where the question goes.
+
+    Raises:
+        HorizonError: the file does not exist or is not JSONL, or the template has no `{question}`.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise HorizonError(f"no sample file at {path}: give a JSONL file with id, image, question and answers")
+    if path.suffix.lower() not in {".jsonl", ".json"}:
+        raise HorizonError(f"{path} is not a JSONL file (its name ends in {path.suffix!r})")
+    if limit is not None and limit < 1:
+        raise HorizonError(f"limit is {limit}; it must be at least 1")
+    template = check_template(prompt)
+    return islice(_read_lines(path, task, task_type, template), limit)
+
+
+def check_template(prompt: str | None) -> str:
+    """The question template in force; raises HorizonError where it has no `{question}`."""
+    if prompt is None:
+        return "{question}"
+    if "{question}" not in prompt:
+        raise HorizonError(f"the prompt template {prompt!r} has no {{question}} in it")
+    return prompt
+
+
+def _read_lines(path: Path, task: str | None, task_type: str | None, template: str) -> Iterator[Sample]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+                yield _sample_of(record, path, number, task, task_type, template)
+            except (ValueError, SampleError) as error:
+                reason = str(error) if isinstance(error, SampleError) else f"not valid JSON ({error})"
+                yield _unread(path, number, task, task_type, reason)
+
+
+def _unread(path: Path, number: int, task: str | None, task_type: str | None, reason: str) -> Sample:
+    where = f"{path.name} line {number}"
+    name = f"{path.stem}:{number}"
+    return Sample(name, None, "", (), task or path.stem, task_type or "", error=f"{where}: {reason}")
+
+
+def _sample_of(record: Any, path: Path, number: int, task: str | None, task_type: str | None, template: str) -> Sample:
+    if not isinstance(record, dict):
+        raise SampleError(f"a JSON {type(record).__name__} where an object is expected")
+    missing = [key for key in ("image", "question") if not record.get(key)]
+    if missing:
+        raise SampleError(f"no {' and no '.join(missing)} among the keys {sorted(record)}")
+    answers = record.get("answers", record.get("answer"))
+    answers = [answers] if isinstance(answers, str | int | float) else answers
+    if not isinstance(answers, list) or not all(isinstance(answer, str | int | float) for answer in answers):
+        raise SampleError(f"answers are {answers!r}; a text or a list of texts is expected")
+    return Sample(
+        id=str(record.get("id", f"{path.stem}:{number}")),
+        image=path.parent / record["image"],
+        question=template.replace("{question}", str(record["question"])),
+        answers=tuple(str(answer) for answer in answers),
+        task=task or str(record.get("task") or path.stem),
+        task_type=task_type or str(record.get("task_type") or ""),
+        category=str(record.get("category") or ""),
+        options=tuple(str(option) for option in record.get("options") or ()),
+    )

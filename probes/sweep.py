@@ -1,0 +1,223 @@
+"""Measure a stream of samples and write the run directory: capture once, measure everything, record what failed."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
+from probes.capture import check_streams
+from probes.grids import tile_windows
+from probes.information import check_context, check_layers
+from probes.measure import Plan, measure_sample, wanted_probes
+from probes.models import ProbedModel, fingerprint
+from probes.progress import RunProgress
+from probes.replay import check_kind
+from probes.samples import Sample, check_template
+from probes.targets import check_targets
+from probes.writer import RunWriter
+
+FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
+
+
+def run(
+    model: ProbedModel,
+    samples: Iterable[Sample],
+    out: str | Path,
+    *,
+    probes: Sequence[str] = PROBES,
+    streams: Sequence[str] = ("query", "key", "hidden"),
+    targets: Sequence[str] = ("gold",),
+    contexts: Sequence[str] = ("keep-one",),
+    window: int = 2,
+    layers: Sequence[int] | None = None,
+    kind: str = "delete",
+    alpha: float = 1.0,
+    center: bool = True,
+    normalize_rows: bool = True,
+    token_samples: int | None = None,
+    spectra: int = 0,
+    prompt: str | None = None,
+    limit: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    batch_size: int | None = None,
+    seed: int = 0,
+    retry_failed: bool = False,
+    progress: bool = True,
+    sources: Sequence[str] = (),
+) -> Run:
+    """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
+
+    Args:
+        model: as loaded.
+        samples: their order fixes the row numbers; give the same to resume.
+        out: the run directory, new or of the same configuration.
+        probes: subset of entropy, removal, information.
+        streams: of the entropies.
+        targets: the first is the one that the samples table shows.
+        contexts: of the token grids: keep-one, leave-one-out.
+        window: side of their windows in tokens.
+        layers: cuts of removals and token grids, 0..L-1; all by default.
+        kind: delete, zero or mean.
+        alpha: Renyi order of the entropies.
+        center: center tokens before the Gram matrix.
+        normalize_rows: scale tokens to length 1 before it.
+        token_samples: token grids for the first so many samples of each task only; all by default.
+        spectra: keep eigenvalues of the first so many samples of each task.
+        prompt: question template with `{question}`.
+        limit: measure at most the first so many samples.
+        shard: (i, n): only rows r with r % n == i, in parts of their own.
+        batch_size: ablations at once; by default as many as fit a fixed number of rows.
+        seed: recorded; nothing here is drawn at random.
+        retry_failed: measure samples again that failed before.
+        progress: show a progress bar on standard error.
+        sources: where the samples came from, recorded.
+
+    Returns:
+        The run, read back; `Run.failed` lists what could not be measured.
+
+    Raises:
+        HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
+    """
+    _check(model, probes, streams, targets, contexts, window, layers, kind, shard, limit, prompt)
+    config = RunConfig(
+        model=model.name,
+        revision=model.revision,
+        weights=fingerprint(model.model),
+        family=model.family.name,
+        n_layers=model.n_layers,
+        n_heads=model.n_heads,
+        n_key_value_heads=model.n_key_value_heads,
+        head_dim=model.head_dim,
+        hidden_size=model.hidden_size,
+        vocab_size=model.vocab_size,
+        dtype=str(model.dtype).removeprefix("torch."),
+        attn=model.attn,
+        quantization=model.quantization,
+        prompt=prompt,
+        chat_template=_template_digest(model),
+        probes=tuple(probes),
+        streams=tuple(streams) if "entropy" in probes else (),
+        alpha=alpha,
+        center=center,
+        normalize_rows=normalize_rows,
+        targets=tuple(targets),
+        contexts=tuple(contexts) if "information" in probes else (),
+        window=window,
+        layers=None if layers is None else tuple(sorted(set(layers))),
+        kind=kind,
+        seed=seed,
+        versions={name: version(name) for name in ("vlm-horizon", "torch", "transformers", "nnsight", "numpy")},
+        device=_device_name(model),
+        batch_size=batch_size,
+        sources=tuple(map(str, sources)),
+    )
+    writer = RunWriter(out, config, shard=shard)
+    total = len(samples) if isinstance(samples, Sequence) else None
+    if limit is not None:
+        total = limit if total is None else min(total, limit)
+    with RunProgress(total, enabled=progress) as bar:
+        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
+    return load_run(out)
+
+
+def _check(
+    model: ProbedModel,
+    probes: Sequence[str],
+    streams: Sequence[str],
+    targets: Sequence[str],
+    contexts: Sequence[str],
+    window: int,
+    layers: Sequence[int] | None,
+    kind: str,
+    shard: tuple[int, int],
+    limit: int | None,
+    prompt: str | None,
+) -> None:
+    unknown = [probe for probe in probes if probe not in PROBES]
+    if unknown or not probes:
+        named = ", ".join(map(repr, unknown)) or "()"
+        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    check_streams(streams)
+    check_targets(targets)
+    for context in contexts:
+        check_context(context)
+    tile_windows((), window)
+    check_template(prompt)
+    check_layers(model, layers)
+    check_kind(kind)
+    if not 0 <= shard[0] < shard[1]:
+        raise HorizonError(f"shard {shard[0]}/{shard[1]} is unusable: i/n takes 0 <= i < n")
+    if limit is not None and limit < 1:
+        raise HorizonError(f"limit is {limit}; it must be at least 1")
+
+
+def _sweep(
+    model: ProbedModel,
+    samples: Iterator[Sample],
+    writer: RunWriter,
+    bar: RunProgress,
+    shard: tuple[int, int],
+    token_samples: int | None,
+    spectra: int,
+    retry_failed: bool,
+) -> None:
+    seen: Counter[str] = Counter()
+    flushed = time.monotonic()
+    try:
+        for row, sample in enumerate(samples):
+            place = seen[sample.task]
+            seen[sample.task] += 1
+            if row % shard[1] != shard[0]:
+                bar.pass_over()
+                continue
+            plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
+            if _is_committed(writer, row, sample, plan, retry_failed):
+                bar.skip()
+                continue
+            record = measure_sample(model, row, sample, writer.config, plan)
+            writer.add(record)
+            bar.advance(failed=record.sample["status"] == "failed")
+            if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
+                writer.flush()
+                flushed = time.monotonic()
+    finally:  # also on Ctrl-C: everything finished is on disk
+        writer.flush()
+
+
+def _is_committed(writer: RunWriter, row: int, sample: Sample, plan: Plan, retry_failed: bool) -> bool:
+    """Whether the row is there with everything that it should carry.
+
+    Raises:
+        HorizonError: the row there is another sample's.
+    """
+    there = writer.committed.get(row)
+    if there is None:
+        return False
+    if there["id"] != sample.id:
+        raise HorizonError(
+            f"{writer.path} was made from other samples: row {row} is {there['id']!r} there and {sample.id!r} now; "
+            "give the same samples in the same order, or choose another output directory"
+        )
+    if there["status"] == "failed":
+        return not retry_failed
+    return set(wanted_probes(writer.config, plan)) <= set(there["probes"])
+
+
+def _template_digest(model: ProbedModel) -> str:
+    template = getattr(model.processor, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)
+    return sha256(repr(template).encode()).hexdigest()[:16]
+
+
+def _device_name(model: ProbedModel) -> str:
+    if model.device.type == "cuda":
+        return torch.cuda.get_device_name(model.device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,176 @@
+"""Targets: which token ids count as the answer whose probability is measured."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from analyses.runs import TARGETS, HorizonError
+from probes.samples import Sample, SampleError
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = re.compile(r"[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured of the next-token distributions at a prompt's readout positions.
+
+    Attributes:
+        name: one of `TARGETS`.
+        answer: its text.
+        ids: token ids pooled at the first readout position; for `answer`, one id a readout position.
+    """
+
+    name: str
+    answer: str
+    ids: tuple[int, ...]
+
+    def log_p(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Log probability of the target in nats.
+
+        Args:
+            log_probs: (..., place, vocabulary) log-softmax at the readout positions.
+
+        Returns:
+            (...) pooled over `ids` by log-sum-exp; for `answer`, the mean over the answer's tokens.
+        """
+        ids = torch.tensor(self.ids, device=log_probs.device)
+        if self.name == "answer":
+            places = torch.arange(len(ids), device=log_probs.device)
+            return log_probs[..., places, ids].mean(-1)
+        return log_probs[..., 0, ids].logsumexp(-1)
+
+    def contains(self, token: torch.Tensor) -> torch.Tensor:
+        """Whether first tokens are right: (...) ids -> (...) bool."""
+        first = self.ids[:1] if self.name == "answer" else self.ids
+        return torch.isin(token, torch.tensor(first, device=token.device))
+
+
+def check_targets(names: Sequence[str]) -> None:
+    """Raise HorizonError unless every name is known and there is at least one."""
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or not names:
+        raise HorizonError(
+            f"target {', '.join(map(repr, unknown)) or '()'} is unknown; choose from {', '.join(TARGETS)}"
+        )
+
+
+def normalize_answer(answer: str) -> str:
+    """Lower case, no articles, no punctuation, single spaces.
+
+    >>> normalize_answer(" The  Cat.")
+    'cat'
+    """
+    plain = _PUNCTUATION.sub("", answer.casefold())
+    return " ".join(_ARTICLES.sub(" ", plain).split()) or " ".join(answer.casefold().split())
+
+
+def gold_answer(sample: Sample) -> str:
+    """The most frequent normalized answer, in the spelling in which it appears first; ties by first appearance.
+
+    Raises:
+        SampleError: the sample has no answer that is not blank.
+    """
+    answers = [answer.strip() for answer in sample.answers if answer.strip()]
+    if not answers:
+        raise SampleError(f"sample {sample.id!r} has no answer (answers: {list(sample.answers)!r})")
+    counts = Counter(map(normalize_answer, answers))
+    best = max(counts.values())
+    return next(answer for answer in answers if counts[normalize_answer(answer)] == best)
+
+
+def gold_target(tokenizer: Any, sample: Sample) -> Target:
+    """The gold answer's first token that carries information, pooled over its spellings.
+
+    Case and a leading space may vary, as long as the first token spells the same characters otherwise; for option
+    letters only the space may.
+
+    Raises:
+        SampleError: no answer, or it tokenizes to nothing.
+    """
+    answer = gold_answer(sample)
+    first = informative_ids(tokenizer, answer, sample)[0]
+    spelled = _spelling(tokenizer, first)
+    cases = [answer] if sample.options else [answer, answer.lower(), answer.upper(), answer.capitalize()]
+    ids = [first]
+    for variant in dict.fromkeys(lead + case for lead in ("", " ") for case in cases):
+        found = _informative(tokenizer, variant)
+        if found and _same(_spelling(tokenizer, found[0]), spelled, exact=bool(sample.options)):
+            ids.append(found[0])
+    return Target("gold", answer, tuple(dict.fromkeys(ids)))
+
+
+def informative_ids(tokenizer: Any, answer: str, sample: Sample) -> list[int]:
+    """Token ids of an answer from the first that carries information on (not a bare space, not a special token).
+
+    Raises:
+        SampleError: none does.
+    """
+    ids = _informative(tokenizer, answer)
+    if not ids:
+        raise SampleError(f"sample {sample.id!r}: answer {answer!r} tokenizes to nothing that carries information")
+    return ids
+
+
+def _informative(tokenizer: Any, text: str) -> list[int]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    special = set(tokenizer.all_special_ids)
+    start = next((at for at, token in enumerate(ids) if token not in special and _spelling(tokenizer, token)), None)
+    return [] if start is None else ids[start:]
+
+
+def _spelling(tokenizer: Any, token: int) -> str:
+    return tokenizer.decode([token]).strip()
+
+
+def _same(a: str, b: str, *, exact: bool) -> bool:
+    return a == b if exact else a.casefold() == b.casefold()
+
+
+def answer_target(tokenizer: Any, sample: Sample) -> Target:
+    """The whole gold answer, teacher-forced."""
+    answer = gold_answer(sample)
+    return Target("answer", answer, tuple(informative_ids(tokenizer, answer, sample)))
+
+
+def resolve_targets(
+    names: Sequence[str], tokenizer: Any, sample: Sample, own_log_probs: torch.Tensor
+) -> dict[str, Target]:
+    """Every target of a sample; `greedy-correct` is left out where the model answers wrong.
+
+    Args:
+        names: subset of `TARGETS`.
+        tokenizer: the model's.
+        sample: with its answers; `greedy` alone needs none.
+        own_log_probs: (place, vocabulary), of the model's own forward.
+
+    Raises:
+        SampleError: an answer is needed and missing, or tokenizes to nothing.
+    """
+    greedy = int(own_log_probs[0].argmax())
+    found = {}
+    for name in names:
+        if name == "gold":
+            found[name] = gold_target(tokenizer, sample)
+        elif name == "gold-raw":
+            found[name] = _gold_raw(tokenizer, sample)
+        elif name == "answer":
+            found[name] = answer_target(tokenizer, sample)
+        elif name == "greedy" or greedy in gold_target(tokenizer, sample).ids:
+            found[name] = Target(name, tokenizer.decode([greedy]), (greedy,))
+    return found
+
+
+def _gold_raw(tokenizer: Any, sample: Sample) -> Target:
+    """The released code's rule: first id of the answer as it stands, informative or not."""
+    answer = gold_answer(sample)
+    ids = tokenizer.encode(answer, add_special_tokens=False)
+    if not ids:
+        raise SampleError(f"sample {sample.id!r}: answer {answer!r} tokenizes to nothing")
+    return Target("gold-raw", answer, (int(ids[0]),))

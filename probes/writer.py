@@ -1,0 +1,155 @@
+"""Write a run directory, part by part, so that what is listed exists and an interrupted run resumes (no torch here).
+
+A part is written under temporary names and renamed into place, the samples part last: it is the commit record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save_file
+
+from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
+
+FOLDERS = ("samples", "curves", "tokens", "spectra")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured on one sample.
+
+    Attributes:
+        sample: values of the `SAMPLES` columns; missing ones are null.
+        curves: rows (target, context, layer, stream, measure, value).
+        tokens: "<target>/<context>[/removed|/all]" -> float32 array.
+        spectra: stream -> (layer, rank) float32 array.
+    """
+
+    sample: dict[str, Any]
+    curves: list[tuple[str, str, int, str, str, float]] = field(default_factory=list)
+    tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
+    spectra: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+class RunWriter:
+    """Adds records to one shard of a run directory; `flush` commits what was added since the last flush."""
+
+    def __init__(self, path: str | Path, config: RunConfig, *, shard: tuple[int, int] = (0, 1)) -> None:
+        """Create the directory, or open it to go on.
+
+        Raises:
+            HorizonError: it holds a run of another configuration, or is no run directory and not empty.
+        """
+        self.path, self.config = Path(path), config
+        self.label = f"{shard[0]}of{shard[1]}"
+        self._pending: list[Record] = []
+        self._open()
+        self.committed = self._read_committed()
+
+    def _open(self) -> None:
+        file = self.path / "run.json"
+        if file.exists():
+            _refuse_other(load_run(self.path), self.config)
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
+        for folder in FOLDERS:
+            (self.path / folder).mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            _write_atomically(file, json.dumps(self.config.to_dict(), indent=2))
+
+    def _read_committed(self) -> dict[int, dict[str, Any]]:
+        """Row number -> its id, status and probes, for every row that some shard has committed."""
+        self._discard_uncommitted()
+        samples = Run(self.path, self.config).samples
+        columns = ["id", "status", "probes"]
+        return {int(row): dict(zip(columns, values, strict=True)) for row, *values in samples[["row", *columns]].values}
+
+    def _discard_uncommitted(self) -> None:
+        """Remove what an interrupted flush of this shard left behind: no samples part lists it."""
+        kept = {part.stem for part in (self.path / "samples").glob("part-*.parquet")}
+        for folder in FOLDERS:
+            for file in (self.path / folder).glob(f"*part-{self.label}-*"):
+                if file.stem not in kept:
+                    file.unlink()
+
+    def add(self, record: Record) -> None:
+        """Hold a record until the next flush."""
+        self._pending.append(record)
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def flush(self) -> None:
+        """Commit everything added since the last flush as one part; does nothing if there is none."""
+        if not self._pending:
+            return
+        records, self._pending = self._pending, []
+        part = f"part-{self.label}-{self._next_number():05d}"
+        tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
+        spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
+        if tokens:
+            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens)
+        if spectra:
+            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra)
+        _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
+        samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
+        _write_table(self.path / "samples" / f"{part}.parquet", samples)
+
+    def _next_number(self) -> int:
+        """One above every shard's parts, so that of two commits of a row the later has the higher number."""
+        parts = list((self.path / "samples").glob("part-*.parquet"))
+        return max((part_order(part)[0] for part in parts), default=-1) + 1
+
+    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray]) -> None:
+        layers = self.config.layers or range(self.config.n_layers)
+        metadata = {
+            "layers": json.dumps(list(layers)),
+            "window": str(self.config.window),
+            "unit": "log p in nats" if file.parent.name == "tokens" else "share of the trace",
+        }
+        temporary = file.with_name(f".{file.name}")
+        stored = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
+        save_file(stored, temporary, metadata=metadata)
+        temporary.replace(file)
+
+
+def _refuse_other(found: Run, wanted: RunConfig) -> None:
+    if found.config.hash == wanted.hash:
+        return
+    old, new = found.config.to_dict(), wanted.to_dict()
+    differing = [
+        f"{key} {old[key]!r} there, {new[key]!r} now"
+        for key in new
+        if key not in RunConfig.NOT_ESTIMAND and old[key] != new[key]
+    ]
+    raise HorizonError(
+        f"{found.path} holds a run of another configuration ({'; '.join(differing)}): "
+        "choose another output directory; runs are never mixed"
+    )
+
+
+def _curve_table(records: list[Record]) -> pa.Table:
+    rows = [(record.sample["row"], *row) for record in records for row in record.curves]
+    columns = zip(*rows, strict=True) if rows else ([] for _ in CURVES.names)
+    return pa.table(
+        [pa.array(column, type=kind) for column, kind in zip(columns, CURVES.types, strict=True)], schema=CURVES
+    )
+
+
+def _write_table(file: Path, table: pa.Table) -> None:
+    temporary = file.with_name(f".{file.name}")
+    pq.write_table(table, temporary)
+    temporary.replace(file)
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}")
+    temporary.write_text(text)
+    temporary.replace(file)
