@@ -1,0 +1,1 @@
+"""Statistics on a run directory (numpy, never torch): effect curves, layers, intervals, comparisons, tables."""

@@ -1,0 +1,295 @@
+"""Effect curves: what each sample loses when its visual tokens are removed, and how its entropy runs with depth.
+
+Everything is a difference of stored raw numbers, one curve a sample; means, bands and layers are made from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analyses.resampling import cluster_codes
+from analyses.runs import CONTEXTS, HorizonError, Run, TokenGrids
+
+MEASURES = {"p": "probability", "log_p": "nats", "kl": "nats", "correct": "accuracy"}
+INFORMATION_MEASURES = ("p", "log_p")
+GROUP_COLUMNS = ("task_type", "task", "category")
+
+
+@dataclass(frozen=True)
+class EffectCurves:
+    """One curve over layers for each sample.
+
+    Attributes:
+        rows: (sample,) int row numbers, ascending.
+        layers: (layer,) int, ascending.
+        values: (sample, layer) float in `unit`.
+        images: (sample,) int cluster codes of the images, shared by all curves of one run.
+        groups: DataFrame of the samples' columns, indexed by row number, in the order of `rows`.
+        measure: what the values are.
+        unit: "probability", "nats", "accuracy" or "1".
+    """
+
+    rows: np.ndarray
+    layers: np.ndarray
+    values: np.ndarray
+    images: np.ndarray
+    groups: pd.DataFrame
+    measure: str
+    unit: str
+
+
+def removal_effects(run: Run, *, measure: str = "p", target: str | None = None) -> EffectCurves:
+    """Removal effect R_k of every sample: m(all) - m(no visual token from k on).
+
+    m is p or log p of the target, or whether the argmax lies in the target set ("correct": R_k is the drop in
+    accuracy). "kl" is KL(removed || all) as stored. R_L = 0: at layer L nothing is removed.
+
+    Returns:
+        Curves over the measured layers, L last; samples without this target are absent.
+
+    Raises:
+        HorizonError: unknown measure or target, or the run holds no removal curves.
+    """
+    check_choice("measure", measure, MEASURES)
+    target = check_target(run, target)
+    stored = "log_p" if measure == "p" else measure
+    rows, layers, values = run.matrix(stored, context="removal", target=target)
+    if len(rows) == 0:
+        if "removal" not in run.config.probes:
+            raise HorizonError(f"run {run.name} holds no removal curves: run it again with the probe 'removal'")
+        layers = np.append(_cuts(run), run.config.n_layers)
+        values = np.empty((0, len(layers)))
+    if layers[-1] != run.config.n_layers:
+        raise HorizonError(f"the removal curves of run {run.name} end at layer {layers[-1]}, not at L: write it again")
+    if measure == "p":
+        values = np.exp(values)
+    if measure != "kl":
+        values = values[:, -1:] - values
+    return _curves(run, rows, layers, values, measure, MEASURES[measure])
+
+
+def entropy_curves(run: Run, stream: str, *, normalized: bool = False) -> EffectCurves:
+    """Matrix entropy of every sample's visual tokens in one stream.
+
+    Args:
+        run: a run with the probe "entropy".
+        stream: one of its streams.
+        normalized: divide by the largest value possible, ln min(N - 1, d) when centered, ln min(N, d) when not
+            (N visual tokens of width d); NaN where that is 0.
+
+    Returns:
+        Curves in nats (or in units of 1) over layers 0..L-1; `hidden` also has L.
+
+    Raises:
+        HorizonError: the stream was not measured.
+    """
+    held = run.config.streams if "entropy" in run.config.probes else ()
+    check_choice("stream", stream, held)
+    rows, layers, values = run.matrix("entropy", stream=stream)
+    if len(rows) == 0:
+        layers = np.arange(run.config.n_layers)
+        values = np.empty((0, len(layers)))
+    if normalized:
+        tokens = run.samples.loc[rows, "n_visual"].to_numpy(float) - bool(run.config.center)
+        largest = np.log(np.minimum(np.maximum(tokens, 1), run.config.stream_dim(stream)))
+        values = values / np.where(largest > 0, largest, np.nan)[:, None]
+    return _curves(run, rows, layers, values, "entropy", "1" if normalized else "nats")
+
+
+def information_effects(
+    run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
+) -> EffectCurves:
+    """Token information of every sample, averaged over its windows: the size-weighted mean of I_k (or D_k).
+
+    Returns:
+        Curves over the measured layers and L, where it is 0 by definition (nothing is removed).
+
+    Raises:
+        HorizonError: unknown context, measure or target, or the run holds no such token grids.
+    """
+    return _grid_curves(run, context, measure, target, [_mean])[0]
+
+
+def information_magnitude(
+    run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
+) -> tuple[EffectCurves, EffectCurves]:
+    """Size-weighted mean of |I_k| over each sample's windows, and the removal effect of the same samples.
+
+    The absolute value is taken of every window: effects of opposite sign do not cancel. Both come from the token
+    grids, which carry their own baselines, so they rest on the same samples.
+    """
+    magnitude, removal = _grid_curves(run, context, measure, target, [_mean_magnitude, _removal])
+    return magnitude, removal
+
+
+def information_spread(
+    run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
+) -> EffectCurves:
+    """Within-sample standard deviation of I_k over windows, weighted by their size; 0 at layer L."""
+    return _grid_curves(run, context, measure, target, [_spread])[0]
+
+
+def information_quantiles(
+    run: Run,
+    rows: Sequence[int] | None = None,
+    *,
+    context: str = "keep-one",
+    measure: str = "p",
+    target: str | None = None,
+    quantiles: Sequence[float] = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Quantiles of I_k over the windows of all samples together; a window counts with its number of tokens.
+
+    Args:
+        run: a run with the probe "information".
+        rows: row numbers; all that carry a token grid by default.
+        context: of the token grids.
+        measure: "p" or "log_p".
+        target: one of the run's targets; the first by default.
+        quantiles: in 0..1. The quantile q is the smallest value with at least the share q of the weight at or
+            below it.
+
+    Returns:
+        layers: (layer,) int, the measured cuts. values: (layer, quantile) in p or nats; NaN without samples.
+    """
+    check_choice("measure", measure, INFORMATION_MEASURES)
+    target = check_target(run, target)
+    wanted = _token_rows(run, context, target)
+    wanted = wanted if rows is None else [row for row in wanted if row in set(rows)]
+    found = [run.tokens(row, context=context, target=target) for row in wanted]
+    if not found:
+        return _cuts(run), np.full((len(_cuts(run)), len(quantiles)), np.nan)
+    pooled = np.concatenate([grids.information(measure) for grids in found], axis=1)
+    weights = np.concatenate([grids.weights for grids in found])
+    values = [_weighted_quantiles(layer, weights, quantiles) for layer in pooled]
+    return found[0].layers, np.array(values)
+
+
+def noise_floor(run: Run, measure: str) -> float:
+    """A run's noise floor: 99th percentile of its samples' floors, in the unit of the measure; NaN if unmeasured.
+
+    Raises:
+        HorizonError: no noise floor is measured for that measure.
+    """
+    check_choice("measure", measure, ("p", "log_p", "kl"))
+    floors = run.ok[f"noise_floor_{measure}"].to_numpy(float)
+    floors = floors[~np.isnan(floors)]
+    return float(np.quantile(floors, 0.99)) if len(floors) else float("nan")
+
+
+def split_groups(samples: pd.DataFrame, by: Sequence[str]) -> list[tuple[dict[str, str], np.ndarray]]:
+    """Split samples by columns; no columns means one group of all.
+
+    Returns:
+        One (column -> value, row numbers) a group, sorted by value.
+
+    Raises:
+        HorizonError: a column that samples cannot be grouped by.
+    """
+    for column in by:
+        check_choice("column to group by", column, GROUP_COLUMNS)
+    if not by:
+        return [({}, samples.index.to_numpy(int))]
+    labels = samples[list(by)].fillna("").astype(str)
+    found = labels.groupby(list(by)).indices.values()  # positions, keys sorted
+    return [(dict(labels.iloc[where[0]]), samples.index[where].to_numpy(int)) for where in found]
+
+
+def image_codes(run: Run) -> pd.Series:
+    """Cluster code of the image of every measured sample, by row number; 0..n_images-1 over all groups of a run."""
+    return pd.Series(cluster_codes(run.ok["image_sha256"].fillna("")), index=run.ok.index, dtype=int)
+
+
+def check_choice(what: str, value: str, choices: Sequence[str] | dict[str, str]) -> None:
+    """Raise HorizonError with all choices if `value` is none of them."""
+    if value not in choices:
+        raise HorizonError(f"unknown {what} {value!r}; choose one of: {', '.join(choices) or '(none was measured)'}")
+
+
+def check_target(run: Run, target: str | None) -> str:
+    """The target itself, or the run's first if it is None; raises HorizonError if the run has no such target."""
+    if target is None:
+        return run.config.targets[0]
+    check_choice("target", target, run.config.targets)
+    return target
+
+
+def _curves(
+    run: Run, rows: np.ndarray, layers: np.ndarray, values: np.ndarray, measure: str, unit: str
+) -> EffectCurves:
+    return EffectCurves(
+        rows, layers, values, image_codes(run).loc[rows].to_numpy(), run.samples.loc[rows], measure, unit
+    )
+
+
+def _cuts(run: Run) -> np.ndarray:
+    """(layer,) int, the layers that tokens are removed from in this run, without L."""
+    return np.arange(run.config.n_layers) if run.config.layers is None else np.array(run.config.layers, dtype=int)
+
+
+def _token_rows(run: Run, context: str, target: str) -> list[int]:
+    """Rows that carry a token grid for this target; not every sample has every target ("greedy-correct")."""
+    check_choice("context", context, CONTEXTS)
+    if "information" not in run.config.probes or context not in run.config.contexts:
+        raise HorizonError(
+            f"run {run.name} holds no {context} token grids: run it again with the probe 'information' in that context"
+        )
+    rows = run.token_rows(context)
+    if "removal" not in run.config.probes:
+        return rows
+    targeted = set(run.curves.loc[run.curves["target"] == target, "row"])
+    return [row for row in rows if row in targeted]
+
+
+def _grid_curves(
+    run: Run,
+    context: str,
+    measure: str,
+    target: str | None,
+    statistics: Sequence[Callable[[TokenGrids, str], np.ndarray]],
+) -> list[EffectCurves]:
+    """Curves of several per-sample statistics of the token grids, read once; a 0 is appended at layer L."""
+    check_choice("measure", measure, INFORMATION_MEASURES)
+    target = check_target(run, target)
+    rows, found, layers = [], [], _cuts(run)
+    for row in _token_rows(run, context, target):
+        grids = run.tokens(row, context=context, target=target)
+        rows.append(row)
+        layers = grids.layers
+        found.append([statistic(grids, measure) for statistic in statistics])
+    values = np.array(found).reshape(len(rows), len(statistics), len(layers))
+    values = np.concatenate([values, np.zeros((*values.shape[:2], 1))], axis=2)
+    layers = np.append(layers, run.config.n_layers)
+    unit = MEASURES[measure]
+    return [_curves(run, np.array(rows, int), layers, values[:, i], measure, unit) for i in range(len(statistics))]
+
+
+def _mean(grids: TokenGrids, measure: str) -> np.ndarray:
+    return np.average(grids.information(measure), axis=1, weights=grids.weights)
+
+
+def _mean_magnitude(grids: TokenGrids, measure: str) -> np.ndarray:
+    return np.average(np.abs(grids.information(measure)), axis=1, weights=grids.weights)
+
+
+def _spread(grids: TokenGrids, measure: str) -> np.ndarray:
+    information = grids.information(measure)
+    mean = np.average(information, axis=1, weights=grids.weights)[:, None]
+    return np.sqrt(np.average((information - mean) ** 2, axis=1, weights=grids.weights))
+
+
+def _removal(grids: TokenGrids, measure: str) -> np.ndarray:
+    removed = grids.removed.astype(float)
+    return np.exp(grids.all) - np.exp(removed) if measure == "p" else grids.all - removed
+
+
+def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:
+    order = np.argsort(values)
+    share = np.cumsum(weights[order]) / weights.sum()
+    # rounding must not push the share of a quantile past the value that reaches it exactly
+    at = np.searchsorted(share, np.asarray(quantiles) - 1e-12)
+    return values[order][np.minimum(at, len(values) - 1)]

@@ -1,0 +1,379 @@
+"""The run directory: its schema, its configuration and its reader. The one contract between probes and analyses.
+
+A run directory holds what was measured, never a difference or a verdict:
+
+    run.json                          the RunConfig, with every convention in force
+    samples/part-<shard>-<n>.parquet  one row a sample (SAMPLES); written last, it commits its part
+    curves/part-<shard>-<n>.parquet   tidy rows (CURVES): one value a sample, target, context, layer, stream, measure
+    tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all]", see TokenGrids
+    spectra/part-<shard>-<n>.safetensors  "<row>/<stream>": eigenvalues, (layer, rank) float32, descending
+
+*Layer k* is the residual stream at the input of 0-based decoder layer k; k = L is the input of the final norm, so a
+removal "from layer L on" removes nothing and holds the model's own forward. If a row was committed more than once
+(a failed sample tried again, a token grid asked for later), the newest part holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import safe_open
+
+SCHEMA_VERSION = 1
+
+CONTEXTS = ("keep-one", "leave-one-out")
+PROBES = ("entropy", "removal", "information")
+STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
+KINDS = ("delete", "zero", "mean")
+TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
+
+WINDOW = pa.struct([(name, pa.int32()) for name in ("crop", "row", "column", "height", "width")])
+CROP = pa.struct(
+    [("rows", pa.int32()), ("columns", pa.int32())]
+    # the part of the original image that the grid covers, as fractions of its width and height
+    + [(name, pa.float32()) for name in ("left", "top", "right", "bottom")]
+)
+
+SAMPLES = pa.schema(
+    [
+        ("row", pa.int64()),  # position in the sample stream, from 0
+        ("id", pa.string()),
+        ("task", pa.string()),
+        ("task_type", pa.string()),
+        ("category", pa.string()),
+        ("image_sha256", pa.string()),  # of the decoded RGB pixels; the cluster of every resampling
+        ("question", pa.string()),
+        ("answers", pa.list_(pa.string())),
+        ("status", pa.string()),  # "ok" or "failed"
+        ("error", pa.string()),  # why it failed, else ""
+        ("prediction", pa.string()),  # the model's first token with all visual tokens
+        ("correct", pa.bool_()),  # that token is in the target set of the first target
+        ("target_ids", pa.list_(pa.int32())),  # of the first target
+        ("p", pa.float64()),  # of the first target, all tokens
+        ("log_p", pa.float64()),  # nats
+        ("noise_floor_p", pa.float64()),
+        ("noise_floor_log_p", pa.float64()),
+        ("noise_floor_kl", pa.float64()),
+        ("n_visual", pa.int32()),  # visual tokens, placeless ones included
+        ("n_placeless", pa.int32()),
+        ("n_prompt", pa.int32()),  # prompt tokens, visual ones included
+        ("probes", pa.list_(pa.string())),  # what was measured on this row
+        ("batch_size", pa.int32()),  # ablations in the largest batch
+        ("seconds", pa.float64()),
+        ("crops", pa.list_(CROP)),
+        ("windows", pa.list_(WINDOW)),  # of the token grids; empty where none was measured
+        ("thumbnail", pa.binary()),  # PNG, at most 256 px
+    ]
+)
+
+CURVES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("target", pa.string()),  # "" for entropies
+        ("context", pa.string()),  # "removal" or "" for entropies
+        ("layer", pa.int16()),
+        ("stream", pa.string()),  # "" for removals
+        # entropies: "entropy" (nats). Removals: "log_p" of the target (nats), "kl" of (removed || all) (nats),
+        # "correct" (argmax in the target set), "same" (argmax as with all tokens). At layer L: nothing removed.
+        ("measure", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+class HorizonError(Exception):
+    """Anything the toolkit cannot do, in one sentence that names the thing and the remedy."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that fixes what a run measures, plus what it was measured with.
+
+    The hash covers the fields that change a measured value (`ESTIMAND`); a directory with another hash is
+    refused, never mixed. `versions`, `device`, `batch_size`, `sources` and `prompt_example` are recorded only.
+    """
+
+    model: str
+    revision: str | None
+    weights: str  # fingerprint of the parameters
+    family: str
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    attn: str
+    quantization: str | None = None
+    prompt: str | None = None  # the user's template, None for the model's own chat template
+    chat_template: str = ""  # sha256 of the chat template in use
+    probes: tuple[str, ...] = PROBES
+    streams: tuple[str, ...] = ("query", "key", "hidden")
+    alpha: float = 1.0
+    center: bool = True
+    normalize_rows: bool = True
+    targets: tuple[str, ...] = ("gold",)
+    contexts: tuple[str, ...] = ("keep-one",)
+    window: int = 2
+    layers: tuple[int, ...] | None = None  # of removals and token grids; None for all, 0..L-1
+    kind: str = "delete"
+    positions: str = "keep"
+    seed: int = 0
+    schema_version: int = SCHEMA_VERSION
+    conventions: dict[str, str] = field(
+        default_factory=lambda: {
+            "layer": "k is the residual stream at the input of 0-based decoder layer k; L is the final norm",
+            "cut": "tokens are absent from the input of layer k on; all others keep their positions",
+            "entropy": "nats; eigenvalues of the Gram matrix over its trace; all visual tokens",
+            "log_p": "nats; pooled over the ids of the target by log-sum-exp",
+            "kl": "KL(removed || all) in nats over the vocabulary",
+            "windows": "tiled from each grid's top left; smaller at the edge; row-major",
+        }
+    )
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str = ""
+    batch_size: int | None = None
+    sources: tuple[str, ...] = ()
+    prompt_example: str = ""
+
+    NOT_ESTIMAND = ("conventions", "versions", "device", "batch_size", "sources", "prompt_example")
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 over all fields that change a measured value."""
+        kept = {k: v for k, v in self.to_dict().items() if k not in self.NOT_ESTIMAND}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: tuples as lists."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> RunConfig:
+        """Inverse of `to_dict`; unknown keys (of a later version) are ignored."""
+        known = {f.name for f in fields(cls)}
+        read: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in known}
+        return cls(**read)
+
+    def stream_dim(self, stream: str) -> int:
+        """Width of one token in a stream."""
+        if stream == "hidden":
+            return self.hidden_size
+        return self.head_dim * (self.n_heads if stream.startswith("query") else self.n_key_value_heads)
+
+
+@dataclass(frozen=True)
+class TokenGrids:
+    """Raw log p of every ablation of one sample, one target and one context.
+
+    Attributes:
+        log_p: (layer, window) float32, log p of the target in nats under each ablation.
+        removed: (layer,) float32, log p with no visual token from that layer on.
+        all: log p with every token.
+        layers: (layer,) int, the cut of each row.
+        windows: DataFrame, one row a window: crop, row, column, height, width.
+        context: "keep-one" or "leave-one-out".
+        target: name of the target.
+    """
+
+    log_p: np.ndarray
+    removed: np.ndarray
+    all: float
+    layers: np.ndarray
+    windows: pd.DataFrame
+    context: str
+    target: str
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(window,) tokens in each window: means over tokens weight windows by their size."""
+        return (self.windows["height"] * self.windows["width"]).to_numpy(float)
+
+    def information(self, measure: str = "p") -> np.ndarray:
+        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p."""
+        if measure not in ("p", "log_p"):
+            raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
+        value, removed, everything = (np.asarray(part, float) for part in (self.log_p, self.removed, self.all))
+        if measure == "p":
+            value, removed, everything = np.exp(value), np.exp(removed), np.exp(everything)
+        return value - removed[:, None] if self.context == "keep-one" else everything - value
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read. DataFrames are loaded on first use; token grids and spectra sample by sample."""
+
+    path: Path
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.name
+
+    @property
+    def model(self) -> str:
+        """Short name of the model: the last part of its id or path."""
+        return self.config.model.rstrip("/").rsplit("/", 1)[-1]
+
+    @cached_property
+    def _commits(self) -> pd.DataFrame:
+        """Every committed row, newest part last, with the part that holds it."""
+        tables = []
+        columns = [name for name in SAMPLES.names if name != "thumbnail"]
+        for part in sorted((self.path / "samples").glob("part-*.parquet"), key=part_order):
+            frame = pq.read_table(part, columns=columns).to_pandas()
+            frame["part"] = part.stem
+            tables.append(frame)
+        if not tables:
+            return pd.DataFrame({name: [] for name in [*columns, "part"]})
+        return pd.concat(tables, ignore_index=True)
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """One row a sample, indexed by row number; columns of `SAMPLES` without the thumbnail, plus `part`."""
+        frame = self._commits.drop_duplicates("row", keep="last")
+        return frame.set_index("row", drop=False).sort_index().rename_axis(None)
+
+    @property
+    def ok(self) -> pd.DataFrame:
+        """The samples that were measured."""
+        return self.samples[self.samples["status"] == "ok"]
+
+    @property
+    def failed(self) -> pd.DataFrame:
+        """The samples that were not, with their `error`."""
+        return self.samples[self.samples["status"] == "failed"]
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """Tidy rows with the columns of `CURVES`, of the newest commit of each sample."""
+        wanted = self.ok.groupby("part")["row"].agg(set)
+        tables = []
+        for part, rows in wanted.items():
+            frame = pq.read_table(self.path / "curves" / f"{part}.parquet", schema=CURVES).to_pandas()
+            tables.append(frame[frame["row"].isin(rows)])
+        if not tables:
+            return pd.DataFrame({name: [] for name in CURVES.names})
+        return pd.concat(tables, ignore_index=True)
+
+    def matrix(
+        self, measure: str, *, context: str = "", target: str = "", stream: str = ""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pivot one measure of the curves.
+
+        Returns:
+            rows: (sample,) int row numbers, ascending. layers: (layer,) int, ascending.
+            values: (sample, layer) float, NaN where nothing was measured.
+        """
+        c = self.curves
+        chosen = c[
+            (c["measure"] == measure) & (c["context"] == context) & (c["target"] == target) & (c["stream"] == stream)
+        ]
+        table = chosen.pivot(index="row", columns="layer", values="value").sort_index().sort_index(axis=1)
+        return table.index.to_numpy(int), table.columns.to_numpy(int), table.to_numpy(float)
+
+    def row_of(self, sample_id: str) -> int:
+        """Row number of a sample; raises HorizonError if the id is unknown."""
+        rows = self.samples.index[self.samples["id"] == sample_id]
+        if len(rows) == 0:
+            raise HorizonError(f"run {self.name} has no sample with id {sample_id!r}")
+        return int(rows[0])
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """PNG of a sample's image, at most 256 px; None if the run kept none."""
+        part = self.path / "samples" / f"{self.samples['part'][row]}.parquet"
+        stored = pq.read_table(part, columns=["thumbnail"], filters=[("row", "==", row)])
+        return stored["thumbnail"][0].as_py()
+
+    def token_rows(self, context: str = "keep-one") -> list[int]:
+        """Row numbers of the samples that carry token grids in this context, ascending."""
+        if context not in self.config.contexts:
+            return []
+        return [int(row) for row in self.ok.index[self.ok["probes"].map(lambda done: "information" in list(done))]]
+
+    def tokens(self, sample_id: str | int, *, context: str = "keep-one", target: str | None = None) -> TokenGrids:
+        """Token grids of one sample, by id or row number.
+
+        Raises:
+            HorizonError: the sample is unknown or carries no grid for that context and target.
+        """
+        row = sample_id if isinstance(sample_id, int) else self.row_of(sample_id)
+        target = target or self.config.targets[0]
+        key = f"{row}/{target}/{context}"
+        record = self.samples.loc[row]
+        path = self.path / "tokens" / f"{record['part']}.safetensors"
+        if not path.exists():
+            raise HorizonError(f"sample {record['id']!r} of run {self.name} carries no token grids")
+        with safe_open(path, framework="numpy") as stored:
+            if key not in stored.keys():  # noqa: SIM118 (not a dict)
+                raise HorizonError(f"sample {record['id']!r} of run {self.name} carries no token grid for {key!r}")
+            layers = np.array(json.loads(stored.metadata()["layers"]), dtype=int)
+            return TokenGrids(
+                log_p=stored.get_tensor(key),
+                removed=stored.get_tensor(f"{key}/removed"),
+                all=float(stored.get_tensor(f"{key}/all")[0]),
+                layers=layers,
+                windows=pd.DataFrame(list(record["windows"])),
+                context=context,
+                target=target,
+            )
+
+    def spectra(self, stream: str) -> dict[int, np.ndarray]:
+        """Row number -> (layer, rank) eigenvalues of the trace-one Gram, descending; empty if none were kept."""
+        found = {}
+        for part, frame in self.ok.groupby("part"):
+            path = self.path / "spectra" / f"{part}.safetensors"
+            if not path.exists():
+                continue
+            with safe_open(path, framework="numpy") as stored:
+                held = set(stored.keys())
+                for row in frame["row"]:
+                    if f"{row}/{stream}" in held:
+                        found[int(row)] = stored.get_tensor(f"{row}/{stream}")
+        return found
+
+
+def part_order(path: Path) -> tuple[int, str]:
+    """Sort key of a part: its number, then its shard, so that a later commit of one shard comes later."""
+    number = path.stem.rsplit("-", 1)[-1]
+    return int(number), path.stem
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run directory for reading; no torch needed.
+
+    Args:
+        path: the directory that `vh.run` or `vlm-horizon run` wrote.
+
+    Raises:
+        HorizonError: it is not a run directory, or of a schema this version cannot read.
+    """
+    path = Path(path)
+    file = path / "run.json"
+    if not file.is_file():
+        raise HorizonError(f"{path} is not a run directory: it has no run.json. `vlm-horizon run` writes one.")
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise HorizonError(f"{file} does not parse as JSON: {error}") from error
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise HorizonError(f"{path} has schema version {version}, this vlm-horizon reads {SCHEMA_VERSION}")
+    return Run(path, RunConfig.from_dict(record))
+
+
+def load_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
+    """Open several; what is already a Run passes through."""
+    return [path if isinstance(path, Run) else load_run(path) for path in paths]

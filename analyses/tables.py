@@ -1,0 +1,186 @@
+"""Results as tables for people and as records for programs: rounded text on one side, plain JSON on the other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+
+from analyses.collapse import CollapseLayer
+from analyses.compare import Comparison, Difference
+from analyses.horizon import Horizon
+
+NOT_REACHED = "not before the end"
+QUANTITIES = {"half_depth": "half depth", "horizon": "horizon"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns.
+
+    Attributes:
+        title: what the table shows.
+        columns: headings.
+        rows: cells, one tuple a row, as long as `columns`.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def __str__(self) -> str:
+        """Aligned plain text, columns two spaces apart."""
+        widths = [max(map(len, cells)) for cells in zip(self.columns, *self.rows, strict=True)]
+        lines = [self.columns, tuple("-" * width for width in widths), *self.rows]
+        body = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join([self.title, *(line.rstrip() for line in body)])
+
+
+def collapse_table(results: Sequence[CollapseLayer]) -> Table:
+    """One row a group and stream: the ECL or why there is none."""
+    columns = ("model", "group", "stream", "ECL", "interval", "drop (nats)", "sharpness", "needed", "agree", "images")
+    rows = [
+        (
+            r.model,
+            group_text(r.group),
+            r.stream,
+            layer_text(r.layer, r.reason),
+            interval_text(r.interval),
+            number_text(r.drop, 3),
+            number_text(r.sharpness, 1),
+            number_text(r.sharpness_null, 1),
+            "-" if math.isnan(r.consistency) else f"{r.consistency:.0%}",
+            str(r.n_images),
+        )
+        for r in results
+    ]
+    return Table("Entropy collapse layer", columns, rows)
+
+
+def horizon_table(results: Sequence[Horizon]) -> Table:
+    """One row a group and criterion: the horizon and the half depth, or why there is none."""
+    columns = (
+        *("model", "group", "criterion", "measure", "horizon", "interval", "half depth", "interval"),
+        *("effect at 0", "below", "layers", "images", "samples"),
+    )
+    rows = [
+        (
+            r.model,
+            group_text(r.group),
+            r.criterion,
+            r.measure,
+            layer_text(r.layer, r.reason, r.n_layers),
+            interval_text(r.interval, end=r.n_layers),
+            number_text(r.half_depth, 2),
+            interval_text(r.half_depth_interval, 2),
+            number_text(r.effect[0], 3),
+            number_text(r.threshold, 3),
+            str(r.n_layers),
+            str(r.n_images),
+            str(r.n_samples),
+        )
+        for r in results
+    ]
+    return Table("Information horizon", columns, rows)
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """One row a difference, a minus b."""
+    columns = ("a", "b", "quantity", "unit", "images", "a - b", "interval", "images of a, b")
+    rows = [
+        (
+            d.a,
+            d.b,
+            QUANTITIES[d.quantity],
+            d.unit,
+            "shared" if d.paired else "all",
+            difference_text(d),
+            interval_text(d.interval, 0 if whole(d) else 2, signed=True),
+            f"{d.n_a}, {d.n_b}",
+        )
+        for d in comparison.differences
+    ]
+    return Table(f"Differences between levels of {comparison.between}, positive where a lies deeper", columns, rows)
+
+
+def layer_text(layer: int | None, reason: str, n_layers: int | None = None) -> str:
+    """A layer for people: "4", "not before the end", or "none: <reason>".
+
+    >>> layer_text(8, "", 8), layer_text(None, "one image")
+    ('not before the end', 'none: one image')
+    """
+    if layer is None:
+        return f"none: {reason}"
+    return NOT_REACHED if layer == n_layers else str(layer)
+
+
+def interval_text(
+    interval: tuple[float, float] | None, digits: int = 0, *, end: int | None = None, signed: bool = False
+) -> str:
+    """An interval for people; an upper end at the layer `end` reads "end", none at all "-".
+
+    >>> interval_text((3, 8)), interval_text((3, 8), end=8), interval_text((-0.04, 1.0), 2, signed=True)
+    ('[3, 8]', '[3, end]', '[-0.04, +1.00]')
+    """
+    if interval is None:
+        return "-"
+    low, high = (number_text(value, digits, signed=signed) for value in interval)
+    low, high = ("end" if value == end else text for value, text in zip(interval, (low, high), strict=True))
+    return f"[{low}, {high}]"
+
+
+def number_text(value: float | None, digits: int, *, signed: bool = False) -> str:
+    """A number with fixed digits; "-" where there is none, and never a negative zero.
+
+    >>> number_text(-0.001, 2), number_text(1.25, 1, signed=True), number_text(None, 2)
+    ('0.00', '+1.2', '-')
+    """
+    if value is None or not math.isfinite(value):
+        return "-"
+    rounded = round(float(value), digits) + 0.0
+    return f"{rounded:{'+' if signed and rounded else ''}.{digits}f}"
+
+
+def difference_text(difference: Difference) -> str:
+    """A difference for people; with one censored horizon it is a bound."""
+    if difference.value is None:
+        return f"none: {difference.reason}"
+    value = number_text(difference.value, 0 if whole(difference) else 2, signed=True)
+    return f"{value} (a bound: one horizon is {NOT_REACHED})" if difference.censored else value
+
+
+def whole(difference: Difference) -> bool:
+    """Whether a difference counts whole layers."""
+    return difference.quantity == "horizon" and difference.unit == "layers"
+
+
+def group_text(group: dict[str, str]) -> str:
+    """A group for people: its values, or "all"."""
+    return " / ".join(group.values()) or "all"
+
+
+def to_record(result: Any) -> Any:
+    """A result (or a list of results) as JSON holds it: dicts, lists, plain numbers, None for what is not a number.
+
+    Raises:
+        TypeError: something in it has no place in JSON.
+
+    >>> to_record([np.float64("nan"), np.int64(3), (1.5, None)])
+    [None, 3, [1.5, None]]
+    """
+    if is_dataclass(result) and not isinstance(result, type):
+        return {f.name: to_record(getattr(result, f.name)) for f in fields(result)}
+    if isinstance(result, dict):
+        return {str(key): to_record(value) for key, value in result.items()}
+    if isinstance(result, np.ndarray | list | tuple):
+        return [to_record(value) for value in result]
+    if isinstance(result, np.generic):
+        return to_record(result.item())
+    if isinstance(result, float):
+        return result if math.isfinite(result) else None
+    if result is None or isinstance(result, bool | int | str):
+        return result
+    raise TypeError(f"{type(result).__name__} has no place in JSON")
