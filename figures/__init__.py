@@ -1,0 +1,1 @@
+"""Publication figures (matplotlib) of what `analyses` concludes; never torch, never a statistic of its own."""

@@ -1,0 +1,175 @@
+"""How the information of the visual tokens is spread over tokens, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from analyses.effects import MEASURES, information_quantiles, split_groups
+from analyses.horizon import Horizon, find_horizon
+from analyses.runs import HorizonError, Run
+from figures.horizon import mark_horizons, mark_keys
+from figures.panels import (
+    CUT_AXIS,
+    Runs,
+    as_runs,
+    check_distinct,
+    facet_grid,
+    finish,
+    label_panels,
+    layer_axis,
+    new_axes,
+    panel_title,
+    retitle,
+    share_labels,
+    shared_legend,
+    unique,
+    value_axis,
+)
+from figures.style import GRAY, Look, assign_looks, group_label, paper_style
+
+SYMBOLS = {"keep-one": "I_k", "leave-one-out": "D_k"}
+# outermost first; each pair of quantiles bounds one band
+BANDS = (((0.0, 1.0), 0.13, "all tokens"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class TokenInformation:
+    """What one panel of `token-information` shows.
+
+    Attributes:
+        model: short name of the model.
+        group: column -> value of the samples.
+        context: "keep-one" or "leave-one-out".
+        measure: "p" or "log_p".
+        layers: (layer,) int, the cuts.
+        quantiles: (layer, quantile) of the information over tokens, at `QUANTILES`.
+        horizon: by the criterion "information" where the run can carry it; its effect is the mean |information|.
+    """
+
+    model: str
+    group: dict[str, str]
+    context: str
+    measure: str
+    layers: np.ndarray
+    quantiles: np.ndarray
+    horizon: Horizon | None
+
+
+def gather_information(
+    run: Run, by: Sequence[str] = ("task_type",), context: str = "keep-one", measure: str = "p"
+) -> list[TokenInformation]:
+    """Quantiles and horizon of every group of a run that carries token grids; empty if none does.
+
+    Args:
+        run: with the probe "information".
+        by: columns that define the groups.
+        context: "keep-one" or "leave-one-out".
+        measure: "p", or "log_p" in nats.
+    """
+    rows = run.token_rows(context)
+    if not rows:
+        return []
+    horizons: list[Horizon] = []
+    if context == "keep-one":  # the criterion is defined on this context
+        horizons = find_horizon(run, by=tuple(by), criterion="information", measure=measure)
+    found = []
+    for group, members in split_groups(run.samples.loc[rows], by):
+        layers, quantiles = information_quantiles(
+            run, members.tolist(), context=context, measure=measure, quantiles=QUANTILES
+        )
+        horizon = next((h for h in horizons if h.group == group), None)
+        found.append(TokenInformation(run.model, group, context, measure, layers, quantiles, horizon))
+    return found
+
+
+@paper_style()
+def plot_token_information(information: TokenInformation, *, look: Look | None = None, ax: Axes | None = None) -> Axes:
+    """Distribution of the information over tokens by layer: three bands of quantiles, the median, the horizon.
+
+    Args:
+        information: what to draw.
+        look: color of the group; assigned by its name if not given.
+        ax: where to draw; a new figure of column width, with a legend, if not given.
+    """
+    alone, ax = ax is None, new_axes(ax)
+    label = group_label(information.group)
+    look = look or assign_looks([label])[label]
+    columns = {quantile: information.quantiles[:, i] for i, quantile in enumerate(QUANTILES)}
+    for (low, high), alpha, _ in BANDS:
+        ax.fill_between(information.layers, columns[low], columns[high], color=look.color, alpha=alpha, linewidth=0)
+    ax.plot(information.layers, columns[0.5], color=look.color)
+    horizon = information.horizon
+    last = int(information.layers.max())
+    if horizon is not None:
+        last = horizon.n_layers
+        ax.plot(horizon.layers, horizon.effect, color="black", linewidth=0.9, linestyle=(0, (2, 1)))
+    layer_axis(ax, int(information.layers.min()), last, CUT_AXIS)
+    if horizon is not None:
+        mark_horizons(ax, [horizon], {group_label(horizon.group): look})
+    ax.axhline(0, color=GRAY, linewidth=0.5, zorder=0)
+    value_axis(ax, f"Token information ${SYMBOLS[information.context]}$ ({MEASURES[information.measure]})")
+    retitle(ax, label)
+    if alone:
+        shared_legend(ax.figure.get_figure(root=True), (), information_keys())
+    return ax
+
+
+def information_keys() -> list[Patch | Line2D]:
+    """Legend entries in gray: what bands and lines mean does not depend on the group."""
+    bands = [Patch(facecolor=GRAY, alpha=alpha, linewidth=0, label=words) for _, alpha, words in BANDS]
+    lines = [
+        Line2D([], [], color=GRAY, label="median"),
+        Line2D([], [], color="black", linewidth=0.9, linestyle=(0, (2, 1)), label="mean magnitude"),
+    ]
+    return [*bands, *lines, *mark_keys(half_depth=False)]
+
+
+@paper_style()
+def figure_token_information(
+    runs: Runs,
+    *,
+    width: str = "page",
+    by: tuple[str, ...] = ("task_type",),
+    context: str = "keep-one",
+    measure: str = "p",
+) -> Figure:
+    """Distribution of the information over tokens by layer, one panel a model and group of samples.
+
+    Args:
+        runs: one run or several.
+        width: "page" or "column".
+        by: columns of the samples; each of their combinations gets a panel.
+        context: "keep-one" or "leave-one-out".
+        measure: "p" or "log_p".
+
+    Raises:
+        HorizonError: no run holds token grids in this context, or two runs hold the same group of one model.
+    """
+    found = [panel for run in as_runs(runs) for panel in gather_information(run, by, context, measure)]
+    if not found:
+        raise HorizonError(f"the runs hold no {context} token grids; measure them with the probe 'information'")
+    check_distinct((panel.model, group_label(panel.group)) for panel in found)
+    looks = assign_looks(group_label(panel.group) for panel in found)
+    by_panel = {(panel.model, group_label(panel.group)): panel for panel in found}
+    several = len(unique(panel.model for panel in found)) > 1
+    fig, axes = facet_grid(by_panel, width, extra=0.45)
+    for (model, label), ax in axes.items():
+        plot_token_information(by_panel[model, label], look=looks[label], ax=ax)
+        retitle(ax, panel_title(model, label, several=several))
+    for model in unique(panel.model for panel in found):  # task types are compared within a model
+        own = [ax for (name, _), ax in axes.items() if name == model]
+        low, high = zip(*(ax.get_ylim() for ax in own), strict=True)
+        for ax in own:
+            ax.set_ylim(min(low), max(high))
+    share_labels(fig, axes.values())
+    label_panels(axes.values())
+    shared_legend(fig, (), information_keys())
+    return finish(fig)
