@@ -103,27 +103,30 @@ def token_entropy(states: torch.Tensor, heads: int, *, preset: str = "paper") ->
         raise HorizonError("the released preset divides by ln heads, which is 0 for one head")
     centered = _centered(per_head)
     gram = centered @ centered.transpose(-2, -1) / heads
-    values = torch.linalg.eigvalsh(gram.double()).clamp(min=1e-10)
+    values = torch.linalg.eigvalsh(gram).clamp(min=1e-10)
     return torch.special.entr(values).sum(-1) / math.log(heads)
 
 
 def _centered(states: torch.Tensor) -> torch.Tensor:
-    """In float32 at least: half precision loses the difference of near-equal rows."""
-    wide = states if states.dtype == torch.float64 else states.float()
+    """In float64: the rounding of a common offset would pass for a direction that the tokens share."""
+    wide = states.double()
     return wide - wide.mean(-2, keepdim=True)
 
 
 def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.Tensor:
-    """Trace-one Gram matrix on the smaller side, (..., min(N, d), min(N, d)) float64; zero for zero states."""
+    """Trace-one Gram matrix on the smaller side, (..., min(N, d), min(N, d)) float64; zero for zero states.
+
+    The products are float64 too: in float32 their rounding fills every direction that collapsed states left empty.
+    """
     if states.ndim < 2 or 0 in states.shape[-2:]:
         raise HorizonError(f"states of shape {tuple(states.shape)} have no (token, dim) matrix")
-    rows = _centered(states) if center else states if states.dtype == torch.float64 else states.float()
+    rows = _centered(states) if center else states.double()
     if not torch.isfinite(rows).all():
         raise HorizonError(f"states of shape {tuple(states.shape)} hold values that are not finite")
     if normalize_rows:
         rows = torch.nn.functional.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
     sides = rows if rows.shape[-2] <= rows.shape[-1] else rows.transpose(-2, -1)
-    gram = (sides @ sides.transpose(-2, -1)).double()
+    gram = sides @ sides.transpose(-2, -1)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
     return torch.where(trace > 0, gram / trace.clamp(min=torch.finfo(gram.dtype).tiny), 0.0)
 
@@ -138,4 +141,4 @@ def _renyi(values: torch.Tensor, alpha: float) -> torch.Tensor:
         return torch.special.entr(values).sum(-1)
     if math.isinf(alpha):
         return -values.amax(-1).log()
-    return values.pow(alpha).sum(-1).log() / (1 - alpha)
+    return (alpha * values.log()).logsumexp(-1) / (1 - alpha)  # the powers themselves underflow at high orders

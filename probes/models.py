@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -19,6 +21,7 @@ from probes.families import Family, find_family
 
 ATTENTION = ("sdpa", "eager")
 VISUAL_TOKEN_ATTRIBUTES = ("image_token_id", "video_token_id")
+NO_PROCESSOR = "copy its processor and tokenizer files beside the weights, or pass processor="
 
 
 @dataclass(frozen=True)
@@ -104,51 +107,58 @@ def load_model(
     if isinstance(name_or_path_or_model, nn.Module):
         return _wrap_built(name_or_path_or_model, processor, dtype, attn)
     name = str(name_or_path_or_model)
-    source = _resolve(name)
-    config = _load_config(name, source, revision)
-    family = find_family(config)
-    processor = processor or _load_processor(name, source, revision)
-    model = _load_weights(name, source, revision, device_map, dtype, attn, quantization)
-    return _probed(model, processor, name, getattr(config, "_commit_hash", None), family, attn, quantization)
+    source, commit = _resolve(name, revision)
+    family = find_family(_load_config(name, source, commit))
+    processor = processor or _load_processor(name, source, commit)
+    model = _load_weights(name, source, commit, device_map, dtype, attn, quantization)
+    return _probed(model, processor, name, commit, family, attn, quantization)
 
 
-def _resolve(name: str) -> str:
-    """A directory as it stands, else a hub id; what looks like a path must exist."""
+def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
+    """A directory as it stands, or a hub id and its commit, so that a branch that moves is not read half.
+
+    What looks like a path must exist.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise HorizonError(f"{path} holds no config.json: it is not a model directory")
-        return str(path)
+        return str(path), None
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise HorizonError(f"no model directory at {path}")
-    return name
-
-
-def _load_config(name: str, source: str, revision: str | None) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = hf_hub_download(name, "config.json", revision=revision)
     except (OSError, ValueError) as error:
         at = f" at revision {revision!r}" if revision else ""
-        raise HorizonError(f"model {name!r}{at} cannot be found or its configuration read: {_first(error)}") from error
+        raise HorizonError(
+            f"model {name!r}{at} is no directory here and cannot be found on the hub or in its cache: {_first(error)}"
+        ) from error
+    return name, Path(config).parent.name  # .../snapshots/<commit>/config.json
+
+
+def _load_config(name: str, source: str, commit: str | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source, revision=commit)
+    except (OSError, ValueError) as error:
+        raise HorizonError(f"the configuration of model {name!r} cannot be read: {_first(error)}") from error
     if getattr(config, "vision_config", None) is None:
         raise HorizonError(f"model {name!r} ({config.model_type}) has no vision tower: it is a text-only model")
     return config
 
 
-def _load_processor(name: str, source: str, revision: str | None) -> Any:
+def _load_processor(name: str, source: str, commit: str | None) -> Any:
     try:
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        processor = AutoProcessor.from_pretrained(source, revision=commit)
     except (OSError, ValueError, ImportError) as error:
         if "torchvision" in str(error).lower():
             raise HorizonError(
                 f"the processor of {name!r} needs torchvision, which is not installed: install the build that belongs "
                 "to your torch, or pass processor= yourself"
             ) from error
-        raise HorizonError(f"model {name!r} has no processor that loads: {_first(error)}") from error
+        raise HorizonError(f"model {name!r} has no processor that loads ({_first(error)}): {NO_PROCESSOR}") from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise HorizonError(
-            f"model {name!r} has no processor for images and text (found {type(processor).__name__}): "
-            "copy processor_config.json and the tokenizer files beside the weights, or pass processor="
+            f"model {name!r} has no processor for images and text (found {type(processor).__name__}): {NO_PROCESSOR}"
         )
     return processor
 
@@ -156,7 +166,7 @@ def _load_processor(name: str, source: str, revision: str | None) -> Any:
 def _load_weights(
     name: str,
     source: str,
-    revision: str | None,
+    commit: str | None,
     device_map: Any,
     dtype: str | torch.dtype,
     attn: str,
@@ -170,9 +180,9 @@ def _load_weights(
     try:
         with _quiet_loading():
             model = AutoModelForImageTextToText.from_pretrained(
-                source, revision=revision, dtype=wanted, attn_implementation=attn, **extra
+                source, revision=commit, dtype=wanted, attn_implementation=attn, **extra
             )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
     if not extra and cuda:
         model = model.to("cuda")
@@ -267,7 +277,7 @@ def fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        spread = flat[torch.linspace(0, len(flat) - 1, 8, device=flat.device).long()]
+        spread = flat[torch.linspace(0, len(flat) - 1, 8, dtype=torch.float64, device=flat.device).long()]
         digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
     return digest.hexdigest()[:16]
 

@@ -93,7 +93,8 @@ def replay(
         capture: its forward pass on one prompt.
         ablations: what is taken away.
         batch_size: ablations at once; by default as many as `BATCH_ROWS` rows hold.
-        recompute: (token,) bool, rows to run again besides those that must be (a null ablation runs none).
+        recompute: (token,) bool, rows to run again besides those that must be (a null ablation runs none), with
+            those that see them.
 
     Yields:
         (indices, log_probs): which ablations, (batch,) long, and their (batch, place, vocabulary) log-softmax at
@@ -140,10 +141,9 @@ def _replay_batch(
     model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
 ) -> torch.Tensor:
     start = int(batch.layers[0])
-    affected = _affected(capture, batch.removed.any(0), start)
+    changed = batch.removed.any(0)
+    affected = _affected(capture, changed if recompute is None else changed | recompute, start)
     affected[capture.prompt.readout] = True
-    if recompute is not None:
-        affected |= recompute
     rows = _rows(batch, affected)
     states = capture.inputs[start].new_empty(0, rows.active.shape[1], capture.inputs[start].shape[1])
     for k in range(start, model.n_layers):
@@ -155,10 +155,10 @@ def _replay_batch(
     return log_softmax(model.head(model.norm(last)))
 
 
-def _affected(capture: Capture, removed: torch.Tensor, start: int) -> torch.Tensor:
-    """(token,) bool: removed rows, and those that see one from layer `start` on, directly or through others."""
-    affected = removed.clone()
-    if not removed.any():
+def _affected(capture: Capture, changed: torch.Tensor, start: int) -> torch.Tensor:
+    """(token,) bool: changed rows, and those that see one from layer `start` on, directly or through others."""
+    affected = changed.clone()
+    if not changed.any():
         return affected
     masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in capture.arguments[start:]}
     visible = [_visible(mask) for mask in masks.values()]

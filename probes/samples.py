@@ -62,7 +62,7 @@ class Sample:
                 return image.convert("RGB")
         except FileNotFoundError as error:
             raise SampleError(f"sample {self.id!r}: image {self.image} does not exist") from error
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three on broken files
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them all
             raise SampleError(f"sample {self.id!r}: image {self.image} cannot be decoded ({error})") from error
 
 
@@ -122,7 +122,7 @@ def _read_lines(path: Path, task: str | None, task_type: str | None, template: s
             try:
                 record = json.loads(line)
                 yield _sample_of(record, path, number, task, task_type, template)
-            except (ValueError, SampleError) as error:
+            except (ValueError, RecursionError, SampleError) as error:
                 reason = str(error) if isinstance(error, SampleError) else f"not valid JSON ({error})"
                 yield _unread(path, number, task, task_type, reason)
 
@@ -139,17 +139,23 @@ def _sample_of(record: Any, path: Path, number: int, task: str | None, task_type
     missing = [key for key in ("image", "question") if not record.get(key)]
     if missing:
         raise SampleError(f"no {' and no '.join(missing)} among the keys {sorted(record)}")
+    odd = [f"{key} is {record[key]!r}" for key in ("image", "question") if not isinstance(record[key], str)]
+    if odd:
+        raise SampleError(f"{' and '.join(odd)}; a text is expected")
+    options = record.get("options") or []
+    if not isinstance(options, list):
+        raise SampleError(f"options are {options!r}; a list of texts is expected")
     answers = record.get("answers", record.get("answer"))
     answers = [answers] if isinstance(answers, str | int | float) else answers
     if not isinstance(answers, list) or not all(isinstance(answer, str | int | float) for answer in answers):
         raise SampleError(f"answers are {answers!r}; a text or a list of texts is expected")
     return Sample(
-        id=str(record.get("id", f"{path.stem}:{number}")),
+        id=f"{path.stem}:{number}" if record.get("id") is None else str(record["id"]),
         image=path.parent / record["image"],
-        question=template.replace("{question}", str(record["question"])),
+        question=template.replace("{question}", record["question"]),
         answers=tuple(str(answer) for answer in answers),
         task=task or str(record.get("task") or path.stem),
         task_type=task_type or str(record.get("task_type") or ""),
         category=str(record.get("category") or ""),
-        options=tuple(str(option) for option in record.get("options") or ()),
+        options=tuple(str(option) for option in options),
     )

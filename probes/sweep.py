@@ -20,6 +20,7 @@ from probes.information import check_context, check_layers
 from probes.measure import Plan, measure_sample, wanted_probes
 from probes.models import ProbedModel, fingerprint
 from probes.progress import RunProgress
+from probes.prompts import chat_text
 from probes.replay import check_kind
 from probes.samples import Sample, check_template
 from probes.targets import check_targets
@@ -119,6 +120,7 @@ def run(
         device=_device_name(model),
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
+        prompt_example=chat_text(model, prompt or "{question}"),
     )
     writer = RunWriter(out, config, shard=shard)
     total = len(samples) if isinstance(samples, Sequence) else None

@@ -15,6 +15,7 @@ from probes.samples import Sample, SampleError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s]")
+_PARTIAL = "\ufffd"  # what a token that holds only some bytes of a character decodes to
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,10 @@ def normalize_answer(answer: str) -> str:
     >>> normalize_answer(" The  Cat.")
     'cat'
     """
-    plain = _PUNCTUATION.sub("", answer.casefold())
-    return " ".join(_ARTICLES.sub(" ", plain).split()) or " ".join(answer.casefold().split())
+    folded = answer.casefold()
+    plain = _PUNCTUATION.sub("", folded)
+    # an answer of nothing but an article (option A) keeps it, one of nothing but signs keeps these
+    return next((" ".join(text.split()) for text in (_ARTICLES.sub(" ", plain), plain, folded) if text.split()), "")
 
 
 def gold_answer(sample: Sample) -> str:
@@ -97,7 +100,8 @@ def gold_target(tokenizer: Any, sample: Sample) -> Target:
     answer = gold_answer(sample)
     first = informative_ids(tokenizer, answer, sample)[0]
     spelled = _spelling(tokenizer, first)
-    cases = [answer] if sample.options else [answer, answer.lower(), answer.upper(), answer.capitalize()]
+    fixed = sample.options or _PARTIAL in spelled  # pieces of different characters decode alike
+    cases = [answer] if fixed else [answer, answer.lower(), answer.upper(), answer.capitalize()]
     ids = [first]
     for variant in dict.fromkeys(lead + case for lead in ("", " ") for case in cases):
         found = _informative(tokenizer, variant)

@@ -1,0 +1,258 @@
+"""Targets: which answer counts, which tokens stand for it, and what their log probability is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from analyses.runs import TARGETS, HorizonError
+from probes.samples import Sample, SampleError
+from probes.targets import check_targets, gold_answer, gold_target, informative_ids, normalize_answer, resolve_targets
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def merges_of(*words: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Merges that build each word from its pieces, left to right."""
+    return [("".join(word[:end]), word[end]) for word in words for end in range(1, len(word))]
+
+
+def bpe(alphabet: list[str], *words: tuple[str, ...]) -> Tokenizer:
+    """Byte-pair encoding of single characters and the given words, without a token for what is unknown."""
+    merges = list(dict.fromkeys(merges_of(*words)))
+    pieces = dict.fromkeys(["<s>", "</s>", *alphabet, *("".join(pair) for pair in merges)])
+    return Tokenizer(BPE({piece: i for i, piece in enumerate(pieces)}, merges))
+
+
+def finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """As Llama's: a space is put before the text; no digit is merged with it."""
+    alphabet = ["▁", *LETTERS, *"0123456789"]
+    tokenizer = bpe(alphabet, tuple("▁red"), tuple("▁Red"), tuple("▁Blue"), tuple("▁blu"), ("▁", "A"), ("▁", "a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    return finished(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> PreTrainedTokenizerFast:
+    """As GPT-2's: bytes, a space belongs to the word after it, and none is put before the text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = (("Ġ", "R"), "red", ("Ġ", "red"), "Red", "ĠA", "Ġa", "ĠÑ", "blu", "Blue", ("Ġ", "Blue"), "ĠBLUE")
+    tokenizer = bpe(alphabet, *map(tuple, words))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return finished(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def latin() -> PreTrainedTokenizerFast:
+    """Knows letters and a space, and drops everything else."""
+    return finished(bpe([" ", *LETTERS]))
+
+
+def asked(*answers: str, options: tuple[str, ...] = ()) -> Sample:
+    return Sample("s-7", None, "?", answers, options=options)
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, ids) -> set[str]:
+    return set(tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def log_probs(places: int, vocabulary: int, best: int) -> torch.Tensor:
+    """Random, with `best` the most probable token at the first place."""
+    logits = torch.randn(places, vocabulary, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[0, best] = logits.max() + 1
+    return logits.log_softmax(-1)
+
+
+# --- the gold answer -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answers", "gold"),
+    [
+        (("blue", "red", "red"), "red"),
+        (("blue", "The Red.", "red", "blue", "RED"), "The Red."),  # most frequent once normalized, as first spelled
+        (("two", "one", "one", "two"), "two"),  # a tie: what appears first
+        (("", "  ", "  cat "), "cat"),
+        (("A.", "B", "B", "a", "A"), "A."),  # an option is no article
+        (("$", "$", "%"), "$"),
+    ],
+)
+def test_gold_is_the_most_frequent_normalized_answer(answers, gold):
+    assert gold_answer(asked(*answers)) == gold
+
+
+@pytest.mark.parametrize(
+    ("answer", "normalized"),
+    [
+        (" The  Cat.", "cat"),
+        ("an apple a day", "apple day"),
+        ("theory", "theory"),
+        ("A", "a"),
+        ("(a)", "a"),
+        ("?!", "?!"),
+        ("Straße", "strasse"),
+        ("3.5", "35"),
+        ("", ""),
+    ],
+)
+def test_normalizing_drops_case_articles_punctuation_and_spaces(answer, normalized):
+    assert normalize_answer(answer) == normalized
+
+
+@given(st.text())
+def test_nothing_normalizes_to_nothing_but_blanks(text):
+    assert bool(normalize_answer(text)) == bool(text.split())
+
+
+# --- gold tokens -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "pooled"),
+    [
+        ("red", {"▁red", "▁Red"}),  # RED begins with another piece
+        ("Red", {"▁red", "▁Red"}),
+        ("5", {"5"}),  # not the bare space before it
+        ("57", {"5"}),
+        ("Blue", {"▁Blue"}),  # blue begins with blu
+        ("a", {"▁a", "▁A"}),
+    ],
+)
+def test_gold_pools_cases_that_sentencepiece_spells_alike(sentencepiece, answer, pooled):
+    target = gold_target(sentencepiece, asked(answer))
+    assert pieces(sentencepiece, target.ids) == pooled
+    assert target.answer == answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "pooled"),
+    [
+        ("red", {"red", "Ġred", "Red"}),  # " Red" begins with " R"
+        ("Blue", {"Blue", "ĠBlue", "ĠBLUE"}),  # blue begins with blu, BLUE with B
+        ("5", {"5"}),  # " 5" begins with a bare space, which says nothing
+        ("A", {"A", "a", "ĠA", "Ġa"}),
+        ("я", {"Ñ", "ĠÑ"}),  # Я begins with another byte, and pieces of characters decode alike
+    ],
+)
+def test_gold_pools_cases_and_a_leading_space_that_bytes_spell_alike(byte_level, answer, pooled):
+    assert pieces(byte_level, gold_target(byte_level, asked(answer)).ids) == pooled
+
+
+def test_option_letters_pool_the_space_only(sentencepiece, byte_level):
+    question = asked("A", options=("a cat", "a dog"))
+    assert pieces(byte_level, gold_target(byte_level, question).ids) == {"A", "ĠA"}
+    assert pieces(sentencepiece, gold_target(sentencepiece, question).ids) == {"▁A"}
+
+
+def test_the_answer_as_it_stands_comes_first(byte_level):
+    for answer in ("red", "Red"):
+        assert pieces(byte_level, gold_target(byte_level, asked(answer)).ids[:1]) == {answer}
+
+
+def test_informative_ids_begin_after_spaces_and_special_tokens(sentencepiece, byte_level):
+    assert sentencepiece.convert_ids_to_tokens(informative_ids(sentencepiece, "57", asked())) == ["5", "7"]
+    assert byte_level.convert_ids_to_tokens(informative_ids(byte_level, "  5 5", asked())) == ["5", "Ġ", "5"]
+    assert byte_level.convert_ids_to_tokens(informative_ids(byte_level, "<s>red", asked())) == ["red"]
+
+
+# --- every target ----------------------------------------------------------------------------------------------------
+
+
+def resolved(name: str, tokenizer, sample: Sample, own: torch.Tensor):
+    return resolve_targets([name], tokenizer, sample, own)[name]
+
+
+def test_gold_raw_is_the_first_id_even_of_a_bare_space(sentencepiece):
+    own = log_probs(1, len(sentencepiece), best=3)
+    target = resolved("gold-raw", sentencepiece, asked("57"), own)
+    assert pieces(sentencepiece, target.ids) == {"▁"}
+    assert target.log_p(own).item() == own[0, target.ids[0]].item()
+
+
+def test_gold_adds_up_the_probabilities_of_its_spellings(byte_level):
+    own = log_probs(2, len(byte_level), best=3)
+    target = resolved("gold", byte_level, asked("red"), own)
+    ids = byte_level.convert_tokens_to_ids(["red", "Ġred", "Red"])
+    assert target.log_p(own).item() == pytest.approx(math.log(sum(own[0, i].exp().item() for i in ids)), abs=1e-12)
+
+
+def test_greedy_is_the_models_own_first_token(byte_level):
+    best = byte_level.convert_tokens_to_ids("Ġred")
+    own = log_probs(2, len(byte_level), best)
+    target = resolved("greedy", byte_level, asked(), own)  # it needs no answer
+    assert target.ids == (best,)
+    assert target.answer == " red"
+    assert target.log_p(own).item() == own[0].max().item()
+
+
+@pytest.mark.parametrize(("best", "right"), [("Red", True), ("Ġred", True), ("ĠR", False), ("5", False)])
+def test_greedy_correct_is_absent_where_the_model_is_wrong(byte_level, best, right):
+    best_id = byte_level.convert_tokens_to_ids(best)
+    own = log_probs(1, len(byte_level), best_id)
+    found = resolve_targets(["gold", "greedy-correct"], byte_level, asked("red"), own)
+    assert ("greedy-correct" in found) == right
+    assert bool(found["gold"].contains(own[0].argmax())) == right
+    assert not right or found["greedy-correct"].ids == (best_id,)
+
+
+def test_answer_is_the_mean_over_its_tokens_each_at_its_place(sentencepiece):
+    own = torch.stack([log_probs(4, len(sentencepiece), best) for best in (3, 9)])  # two ablations
+    target = resolved("answer", sentencepiece, asked("57 red"), own[0])
+    tokens = ["5", "7", "▁red"]
+    assert sentencepiece.convert_ids_to_tokens(list(target.ids)) == tokens
+    ids = sentencepiece.convert_tokens_to_ids(tokens)
+    expected = [sum(float(each[place, i]) for place, i in enumerate(ids)) / 3 for each in own]
+    assert target.log_p(own).tolist() == pytest.approx(expected, abs=1e-12)
+    assert target.contains(torch.tensor(ids)).tolist() == [True, False, False]  # only its first token is a first token
+
+
+def test_all_targets_resolve_at_once(byte_level):
+    own = log_probs(2, len(byte_level), byte_level.convert_tokens_to_ids("red"))
+    assert tuple(resolve_targets(TARGETS, byte_level, asked("red"), own)) == TARGETS
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answers", [(), ("",), (" ", "\n")])
+@pytest.mark.parametrize("name", ["gold", "gold-raw", "answer", "greedy-correct"])
+def test_a_sample_without_an_answer_is_named(byte_level, name, answers):
+    with pytest.raises(SampleError, match="sample 's-7' has no answer"):
+        resolve_targets([name], byte_level, asked(*answers), log_probs(1, len(byte_level), 3))
+
+
+@pytest.mark.parametrize("answer", ["漢", "</s>"])
+@pytest.mark.parametrize("name", ["gold", "answer", "greedy-correct"])
+def test_an_answer_that_tokenizes_to_nothing_is_named(sentencepiece, name, answer):
+    own = log_probs(1, len(sentencepiece), 3)
+    with pytest.raises(SampleError, match=f"sample 's-7': answer '{answer}' tokenizes to nothing that carries inform"):
+        resolve_targets([name], sentencepiece, asked(answer), own)
+
+
+def test_an_answer_without_any_id_has_no_raw_target(latin):
+    with pytest.raises(SampleError, match="sample 's-7': answer '漢' tokenizes to nothing"):
+        resolve_targets(["gold-raw"], latin, asked("漢"), log_probs(1, len(latin), 3))
+
+
+@pytest.mark.parametrize("names", [(), ("silver",), ("gold", "silver")])
+def test_unknown_targets_are_refused(names):
+    with pytest.raises(HorizonError, match=r"is unknown; choose from gold, gold-raw"):
+        check_targets(names)
+
+
+def test_known_targets_pass():
+    assert check_targets(TARGETS) is None

@@ -1,0 +1,186 @@
+"""The command line: what it prints, what it writes, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import fade_curve, step_curve, write_run
+
+import vlm_horizon as vh
+from vlm_horizon.cli import main
+
+MODEL = str(vh.data_path("demo-models", "tiny-8"))
+OCR, VQA = (str(vh.data_path("demo-samples", f"{name}.jsonl")) for name in ("ocr", "vqa"))
+
+
+def call(capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return exit_.value.code or 0, out, err
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A run whose OCR effect half-fades at layer 6 and VQA at layer 3, with a collapse of queries at layer 2."""
+    rng = np.random.default_rng(0)
+    images = {"ocr": range(60), "vqa": range(60)}
+    effects = {
+        name: 0.05 + 0.9 * fade_curve(8, half, 0.4) + rng.normal(0, 0.01, (60, 9))
+        for name, half in (("ocr", 6), ("vqa", 3))
+    }
+    entropy = {name: np.tile(step_curve(8, 2, 3.5, 2.5), (60, 1)) + rng.normal(0, 0.01, (60, 8)) for name in effects}
+    path = tmp_path_factory.mktemp("cli") / "planted"
+    write_run(path, effects=effects, entropies={"query": entropy}, images=images)
+    return path
+
+
+def test_run_measures_and_resumes(capsys, tmp_path):
+    out = tmp_path / "run"
+    options = ("--probes", "removal", "--limit", "2", "--out", str(out), "--layers", "0,4-6")
+    code, _, err = call(capsys, "run", MODEL, OCR, VQA, *options)
+    assert code == 0
+    assert "4 samples measured" in err
+    assert "4/4" in err
+    run = vh.load_run(out)
+    assert run.matrix("log_p", context="removal", target="gold")[1].tolist() == [0, 4, 5, 6, 8]
+    code, _, err = call(capsys, "run", MODEL, OCR, VQA, *options)
+    assert code == 0
+    assert "4 skipped" in err
+
+
+def test_failed_samples_are_listed_and_exit_with_one(capsys, tmp_path):
+    lines = Path(OCR).read_text().splitlines()[:2]
+    lines = [line.replace("images/", f"{vh.data_path('demo-samples')}/images/") for line in lines]
+    file = tmp_path / "set.jsonl"
+    file.write_text("\n".join([lines[0], '{"id": 1, "image": ', lines[1]]))
+    code, _, err = call(capsys, "run", MODEL, str(file), "--probes", "removal", "--out", str(tmp_path / "run"))
+    assert code == 1
+    assert "set.jsonl line 2: not valid JSON" in err
+    assert "1 samples failed; all others are kept" in err
+    assert len(vh.load_run(tmp_path / "run").ok) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "/no/such/model", OCR), "no model directory at /no/such/model"),
+        (("run", MODEL, "nowhere.jsonl"), "no sample file at nowhere.jsonl"),
+        (("run", MODEL, OCR, "--probes", "magic"), "probe 'magic' is unknown"),
+        (("run", MODEL, OCR, "--layers", "a-b"), "layers 'a-b' cannot be read"),
+        (("run", MODEL, OCR, "--layers", "99"), "layer 99"),
+        (("run", MODEL, OCR, "--window", "0"), "window is 0"),
+        (("run", MODEL, OCR, "--shard", "1"), "shard '1' cannot be read"),
+        (("run", MODEL, OCR, "--dtype", "int7"), "dtype 'int7' is unknown"),
+        (("run", MODEL, OCR, "--attn", "magic"), "attention 'magic' is not supported"),
+        (("show", "/no/such/run"), "is not a run directory"),
+        (("compare", "/no/such/run"), "is not a run directory"),
+    ],
+)
+def test_unusable_arguments_exit_with_two_and_a_sentence(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    assert err.count("error: ") == 1
+    assert message in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [("show",), ("run", MODEL), ("run", MODEL, OCR, "--window", "two"), ("fly",)])
+def test_usage_errors_exit_with_two(capsys, arguments):
+    code, _, err = call(capsys, *arguments)
+    assert code == 2
+    assert "Usage" in err
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "show", "compare", "figures"])
+def test_every_command_has_help(capsys, command):
+    code, out, _ = call(capsys, command, "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+def test_show_prints_layers_and_reasons(capsys, planted):
+    code, out, _ = call(capsys, "show", str(planted))
+    assert code == 0
+    assert "Entropy collapse layer" in out
+    assert "Information horizon" in out
+    (ecl,) = {found.layer for found in vh.find_collapse_layer(vh.load_run(planted))}
+    assert ecl == 2
+    assert "collapses at layer 2" in out
+
+
+def test_show_json_holds_what_the_functions_return(capsys, planted):
+    code, out, _ = call(capsys, "show", str(planted), "--json")
+    assert code == 0
+    (record,) = json.loads(out)
+    horizons = vh.find_horizon(vh.load_run(planted))
+    assert [found["half_depth"] for found in record["horizons"]] == [h.half_depth for h in horizons]
+    assert [found["layer"] for found in record["collapse"]] == [2, 2]
+    assert record["measured"] == 120
+
+
+def test_compare_says_that_ocr_lies_deeper(capsys, planted):
+    code, out, _ = call(capsys, "compare", str(planted), "--json")
+    assert code == 0
+    differences = json.loads(out)["differences"]
+    half = [d for d in differences if d["quantity"] == "half_depth" and d["unit"] == "layers"]
+    assert {d["paired"] for d in half} == {True, False}
+    for difference in half:
+        assert difference["value"] == pytest.approx(3, abs=0.2)
+        assert difference["interval"][0] > 2
+    code, out, _ = call(capsys, "compare", str(planted))
+    assert "Differences between levels of task_type" in out
+
+
+def test_unknown_criterion_is_named(capsys, planted):
+    code, _, err = call(capsys, "show", str(planted), "--criterion", "feeling")
+    assert code == 2
+    assert "feeling" in err
+    assert "removal" in err
+
+
+def test_figures_are_written_and_the_missing_ones_explained(capsys, planted, tmp_path):
+    code, out, err = call(
+        capsys, "figures", str(planted), "--out", str(tmp_path), "--formats", "svg", "--widths", "column"
+    )
+    assert code == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert {"entropy-curves_column.svg", "removal-curves_column.svg", "horizon-comparison_column.svg"} <= written
+    assert {line.rsplit("/", 1)[-1] for line in out.split()} == written
+    assert "figure token-heatmap was not drawn" in err
+    assert call(capsys, "figures", str(planted), "--names", "mona-lisa")[0] == 2
+
+
+def test_interrupt_leaves_what_was_finished(tmp_path):
+    """Ctrl-C in the middle of a real run: exit code 130, a sentence, and every finished sample on disk."""
+    file = tmp_path / "set.jsonl"
+    images = vh.data_path("demo-samples")
+    line = Path(OCR).read_text().splitlines(keepends=True)[0].replace("images/", f"{images}/images/")
+    file.write_text("".join(line.replace("ocr-000", f"s{n}") for n in range(5000)))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "vlm_horizon", "run", MODEL, str(file), "--probes", "removal", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list(out.glob("samples/part-*")):  # the first 64 samples are committed
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    run = vh.load_run(out)
+    assert 64 <= len(run.ok) < 5000
+    assert run.samples.index.tolist() == list(range(len(run.samples)))
+
+
+def test_python_dash_m_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "vlm_horizon", "--help"], capture_output=True, text=True, check=True)
+    assert "compare" in done.stdout

@@ -1,0 +1,6 @@
+"""`python -m vlm_horizon` is the command line."""
+
+from vlm_horizon.cli import main
+
+if __name__ == "__main__":
+    main()

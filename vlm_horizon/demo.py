@@ -1,0 +1,104 @@
+"""The demonstration: the shipped models on the shipped sets, from weights to figures and a few honest sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from analyses.runs import STREAMS, HorizonError, Run
+
+MODELS = ("tiny-8", "tiny-12")
+SETS = ("ocr", "vqa")
+TOKEN_SAMPLES = 100  # of each task; with both models the demo then stays well under its six minutes on two cores
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demonstration left.
+
+    Attributes:
+        runs: one run a model.
+        figures: the files drawn.
+        sentences: what the runs allow to say.
+    """
+
+    runs: list[Run]
+    figures: list[Path]
+    sentences: list[str]
+
+
+def data_path(*parts: str) -> Path:
+    """A file or directory of the shipped data: `data_path("demo-models", "tiny-8")`, `data_path("demo-samples")`.
+
+    Args:
+        parts: its path below the data directory.
+
+    Raises:
+        HorizonError: there is no such thing.
+    """
+    here = Path(__file__).resolve().parent
+    for root in (here / "data", here.parent / "data"):  # in a wheel, in a checkout
+        path = root.joinpath(*parts)
+        if path.exists():
+            return path
+    raise HorizonError(f"no {'/'.join(parts)} among the shipped data")
+
+
+def run_demo(
+    out: str | Path = "runs/demo",
+    *,
+    token_samples: int = TOKEN_SAMPLES,
+    limit: int | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Demo:
+    """Measure both demo models on both sample sets, conclude and draw. Resumes where it was interrupted.
+
+    Args:
+        out: directory of the two runs and the figures.
+        token_samples: samples of each task that also get token grids.
+        limit: at most so many samples of each set.
+        progress: show progress on standard error.
+        say: receives one line at a time.
+    """
+    import torch
+
+    from analyses.summary import summarize
+    from figures.paper import save_figures
+    from probes.models import load_model
+    from probes.samples import read_samples
+    from probes.sweep import run
+
+    out = Path(out)
+    files = [data_path("demo-samples", f"{name}.jsonl") for name in SETS]
+    samples = [sample for file in files for sample in read_samples(file, limit=limit)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices this small gain nothing from two, and lose much where cores are shared
+    runs = []
+    try:
+        for name in MODELS:
+            model = load_model(data_path("demo-models", name))
+            counted = min(token_samples, limit or token_samples)
+            say(
+                f"{name}: {len(samples)} samples, removals from {model.n_layers} layers and {len(STREAMS)} entropy "
+                f"streams each; token grids on the first {counted} of each task"
+            )
+            runs.append(
+                run(
+                    model,
+                    samples,
+                    out / name,
+                    streams=STREAMS,
+                    token_samples=token_samples,
+                    spectra=20,
+                    progress=progress,
+                    sources=[file.name for file in files],
+                )
+            )
+    finally:
+        torch.set_num_threads(threads)
+    drawn = save_figures(runs, out / "figures")
+    for name, reason in drawn.skipped.items():
+        say(f"figure {name} was not drawn: {reason}")
+    return Demo(runs, drawn.written, summarize(runs))
