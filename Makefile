@@ -3,6 +3,8 @@
 #   make test    creates .venv, installs with test extras, runs the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# The tests' matrices are small: threads that wait for each other cost more than they give.
+export OMP_NUM_THREADS ?= 1
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .PHONY: demo test check format benchmarks notebook clean

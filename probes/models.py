@@ -123,6 +123,8 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise HorizonError(f"{path} holds no config.json: it is not a model directory")
+        if revision is not None:
+            raise HorizonError(f"revision {revision!r} belongs to a hub id, and {path} is a directory: leave it out")
         return str(path), None
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise HorizonError(f"no model directory at {path}")
@@ -179,11 +181,17 @@ def _load_weights(
         extra["quantization_config"] = _quantization_config(quantization)
     try:
         with _quiet_loading():
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, revision=commit, dtype=wanted, attn_implementation=attn, **extra
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                source, revision=commit, dtype=wanted, attn_implementation=attn, output_loading_info=True, **extra
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise HorizonError(
+            f"the checkpoint of {name!r} lacks {len(missing)} of the model's tensors (the first is {missing[0]}), "
+            "which would be random: take a complete checkpoint"
+        )
     if not extra and cuda:
         model = model.to("cuda")
     return model
@@ -273,11 +281,11 @@ def _probed(
 
 
 def fingerprint(model: nn.Module) -> str:
-    """16 hex digits over names, shapes and eight spread values of every parameter: other weights, other digits."""
+    """16 hex digits over names, shapes and 64 spread values of every parameter: other weights, other digits."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        spread = flat[torch.linspace(0, len(flat) - 1, 8, dtype=torch.float64, device=flat.device).long()]
+        spread = flat[torch.linspace(0, len(flat) - 1, 64, dtype=torch.float64, device=flat.device).long()]
         digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
     return digest.hexdigest()[:16]
 

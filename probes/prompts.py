@@ -55,14 +55,14 @@ def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = ())
         answer_ids: tokens appended after the prompt for the `answer` target.
 
     Raises:
-        SampleError: the row or image cannot be read, or the prompt holds no visual token or not those of the grid.
+        SampleError: the row or image cannot be read, the processor refuses the prompt, or this holds no visual token
+            or not those of the grid.
     """
     if sample.error:
         raise SampleError(sample.error)
     image = sample.load_image()
     text = chat_text(model, sample.question)
-    inputs = dict(model.processor(images=[image], text=[text], return_tensors="pt", **_special_tokens(model, text)))
-    inputs = {key: value.to(model.device) for key, value in inputs.items() if isinstance(value, torch.Tensor)}
+    inputs = _process(model, sample, image, text)
     if inputs.get("pixel_values") is not None:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     visual = _visual_positions(model, sample, inputs["input_ids"][0])
@@ -87,6 +87,16 @@ def chat_text(model: ProbedModel, question: str) -> str:
         raise SampleError(
             f"the processor of {model.name!r} has no chat template that renders an image and a question: {error}"
         ) from error
+
+
+def _process(model: ProbedModel, sample: Sample, image: Image.Image, text: str) -> dict[str, Any]:
+    try:
+        found = model.processor(images=[image], text=[text], return_tensors="pt", **_special_tokens(model, text))
+    except ValueError as error:
+        raise SampleError(
+            f"sample {sample.id!r}: the processor of {model.name!r} refuses its image with the prompt {text!r}: {error}"
+        ) from error
+    return {key: value.to(model.device) for key, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def _special_tokens(model: ProbedModel, text: str) -> dict[str, bool]:

@@ -204,7 +204,7 @@ def low_rank(n: int, d: int, rank: int) -> np.ndarray:
     return normal(n, rank, seed=1) @ normal(rank, d, seed=2)
 
 
-@pytest.mark.parametrize(("n", "d"), [(64, 128), (400, 128), (128, 400)])
+@pytest.mark.parametrize(("n", "d"), [(64, 128), (128, 64), (90, 32)])
 @pytest.mark.parametrize("rank", [2, 10, None])
 @pytest.mark.parametrize("offset", [0.0, 10.0, 1e4])
 def test_float32_states_give_the_entropy_that_float64_gives(n, d, rank, offset):

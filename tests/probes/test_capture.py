@@ -1,0 +1,125 @@
+"""Captures hold what they promise and no more; what the model computes is proved in test_exactness."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from random_models import GRID, PATCH, SPECIAL, random_image, random_processor
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+
+from analyses.runs import STREAMS, HorizonError
+from probes.capture import Capture, capture, capture_prompt
+from probes.information import removal_ablations
+from probes.models import ProbedModel, load_model
+from probes.prompts import encode
+from probes.replay import replay
+from probes.samples import Sample
+
+SAMPLE = Sample("noise", random_image(), "what is shown ?", ("apple",))
+
+
+@pytest.fixture(scope="module")
+def captured(random_model) -> Capture:
+    return capture_prompt(random_model, encode(random_model, SAMPLE), STREAMS)
+
+
+def normalizing_model() -> ProbedModel:
+    """A LLaVA over Qwen3, whose attention normalizes queries and keys between projection and rotation."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = Qwen3Config(vocab_size=64, num_key_value_heads=1, head_dim=8, **sizes)
+    vision = CLIPVisionConfig(image_size=GRID * PATCH, patch_size=PATCH, **sizes)
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=SPECIAL.index("<image>"),
+        image_seq_length=GRID**2,
+        vision_feature_layer=-1,
+    )
+    return load_model(LlavaForConditionalGeneration(config), processor=random_processor())
+
+
+def test_dimensions_are_layer_token_and_all_heads(captured):
+    n = GRID**2
+    dims = {"query": 32, "query_raw": 32, "key": 16, "key_raw": 16, "value": 16, "hidden": 32}
+    layers = dict.fromkeys(STREAMS, 4) | {"hidden": 5}
+    shapes = {stream: tuple(states.shape) for stream, states in captured.visual.states.items()}
+    assert shapes == {stream: (layers[stream], n, dims[stream]) for stream in STREAMS}
+    assert captured.visual.positions.tolist() == captured.prompt.visual.tolist()
+    assert captured.visual.grids == captured.prompt.grids
+
+
+def test_only_the_streams_asked_for_are_kept(random_model):
+    assert tuple(capture(random_model, SAMPLE, streams=("value",)).states) == ("value",)
+    assert capture(random_model, SAMPLE, streams=()).states == {}
+
+
+def test_states_own_their_memory_and_no_more(captured):
+    for states in captured.visual.states.values():
+        assert states.untyped_storage().nbytes() == states.numel() * states.element_size()
+        assert not states.requires_grad
+
+
+def test_a_captures_full_sequences_go_with_it(random_model):
+    """What the visual states came from is freed at once, without waiting for the garbage collector's cycles."""
+    whole = capture_prompt(random_model, encode(random_model, SAMPLE), STREAMS)
+    watched = [weakref.ref(tensor) for tensor in (*whole.inputs, whole.final, *whole.keys, *whole.values)]
+    kept = whole.visual
+    del whole
+    gc.collect()
+    assert [watch for watch in watched if watch() is not None] == []
+    assert torch.isfinite(kept.states["query"]).all()
+
+
+def test_captures_do_not_pile_up(random_model):
+    """Memory does not grow with the number of samples."""
+
+    def live_tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    capture(random_model, SAMPLE)
+    before = live_tensors()
+    for _ in range(5):
+        capture(random_model, SAMPLE)
+    assert live_tensors() == before
+
+
+def test_replays_leave_the_capture_as_it_was(random_model):
+    """The cache of the captured forward is what context rows are taken from: it neither grows nor changes."""
+    held = capture_prompt(random_model, encode(random_model, SAMPLE), ())
+    n = held.prompt.n_tokens
+    (cache,) = {id(kwargs["past_key_values"]): kwargs["past_key_values"] for kwargs in held.arguments}.values()
+    tensors = (*held.inputs, held.final, *held.keys, *held.values, held.log_probs)
+    before = [tensor.clone() for tensor in tensors]
+    moved = 0.0
+    for kind in ("delete", "mean"):
+        for _, found in replay(random_model, held, removal_ablations(held, range(4), kind)):
+            moved = max(moved, float((found - held.log_probs).abs().max()))
+    assert cache.get_seq_length() == n
+    assert all(torch.equal(was, now) for was, now in zip(before, tensors, strict=True))
+    assert moved > 0.1
+
+
+def test_an_unknown_stream_is_named(random_model):
+    with pytest.raises(HorizonError, match=r"stream 'queries', 'logits' is unknown; choose from query, key, "):
+        capture(random_model, SAMPLE, streams=("queries", "key", "logits"))
+
+
+@pytest.mark.parametrize("stream", ["query", "query_raw", "key_raw"])
+def test_projections_that_a_norm_follows_are_refused(stream):
+    with pytest.raises(HorizonError, match=f"normalizes its queries and keys .* streams {stream} have no rule yet"):
+        capture(normalizing_model(), SAMPLE, streams=("hidden", stream))
+
+
+@torch.no_grad()
+def test_the_other_streams_of_such_a_model_are_exact():
+    model = normalizing_model()
+    held = capture_prompt(model, encode(model, SAMPLE), ("key", "value", "hidden"))
+    cache = model.model(**held.prompt.inputs, use_cache=True).past_key_values
+    visual = held.prompt.visual
+    for stream, name in (("key", "keys"), ("value", "values")):
+        plain = [getattr(layer, name)[0][:, visual].transpose(0, 1).flatten(1) for layer in cache.layers]
+        torch.testing.assert_close(held.visual.states[stream], torch.stack(plain), rtol=0, atol=1e-6)

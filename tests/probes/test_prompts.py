@@ -1,0 +1,182 @@
+"""Prompts: what the model reads, where its visual tokens lie, and where its answer is read off."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from analyses.runs import HorizonError
+from probes.capture import capture_prompt
+from probes.families import Family, square_grid
+from probes.grids import TokenGrid
+from probes.models import ProbedModel
+from probes.prompts import chat_text, encode
+from probes.samples import Sample, SampleError
+from probes.targets import answer_target
+
+N_WORDS = 6  # "what does the text say ?"
+
+
+def with_template(model: ProbedModel, template: str | None) -> ProbedModel:
+    """The same model; its processor has another chat template."""
+    processor = copy(model.processor)
+    processor.chat_template = template
+    return replace(model, processor=processor)
+
+
+def with_grids(model: ProbedModel, *grids: np.ndarray) -> ProbedModel:
+    """The same model; its family places visual tokens on the given grids."""
+    return replace(model, family=Family("made-up", lambda _config, _inputs, _positions: [*map(TokenGrid, grids)]))
+
+
+@pytest.fixture(scope="module")
+def read(demo_samples) -> Sample:
+    return demo_samples[0]
+
+
+# --- the demo model's prompt -----------------------------------------------------------------------------------------
+
+
+def test_the_demo_models_prompt(demo, read):
+    prompt = encode(demo, read)
+    assert read.question == "what does the text say ?"
+    assert prompt.text == "USER: <image> what does the text say ? ASSISTANT:"
+    words = demo.tokenizer.convert_ids_to_tokens(prompt.inputs["input_ids"][0].tolist())
+    assert words == ["<s>", "USER:", *["<image>"] * 64, *read.question.split(), "ASSISTANT:"]
+    assert prompt.visual.tolist() == list(range(2, 66))
+    (grid,) = prompt.grids
+    np.testing.assert_array_equal(grid.positions, np.arange(2, 66).reshape(8, 8))
+    assert grid.box == (0.0, 0.0, 1.0, 1.0)
+    assert prompt.placeless == 0
+    assert prompt.n_tokens == 2 + 64 + N_WORDS + 1
+    assert prompt.readout.tolist() == [prompt.n_tokens - 1]
+    np.testing.assert_array_equal(np.asarray(prompt.image), np.asarray(read.load_image()))
+
+
+def test_the_grid_is_row_major(demo):
+    """A white square in the third row and sixth column of patches is seen by the token at that place."""
+    black, spot = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64))
+    spot.paste((255, 255, 255), (5 * 8, 2 * 8, 6 * 8, 3 * 8))
+    first = []
+    for image in (black, spot):
+        prompt = encode(demo, Sample("s", image, "what ?", ()))
+        hidden = capture_prompt(demo, prompt, ("hidden",)).visual.states["hidden"][0]
+        first.append(hidden.cpu().numpy())
+    moved = np.linalg.norm(first[1] - first[0], axis=1)
+    place = np.argwhere(prompt.grids[0].positions == prompt.visual.cpu().numpy()[moved.argmax()])
+    assert place.tolist() == [[2, 5]]
+
+
+def test_inputs_are_on_the_models_device_and_pixels_in_its_precision(demo, random_model, read):
+    for model in (demo, random_model):
+        inputs = encode(model, replace(read, question="what is shown ?")).inputs
+        assert {value.device.type for value in inputs.values()} == {model.device.type}
+        assert inputs["pixel_values"].dtype == model.dtype
+        assert inputs["input_ids"].dtype == torch.long
+
+
+def test_a_beginning_of_sequence_that_the_template_writes_is_not_doubled(demo, read):
+    written = with_template(demo, "<s>" + demo.processor.chat_template)
+    assert chat_text(written, read.question).startswith("<s>USER:")
+    plain, once = encode(demo, read), encode(written, read)
+    assert once.inputs["input_ids"].tolist() == plain.inputs["input_ids"].tolist()
+    assert (plain.inputs["input_ids"] == demo.tokenizer.bos_token_id).sum() == 1
+    doubled = demo.processor(images=[read.load_image()], text=[once.text], return_tensors="pt")["input_ids"]
+    assert (doubled == demo.tokenizer.bos_token_id).sum() == 2  # what the processor would do by itself
+
+
+def test_tokens_that_no_grid_holds_are_placeless(demo, read):
+    square = np.arange(2, 65).reshape(9, 7)
+    prompt = encode(with_grids(demo, square), read)
+    assert prompt.placeless == 1
+    assert len(prompt.visual) == 64
+
+
+# --- the forced answer -----------------------------------------------------------------------------------------------
+
+
+def test_a_forced_answer_is_appended_except_its_last_token(demo, read):
+    plain, n = encode(demo, read), encode(demo, read).n_tokens
+    for answer in ((11,), (11, 12), (11, 12, 13, 14)):
+        prompt = encode(demo, read, answer)
+        assert prompt.inputs["input_ids"][0].tolist() == plain.inputs["input_ids"][0].tolist() + list(answer[:-1])
+        assert prompt.inputs["attention_mask"][0].tolist() == [1] * (n + len(answer) - 1)
+        assert prompt.n_tokens == n + len(answer) - 1
+        assert prompt.readout.tolist() == list(range(n - 1, n - 1 + len(answer)))
+        assert prompt.visual.tolist() == plain.visual.tolist()
+
+
+@torch.no_grad()
+def test_log_p_of_the_answer_is_the_mean_of_a_plain_forwards(demo, demo_samples):
+    longest = 0
+    for sample in demo_samples:
+        target = answer_target(demo.tokenizer, sample)
+        found = target.log_p(capture_prompt(demo, encode(demo, sample, target.ids), ()).log_probs).item()
+
+        words = f"{encode(demo, sample).text} {sample.answers[0]}"
+        whole = demo.processor(images=[sample.load_image()], text=[words], return_tensors="pt").to(demo.device)
+        log_probs = demo.model(**whole).logits[0].log_softmax(-1)
+        ids, n = whole["input_ids"][0], len(target.ids)
+        assert ids[-n:].tolist() == list(target.ids)
+        expected = log_probs[-n - 1 : -1].gather(1, ids[-n:, None]).mean().item()
+        assert found == pytest.approx(expected, abs=1e-5)
+        longest = max(longest, n)
+    assert longest >= 2
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_could_not_be_read_says_why(demo):
+    with pytest.raises(SampleError, match=r"^pets.jsonl line 3: not valid JSON$"):
+        encode(demo, Sample("pets:3", None, "", (), error="pets.jsonl line 3: not valid JSON"))
+
+
+def test_a_missing_image_is_named(demo, tmp_path):
+    with pytest.raises(SampleError, match=r"sample 's': image .*none.png does not exist"):
+        encode(demo, Sample("s", tmp_path / "none.png", "what ?", ()))
+
+
+def test_an_image_that_gives_no_visual_token_is_named(demo, read):
+    processor = copy(demo.processor)
+    processor.patch_size = 128  # no patch fits
+    with pytest.raises(SampleError, match=f"sample '{read.id}': the prompt of '.*tiny-8' holds no visual token"):
+        encode(replace(demo, processor=processor), read)
+
+
+def test_a_template_that_leaves_the_image_out_is_named(demo, read):
+    blind = with_template(demo, "USER: {{ messages[0]['content'][1]['text'] }} ASSISTANT:")
+    with pytest.raises(SampleError, match=f"sample '{read.id}': the processor of '.*tiny-8' refuses its image with"):
+        encode(blind, read)
+
+
+def test_a_question_that_holds_the_image_placeholder_is_named(demo, read):
+    with pytest.raises(SampleError, match=f"sample '{read.id}': .* refuses .*'USER: <image> is <image> red"):
+        encode(demo, replace(read, question="is <image> red ?"))
+
+
+def test_a_processor_without_a_chat_template_is_named(demo, read):
+    with pytest.raises(SampleError, match=r"processor of '.*tiny-8' has no chat template that renders an image and a"):
+        encode(with_template(demo, None), read)
+
+
+@pytest.mark.parametrize(
+    "grids",
+    [
+        [np.arange(1, 65).reshape(8, 8)],  # begins one early, on a text token
+        [np.arange(2, 66).reshape(8, 8), np.arange(2, 6).reshape(2, 2)],  # a token in two places
+    ],
+)
+def test_grids_that_do_not_fit_the_prompt_are_named(demo, read, grids):
+    with pytest.raises(SampleError, match=f"sample '{read.id}': the grids of made-up place .* among the 64"):
+        encode(with_grids(demo, *grids), read)
+
+
+def test_a_number_of_tokens_that_is_no_square_is_named(demo):
+    with pytest.raises(HorizonError, match="63 visual tokens form no square grid, which llava promises"):
+        square_grid(demo.model.config, {}, np.arange(63))
