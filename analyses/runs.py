@@ -10,7 +10,7 @@ A run directory holds what was measured, never a difference or a verdict:
 
 *Layer k* is the residual stream at the input of 0-based decoder layer k; k = L is the input of the final norm, so a
 removal "from layer L on" removes nothing and holds the model's own forward. If a row was committed more than once
-(a failed sample tried again, a token grid asked for later), the newest part holds.
+(a failed sample tried again, a token grid asked for later), the newest measured one holds; a failure never replaces it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ SAMPLES = pa.schema(
         ("n_placeless", pa.int32()),
         ("n_prompt", pa.int32()),  # prompt tokens, visual ones included
         ("probes", pa.list_(pa.string())),  # what was measured on this row
-        ("batch_size", pa.int32()),  # ablations in the largest batch
+        ("batch_size", pa.int32()),  # ablations at once, where the user set it
         ("seconds", pa.float64()),
         ("crops", pa.list_(CROP)),
         ("windows", pa.list_(WINDOW)),  # of the token grids; empty where none was measured
@@ -117,7 +117,7 @@ class RunConfig:
     attn: str
     quantization: str | None = None
     prompt: str | None = None  # the user's template, None for the model's own chat template
-    chat_template: str = ""  # sha256 of the chat template in use
+    processor: str = ""  # fingerprint of the processor: chat template, image processing, vocabulary
     probes: tuple[str, ...] = PROBES
     streams: tuple[str, ...] = ("query", "key", "hidden")
     alpha: float = 1.0
@@ -153,6 +153,7 @@ class RunConfig:
     def hash(self) -> str:
         """First 16 hex digits of the sha256 over all fields that change a measured value."""
         kept = {k: v for k, v in self.to_dict().items() if k not in self.NOT_ESTIMAND}
+        kept["model"] = short_name(self.model)  # the weights' fingerprint says which: a directory may move
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,7 +226,7 @@ class Run:
     @property
     def model(self) -> str:
         """Short name of the model: the last part of its id or path."""
-        return self.config.model.rstrip("/").rsplit("/", 1)[-1]
+        return short_name(self.config.model)
 
     @cached_property
     def _commits(self) -> pd.DataFrame:
@@ -243,7 +244,9 @@ class Run:
     @cached_property
     def samples(self) -> pd.DataFrame:
         """One row a sample, indexed by row number; columns of `SAMPLES` without the thumbnail, plus `part`."""
-        frame = self._commits.drop_duplicates("row", keep="last")
+        commits = self._commits.assign(measured=self._commits["status"] == "ok")
+        newest = commits.sort_values("measured", kind="stable").drop(columns="measured")
+        frame = newest.drop_duplicates("row", keep="last")
         return frame.set_index("row", drop=False).sort_index().rename_axis(None)
 
     @property
@@ -285,10 +288,11 @@ class Run:
         return table.index.to_numpy(int), table.columns.to_numpy(int), table.to_numpy(float)
 
     def row_of(self, sample_id: str) -> int:
-        """Row number of a sample; raises HorizonError if the id is unknown."""
-        rows = self.samples.index[self.samples["id"] == sample_id]
-        if len(rows) == 0:
-            raise HorizonError(f"run {self.name} has no sample with id {sample_id!r}")
+        """Row number of a sample; raises HorizonError unless exactly one has the id."""
+        rows = self.samples.index[self.samples["id"] == sample_id].tolist()
+        if len(rows) != 1:
+            number = f"{len(rows)} samples (rows {rows})" if rows else "no sample"
+            raise HorizonError(f"run {self.name} has {number} with id {sample_id!r}")
         return int(rows[0])
 
     def thumbnail(self, row: int) -> bytes | None:
@@ -297,11 +301,14 @@ class Run:
         stored = pq.read_table(part, columns=["thumbnail"], filters=[("row", "==", row)])
         return stored["thumbnail"][0].as_py()
 
-    def token_rows(self, context: str = "keep-one") -> list[int]:
-        """Row numbers of the samples that carry token grids in this context, ascending."""
+    def token_rows(self, context: str = "keep-one", target: str | None = None) -> list[int]:
+        """Row numbers of the samples that carry token grids of this context and target, ascending."""
         if context not in self.config.contexts:
             return []
-        return [int(row) for row in self.ok.index[self.ok["probes"].map(lambda done: "information" in list(done))]]
+        target = target or self.config.targets[0]
+        measured = set(self.curves.loc[self.curves["target"] == target, "row"])
+        carried = self.ok.index[self.ok["probes"].map(lambda done: "information" in list(done))]
+        return [int(row) for row in carried if row in measured]
 
     def tokens(self, sample_id: str | int, *, context: str = "keep-one", target: str | None = None) -> TokenGrids:
         """Token grids of one sample, by id or row number.
@@ -312,6 +319,8 @@ class Run:
         row = sample_id if isinstance(sample_id, int) else self.row_of(sample_id)
         target = target or self.config.targets[0]
         key = f"{row}/{target}/{context}"
+        if row not in self.samples.index:
+            raise HorizonError(f"run {self.name} has no row {row}")
         record = self.samples.loc[row]
         path = self.path / "tokens" / f"{record['part']}.safetensors"
         if not path.exists():
@@ -343,6 +352,15 @@ class Run:
                     if f"{row}/{stream}" in held:
                         found[int(row)] = stored.get_tensor(f"{row}/{stream}")
         return found
+
+
+def short_name(model: str) -> str:
+    """Last part of a model's id or path.
+
+    >>> short_name("llava-hf/llava-1.5-7b-hf"), short_name("models/tiny-8/")
+    ('llava-1.5-7b-hf', 'tiny-8')
+    """
+    return model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def part_order(path: Path) -> tuple[int, str]:

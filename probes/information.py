@@ -16,7 +16,7 @@ from probes.models import ProbedModel
 from probes.prompts import encode
 from probes.replay import Ablations, check_kind, replay
 from probes.samples import Sample, SampleError
-from probes.targets import Target, answer_target, check_targets, resolve_targets
+from probes.targets import Target, check_targets, forced_ids, resolve_targets
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class RemovalCurve:
     Attributes:
         layers: (layer,) int cuts k, ascending; the last is L: nothing removed, the model's own forward.
         log_p: (layer,) log p of the target in nats.
-        kl: (layer,) KL(removed || all) over the vocabulary at the first readout position, in nats.
-        correct: (layer,) bool, the most probable first token is in the target set.
+        kl: (layer,) KL(removed || all) over the vocabulary at the target's place, in nats.
+        correct: (layer,) bool, the most probable token there is in the target set.
         same: (layer,) bool, it is the one that the model gives with all tokens.
         target: what was measured.
         kind: removal kind.
@@ -91,6 +91,7 @@ def removal_curve(
     Raises:
         HorizonError: a layer, target or kind is unknown. SampleError: the sample cannot be measured.
     """
+    check_targets((target,))
     captured, targets = prepare(model, sample, (target,))
     chosen = _chosen(targets, target, sample)
     return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
@@ -125,6 +126,7 @@ def token_information(
     Raises:
         HorizonError: a context, window, layer, target or kind is unknown. SampleError: the sample cannot be measured.
     """
+    check_targets((target,))
     captured, targets = prepare(model, sample, (target,))
     chosen = _chosen(targets, target, sample)
     return information_grids(
@@ -142,13 +144,14 @@ def token_information(
 def prepare(
     model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = ()
 ) -> tuple[Capture, dict[str, Target]]:
-    """Capture one sample and resolve its targets; the gold answer is appended to the prompt if `answer` asks for it.
+    """Capture one sample and resolve its targets (none is fine); what they must be read after is forced.
 
     Raises:
-        HorizonError: a target or stream is unknown. SampleError: the sample cannot be measured.
+        HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
     """
-    check_targets(targets)
-    forced = answer_target(model.tokenizer, sample).ids if "answer" in targets else ()
+    if sample.error:
+        raise SampleError(sample.error)
+    forced = forced_ids(targets, model.tokenizer, sample)
     captured = capture_prompt(model, encode(model, sample, forced), streams)
     if not torch.isfinite(captured.log_probs).all():
         raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
@@ -173,21 +176,23 @@ def removal_curves(
     for indices, found in replay(model, captured, ablations, batch_size=batch_size):
         log_probs[indices] = found
     log_probs = torch.cat([log_probs, own[None]])
-    first = log_probs[:, 0]
-    best = first.argmax(-1)
     axis = np.array([*cuts, model.n_layers])
-    return {
-        name: RemovalCurve(
-            layers=axis,
-            log_p=as_numpy(target.log_p(log_probs)),
-            kl=as_numpy(kl_divergence(first, own[0])),
-            correct=target.contains(best).cpu().numpy(),
-            same=(best == best[-1]).cpu().numpy(),
-            target=target,
-            kind=kind,
-        )
-        for name, target in targets.items()
-    }
+    return {name: _removal_curve(target, log_probs, axis, kind) for name, target in targets.items()}
+
+
+def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, kind: str) -> RemovalCurve:
+    """One target read from (layer, place, vocabulary) log-softmax, the model's own forward last."""
+    there = log_probs[:, target.place]
+    best = there.argmax(-1)
+    return RemovalCurve(
+        layers=axis,
+        log_p=as_numpy(target.log_p(log_probs)),
+        kl=as_numpy(kl_divergence(there, there[-1])),
+        correct=target.contains(best).cpu().numpy(),
+        same=(best == best[-1]).cpu().numpy(),
+        target=target,
+        kind=kind,
+    )
 
 
 def information_grids(

@@ -28,7 +28,7 @@ from probes.information import (
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
 from probes.replay import largest_batch
-from probes.samples import Sample, check_template, image_sha256
+from probes.samples import Sample, image_sha256
 from probes.targets import Target
 from probes.writer import Record
 
@@ -53,9 +53,6 @@ def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
 
 def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Record:
     """Measure one sample; whatever goes wrong with it becomes its record, with the reason."""
-    if config.prompt is not None:
-        template = check_template(config.prompt)
-        sample = replace(sample, question=template.replace("{question}", sample.question))
     started = time.monotonic()
     entry: dict[str, Any] = {
         "row": row,
@@ -82,15 +79,16 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
 
 
 def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -> Record:
-    captured, targets = prepare(model, sample, config.targets, config.streams)
+    replayed = bool({"removal", "information"} & set(config.probes))
+    captured, targets = prepare(model, sample, config.targets if replayed else (), config.streams)
     states = captured.visual.states
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if plan.spectra}
-    entry = _entry(model, captured, targets)
+    entry = _entry(model, captured, targets.get(config.targets[0]))
     curves = list(_entropy_rows(entropies))
     grids: Grids = {}
-    if targets and {"removal", "information"} & set(config.probes):
+    if targets:
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
         )
@@ -103,10 +101,10 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     return Record(entry, curves, _token_arrays(grids), spectra)
 
 
-def _entry(model: ProbedModel, captured: Capture, targets: dict[str, Target]) -> dict[str, Any]:
-    """The `SAMPLES` columns that one forward pass gives."""
+def _entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
+    """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
     prompt, own = captured.prompt, captured.log_probs
-    best = own[0].argmax()
+    best = own[target.place if target else 0].argmax()
     entry: dict[str, Any] = {
         "image_sha256": image_sha256(prompt.image),
         "prediction": model.tokenizer.decode([int(best)]),
@@ -116,8 +114,7 @@ def _entry(model: ProbedModel, captured: Capture, targets: dict[str, Target]) ->
         "crops": [_crop(grid) for grid in prompt.grids],
         "thumbnail": _thumbnail(prompt.image),
     }
-    if targets:
-        target = next(iter(targets.values()))
+    if target:
         log_p = float(target.log_p(own))
         entry.update(
             correct=bool(target.contains(best)), target_ids=list(target.ids), p=float(np.exp(log_p)), log_p=log_p

@@ -109,5 +109,9 @@ def _deviations(
 ) -> tuple[float, float, float]:
     """Largest deviation in p, in log p and in KL(found || own) from what was measured before."""
     again = as_numpy(target.log_p(found))
-    apart = 0.0 if kl is None else float(np.abs(as_numpy(kl_divergence(found[:, 0], own[0])) - kl).max())
+    apart = (
+        0.0
+        if kl is None
+        else float(np.abs(as_numpy(kl_divergence(found[:, target.place], own[target.place])) - kl).max())
+    )
     return float(np.abs(np.exp(again) - np.exp(log_p)).max()), float(np.abs(again - log_p).max()), apart

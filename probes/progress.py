@@ -18,7 +18,7 @@ class RunProgress:
     def __init__(self, total: int | None, *, enabled: bool = True, label: str = "samples") -> None:
         self.done = self.skipped = self.failed = self.elsewhere = 0
         self._total, self._label, self._enabled = total, label, enabled
-        console = Console(stderr=True)
+        self._console = console = Console(stderr=True)
         self._plain = enabled and not console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -61,6 +61,11 @@ class RunProgress:
         """One sample belongs to another shard."""
         self.elsewhere += 1
         self._show()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._enabled:
+            self._console.print(text, markup=False, highlight=False)
 
     def _show(self) -> None:
         self._bar.update(self._task, advance=1, rate=self._rate(), note=self._note())

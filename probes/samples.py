@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from analyses.runs import HorizonError
@@ -54,16 +55,35 @@ class Sample:
             SampleError: the sample has no image, or its file is missing or unreadable.
         """
         if isinstance(self.image, Image.Image):
-            return self.image.convert("RGB")
+            return _as_rgb(self.image, self.id)
         if self.image is None:
             raise SampleError(f"sample {self.id!r} has no image")
         try:
             with Image.open(self.image) as image:
-                return image.convert("RGB")
+                return _as_rgb(image, self.id)
         except FileNotFoundError as error:
             raise SampleError(f"sample {self.id!r}: image {self.image} does not exist") from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them all
             raise SampleError(f"sample {self.id!r}: image {self.image} cannot be decoded ({error})") from error
+
+
+def _as_rgb(image: Image.Image, sample_id: str) -> Image.Image:
+    """8-bit RGB. Pillow clips wider pixels to 255, so 16-bit pictures are scaled; EXIF rotation is not applied.
+
+    Benchmarks' own code reads images without EXIF rotation, so that is what models are scored on.
+    """
+    if image.mode == "F":
+        raise SampleError(
+            f"sample {sample_id!r}: the image holds floats, whose range nothing tells: save it with 8 bits"
+        )
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise SampleError(
+                f"sample {sample_id!r}: the image holds {wide.min()} to {wide.max()}: save it with 8 bits"
+            )
+        image = Image.fromarray((wide // 257 if image.mode != "I" or wide.max() > 255 else wide).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def image_sha256(image: Image.Image) -> str:
@@ -99,10 +119,20 @@ def read_samples(
         raise HorizonError(f"no sample file at {path}: give a JSONL file with id, image, question and answers")
     if path.suffix.lower() not in {".jsonl", ".json"}:
         raise HorizonError(f"{path} is not a JSONL file (its name ends in {path.suffix!r})")
+    with path.open("rb") as file:
+        if file.read(64).lstrip().startswith(b"["):
+            raise HorizonError(f"{path} holds one JSON array; write one object a line (JSONL)")
     if limit is not None and limit < 1:
         raise HorizonError(f"limit is {limit}; it must be at least 1")
     template = check_template(prompt)
     return islice(_read_lines(path, task, task_type, template), limit)
+
+
+def with_template(sample: Sample, prompt: str | None) -> Sample:
+    """A sample whose question is put through a template; None leaves it alone."""
+    if prompt is None:
+        return sample
+    return replace(sample, question=check_template(prompt).replace("{question}", sample.question))
 
 
 def check_template(prompt: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from collections import Counter
@@ -10,11 +11,13 @@ from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.capture import check_streams
+from probes.entropy import check_alpha
 from probes.grids import tile_windows
 from probes.information import check_context, check_layers
 from probes.measure import Plan, measure_sample, wanted_probes
@@ -22,7 +25,7 @@ from probes.models import ProbedModel, fingerprint
 from probes.progress import RunProgress
 from probes.prompts import chat_text
 from probes.replay import check_kind
-from probes.samples import Sample, check_template
+from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
 from probes.writer import RunWriter
 
@@ -88,7 +91,7 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    _check(model, probes, streams, targets, contexts, window, layers, kind, shard, limit, prompt)
+    _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -104,7 +107,7 @@ def run(
         attn=model.attn,
         quantization=model.quantization,
         prompt=prompt,
-        chat_template=_template_digest(model),
+        processor=_processor_digest(model),
         probes=tuple(probes),
         streams=tuple(streams) if "entropy" in probes else (),
         alpha=alpha,
@@ -122,11 +125,10 @@ def run(
         sources=tuple(map(str, sources)),
         prompt_example=chat_text(model, prompt or "{question}"),
     )
-    writer = RunWriter(out, config, shard=shard)
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
         total = limit if total is None else min(total, limit)
-    with RunProgress(total, enabled=progress) as bar:
+    with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
         _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
     return load_run(out)
 
@@ -140,6 +142,8 @@ def _check(
     window: int,
     layers: Sequence[int] | None,
     kind: str,
+    alpha: float,
+    batch_size: int | None,
     shard: tuple[int, int],
     limit: int | None,
     prompt: str | None,
@@ -148,7 +152,12 @@ def _check(
     if unknown or not probes:
         named = ", ".join(map(repr, unknown)) or "()"
         raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    if "entropy" in probes and not streams:
+        raise HorizonError("the probe 'entropy' needs at least one stream")
+    if "information" in probes and not contexts:
+        raise HorizonError("the probe 'information' needs at least one context")
     check_streams(streams)
+    check_alpha(alpha)
     check_targets(targets)
     for context in contexts:
         check_context(context)
@@ -156,6 +165,8 @@ def _check(
     check_template(prompt)
     check_layers(model, layers)
     check_kind(kind)
+    if batch_size is not None and batch_size < 1:
+        raise HorizonError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= shard[0] < shard[1]:
         raise HorizonError(f"shard {shard[0]}/{shard[1]} is unusable: i/n takes 0 <= i < n")
     if limit is not None and limit < 1:
@@ -174,49 +185,69 @@ def _sweep(
 ) -> None:
     seen: Counter[str] = Counter()
     flushed = time.monotonic()
-    try:
-        for row, sample in enumerate(samples):
-            place = seen[sample.task]
-            seen[sample.task] += 1
-            if row % shard[1] != shard[0]:
-                bar.pass_over()
-                continue
-            plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
-            if _is_committed(writer, row, sample, plan, retry_failed):
-                bar.skip()
-                continue
-            record = measure_sample(model, row, sample, writer.config, plan)
+    for row, sample in enumerate(samples):
+        sample = with_template(sample, writer.config.prompt)
+        place = seen[sample.task]
+        seen[sample.task] += 1
+        if row % shard[1] != shard[0]:
+            bar.pass_over()
+            continue
+        there = _committed(writer, row, sample)
+        plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
+        if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
+            bar.skip()
+            continue
+        record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, there))
+        failed = record.sample["status"] == "failed"
+        if failed and there is not None and there["status"] == "ok":
+            bar.say(f"{sample.id}: {record.sample['error']} (its earlier measurement is kept)")
+        else:
             writer.add(record)
-            bar.advance(failed=record.sample["status"] == "failed")
-            if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
-                writer.flush()
-                flushed = time.monotonic()
-    finally:  # also on Ctrl-C: everything finished is on disk
-        writer.flush()
+        bar.advance(failed=failed)
+        if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
+            writer.flush()
+            flushed = time.monotonic()
 
 
-def _is_committed(writer: RunWriter, row: int, sample: Sample, plan: Plan, retry_failed: bool) -> bool:
-    """Whether the row is there with everything that it should carry.
+def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:
+    """What is on disk for a row.
 
     Raises:
-        HorizonError: the row there is another sample's.
+        HorizonError: it is another sample's, or another question to it.
     """
     there = writer.committed.get(row)
     if there is None:
-        return False
-    if there["id"] != sample.id:
-        raise HorizonError(
-            f"{writer.path} was made from other samples: row {row} is {there['id']!r} there and {sample.id!r} now; "
-            "give the same samples in the same order, or choose another output directory"
-        )
+        return None
+    for name in ("id", "task", "question", "answers"):
+        held, now = there[name], getattr(sample, name)
+        if (list(held) != list(now)) if name == "answers" else held != now:
+            raise HorizonError(
+                f"{writer.path} was made from other samples: the {name} of row {row} is {held!r} there and {now!r} "
+                "now; give the same samples in the same order, or choose another output directory"
+            )
+    return there
+
+
+def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> bool:
+    """Whether a committed row carries everything that it should."""
     if there["status"] == "failed":
         return not retry_failed
-    return set(wanted_probes(writer.config, plan)) <= set(there["probes"])
+    return set(wanted) <= set(there["probes"])
 
 
-def _template_digest(model: ProbedModel) -> str:
-    template = getattr(model.processor, "chat_template", None) or getattr(model.tokenizer, "chat_template", None)
-    return sha256(repr(template).encode()).hexdigest()[:16]
+def _with_what_is_there(plan: Plan, there: dict[str, Any] | None) -> Plan:
+    """A row that is measured again keeps what it had: its newest commit is the one that holds."""
+    held = set(there["probes"]) if there is not None and there["status"] == "ok" else set()
+    return Plan(tokens=plan.tokens or "information" in held, spectra=plan.spectra or "spectra" in held)
+
+
+def _processor_digest(model: ProbedModel) -> str:
+    """16 hex digits over everything of the processor that changes what a model is given."""
+    processor, tokenizer = model.processor, model.tokenizer
+    template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
+    images = processor.image_processor.to_dict()
+    described = json.dumps([template, images, sorted(tokenizer.get_vocab().items())], sort_keys=True, default=str)
+    return sha256(described.encode()).hexdigest()[:16]
 
 
 def _device_name(model: ProbedModel) -> str:

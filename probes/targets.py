@@ -25,12 +25,25 @@ class Target:
     Attributes:
         name: one of `TARGETS`.
         answer: its text.
-        ids: token ids pooled at the first readout position; for `answer`, one id a readout position.
+        ids: token ids pooled at one readout place; for `answer`, one id a place.
+        prefix: ids that come before them and carry no information (a bare space before a digit, in SentencePiece);
+            they are teacher-forced, and the target is read after them.
     """
 
     name: str
     answer: str
     ids: tuple[int, ...]
+    prefix: tuple[int, ...] = ()
+
+    @property
+    def place(self) -> int:
+        """Readout place at which the target begins; 0 is the end of the prompt."""
+        return len(self.prefix)
+
+    @property
+    def forced(self) -> tuple[int, ...]:
+        """The continuation to force, so that the target can be read: it is read up to the last of these ids."""
+        return (*self.prefix, *(self.ids if self.name == "answer" else self.ids[:1]))
 
     def log_p(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Log probability of the target in nats.
@@ -43,12 +56,12 @@ class Target:
         """
         ids = torch.tensor(self.ids, device=log_probs.device)
         if self.name == "answer":
-            places = torch.arange(len(ids), device=log_probs.device)
+            places = torch.arange(self.place, self.place + len(ids), device=log_probs.device)
             return log_probs[..., places, ids].mean(-1)
-        return log_probs[..., 0, ids].logsumexp(-1)
+        return log_probs[..., self.place, ids].logsumexp(-1)
 
     def contains(self, token: torch.Tensor) -> torch.Tensor:
-        """Whether first tokens are right: (...) ids -> (...) bool."""
+        """Whether tokens at the target's place are right: (...) ids -> (...) bool."""
         first = self.ids[:1] if self.name == "answer" else self.ids
         return torch.isin(token, torch.tensor(first, device=token.device))
 
@@ -98,35 +111,39 @@ def gold_target(tokenizer: Any, sample: Sample) -> Target:
         SampleError: no answer, or it tokenizes to nothing.
     """
     answer = gold_answer(sample)
-    first = informative_ids(tokenizer, answer, sample)[0]
+    prefix, (first, *_) = split_answer(tokenizer, answer, sample)
     spelled = _spelling(tokenizer, first)
     fixed = sample.options or _PARTIAL in spelled  # pieces of different characters decode alike
     cases = [answer] if fixed else [answer, answer.lower(), answer.upper(), answer.capitalize()]
     ids = [first]
     for variant in dict.fromkeys(lead + case for lead in ("", " ") for case in cases):
-        found = _informative(tokenizer, variant)
-        if found and _same(_spelling(tokenizer, found[0]), spelled, exact=bool(sample.options)):
+        before, found = _split(tokenizer, variant)
+        alike = found and _same(_spelling(tokenizer, found[0]), spelled, exact=bool(sample.options))
+        if alike and before == prefix:  # read at another place, it would be another event
             ids.append(found[0])
-    return Target("gold", answer, tuple(dict.fromkeys(ids)))
+    return Target("gold", answer, tuple(dict.fromkeys(ids)), prefix)
 
 
-def informative_ids(tokenizer: Any, answer: str, sample: Sample) -> list[int]:
-    """Token ids of an answer from the first that carries information on (not a bare space, not a special token).
+def split_answer(tokenizer: Any, answer: str, sample: Sample) -> tuple[tuple[int, ...], list[int]]:
+    """Token ids of an answer: those before the first that carries information, and the rest.
 
     Raises:
-        SampleError: none does.
+        SampleError: none does, or what comes first is unknown to the tokenizer.
     """
-    ids = _informative(tokenizer, answer)
+    prefix, ids = _split(tokenizer, answer)
     if not ids:
         raise SampleError(f"sample {sample.id!r}: answer {answer!r} tokenizes to nothing that carries information")
-    return ids
+    return prefix, ids
 
 
-def _informative(tokenizer: Any, text: str) -> list[int]:
+def _split(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[int]]:
+    """Bare spaces and special tokens carry no information; after an unknown token nothing is known."""
     ids = tokenizer.encode(text, add_special_tokens=False)
-    special = set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     start = next((at for at, token in enumerate(ids) if token not in special and _spelling(tokenizer, token)), None)
-    return [] if start is None else ids[start:]
+    if start is None or ids[start] == tokenizer.unk_token_id:
+        return (), []
+    return tuple(ids[:start]), ids[start:]
 
 
 def _spelling(tokenizer: Any, token: int) -> str:
@@ -140,7 +157,22 @@ def _same(a: str, b: str, *, exact: bool) -> bool:
 def answer_target(tokenizer: Any, sample: Sample) -> Target:
     """The whole gold answer, teacher-forced."""
     answer = gold_answer(sample)
-    return Target("answer", answer, tuple(informative_ids(tokenizer, answer, sample)))
+    prefix, ids = split_answer(tokenizer, answer, sample)
+    return Target("answer", answer, tuple(ids), prefix)
+
+
+def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[int, ...]:
+    """The continuation to force after the prompt, so that every target can be read; () where the prompt's end does.
+
+    Raises:
+        SampleError: an answer is needed and missing, or tokenizes to nothing.
+    """
+    if "answer" in names:
+        return answer_target(tokenizer, sample).forced
+    if {"gold", "greedy-correct"} & set(names):
+        gold = gold_target(tokenizer, sample)
+        return gold.forced if gold.prefix else ()
+    return ()
 
 
 def resolve_targets(
@@ -157,7 +189,7 @@ def resolve_targets(
     Raises:
         SampleError: an answer is needed and missing, or tokenizes to nothing.
     """
-    greedy = int(own_log_probs[0].argmax())
+    own = own_log_probs.argmax(-1).tolist()
     found = {}
     for name in names:
         if name == "gold":
@@ -166,9 +198,17 @@ def resolve_targets(
             found[name] = _gold_raw(tokenizer, sample)
         elif name == "answer":
             found[name] = answer_target(tokenizer, sample)
-        elif name == "greedy" or greedy in gold_target(tokenizer, sample).ids:
-            found[name] = Target(name, tokenizer.decode([greedy]), (greedy,))
+        elif name == "greedy":
+            found[name] = Target(name, tokenizer.decode([own[0]]), (own[0],))
+        elif _says(own, gold := gold_target(tokenizer, sample)):
+            token = own[gold.place]
+            found[name] = Target(name, tokenizer.decode([token]), (token,), gold.prefix)
     return found
+
+
+def _says(own: Sequence[int], gold: Target) -> bool:
+    """Whether the model's own tokens are the gold answer's beginning."""
+    return tuple(own[: gold.place]) == gold.prefix and own[gold.place] in gold.ids
 
 
 def _gold_raw(tokenizer: Any, sample: Sample) -> Target:

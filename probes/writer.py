@@ -5,7 +5,9 @@ A part is written under temporary names and renamed into place, the samples part
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
 from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
+COMMITTED = ("id", "task", "question", "answers", "status", "probes")
 
 
 @dataclass(frozen=True)
@@ -39,37 +43,63 @@ class Record:
 
 
 class RunWriter:
-    """Adds records to one shard of a run directory; `flush` commits what was added since the last flush."""
+    """Adds records to one shard of a run directory; `flush` commits what was added since the last flush.
+
+    A context manager: it holds a lock on its shard until it is left, and flushes then.
+    """
 
     def __init__(self, path: str | Path, config: RunConfig, *, shard: tuple[int, int] = (0, 1)) -> None:
         """Create the directory, or open it to go on.
 
         Raises:
-            HorizonError: it holds a run of another configuration, or is no run directory and not empty.
+            HorizonError: it holds a run of another configuration, is no run directory and not empty, or another
+                process is writing the same shard.
         """
         self.path, self.config = Path(path), config
         self.label = f"{shard[0]}of{shard[1]}"
         self._pending: list[Record] = []
         self._open()
+        self._lock = FileLock(self.path / f".lock-{self.label}", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise HorizonError(
+                f"another process is writing shard {shard[0]}/{shard[1]} of {self.path}: wait for it, or split the run "
+                "with --shard i/n"
+            ) from None
         self.committed = self._read_committed()
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.flush()  # also on Ctrl-C: everything finished is on disk
+        finally:
+            self._lock.release()
 
     def _open(self) -> None:
         file = self.path / "run.json"
-        if file.exists():
-            _refuse_other(load_run(self.path), self.config)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
+        ours = {*FOLDERS, "run.json"}
+        if self.path.exists() and not file.exists():
+            foreign = not self.path.is_dir() or any(
+                entry.name not in ours and not entry.name.startswith(".") for entry in self.path.iterdir()
+            )
+            if foreign:
+                raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
+        self.path.mkdir(parents=True, exist_ok=True)
+        _create(file, json.dumps(self.config.to_dict(), indent=2))
+        _refuse_other(load_run(self.path), self.config)
         for folder in FOLDERS:
-            (self.path / folder).mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            _write_atomically(file, json.dumps(self.config.to_dict(), indent=2))
+            (self.path / folder).mkdir(exist_ok=True)
 
     def _read_committed(self) -> dict[int, dict[str, Any]]:
-        """Row number -> its id, status and probes, for every row that some shard has committed."""
+        """Row number -> what was asked, its status and probes, for every row that some shard has committed."""
         self._discard_uncommitted()
         samples = Run(self.path, self.config).samples
-        columns = ["id", "status", "probes"]
-        return {int(row): dict(zip(columns, values, strict=True)) for row, *values in samples[["row", *columns]].values}
+        return {
+            int(row): dict(zip(COMMITTED, values, strict=True)) for row, *values in samples[["row", *COMMITTED]].values
+        }
 
     def _discard_uncommitted(self) -> None:
         """Remove what an interrupted flush of this shard left behind: no samples part lists it."""
@@ -117,6 +147,7 @@ class RunWriter:
         temporary = file.with_name(f".{file.name}")
         stored = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
         save_file(stored, temporary, metadata=metadata)
+        temporary.chmod((self.path / "run.json").stat().st_mode)  # safetensors makes files that only their owner reads
         temporary.replace(file)
 
 
@@ -149,7 +180,10 @@ def _write_table(file: Path, table: pa.Table) -> None:
     temporary.replace(file)
 
 
-def _write_atomically(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}")
+def _create(file: Path, text: str) -> None:
+    """Write a file whole, unless it is there already: of several processes that start together, one does."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     temporary.write_text(text)
-    temporary.replace(file)
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, file)
+    temporary.unlink()

@@ -238,3 +238,29 @@ def test_other_pixels_or_another_size_are_another_picture():
     hashes = [image_sha256(image) for image in (tall, wide, same_bytes, picture((12, 8), seed=1), wide.resize((6, 4)))]
     assert hashes[1] == hashes[2]  # one picture, made in two ways
     assert len(set(hashes)) == 4
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_wide_pixels_are_scaled_not_clipped(tmp_path, mode):
+    """A 16-bit picture reads as the 8-bit one that it is 257 times."""
+    narrow = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    wide = Image.fromarray(narrow.astype(np.uint16) * 257).convert(mode)
+    wide.save(tmp_path / "wide.tiff")
+    read = Sample("s", tmp_path / "wide.tiff", "?", ("a",)).load_image()
+    assert read.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(read)[..., 0], narrow)
+    narrow_in_wide = Sample("s", Image.fromarray(narrow.astype(np.int32)), "?", ("a",)).load_image()
+    np.testing.assert_array_equal(np.asarray(narrow_in_wide)[..., 2], narrow)
+
+
+def test_pixels_of_unknown_range_are_named():
+    for pixels, reason in ((np.zeros((4, 4), np.float32), "holds floats"), (np.full((4, 4), -1, np.int32), "-1 to -1")):
+        with pytest.raises(SampleError, match=f"sample 'odd': the image {reason}|sample 'odd': .*{reason}"):
+            Sample("odd", Image.fromarray(pixels), "?", ("a",)).load_image()
+
+
+def test_one_json_array_is_refused(tmp_path):
+    file = tmp_path / "set.json"
+    file.write_text('[\n{"id": 1}]')
+    with pytest.raises(HorizonError, match="holds one JSON array; write one object a line"):
+        read_samples(file)

@@ -157,6 +157,51 @@ def test_token_grids_go_to_the_first_samples_of_each_task_and_can_be_added_later
     assert more.tokens("ocr-001").log_p.shape == (8, 1)
 
 
+def test_what_was_measured_stays_when_a_row_is_measured_again(model, tmp_path):
+    """Grids and spectra that a later call does not ask for are measured again rather than lost."""
+    probes_ = ("entropy", "removal", "information")
+    options = {"probes": probes_, "streams": ("hidden",), "window": 8}
+    removal_run(model, tmp_path / "run", demo_samples(2, "ocr"), **options)
+    run = removal_run(model, tmp_path / "run", demo_samples(2, "ocr"), token_samples=0, spectra=2, **options)
+    assert run.token_rows() == [0, 1]
+    assert sorted(run.spectra("hidden")) == [0, 1]
+
+
+def test_a_failure_later_keeps_the_earlier_measurement(model, tmp_path):
+    sample = replace(demo_samples(1, "ocr")[0], image=tmp_path / "there.png")
+    demo_samples(1, "ocr")[0].load_image().save(tmp_path / "there.png")
+    options = {"probes": ("removal", "information"), "window": 8}
+    removal_run(model, tmp_path / "run", [sample], token_samples=0, **options)
+    (tmp_path / "there.png").unlink()
+    run = removal_run(model, tmp_path / "run", [sample], **options)
+    assert run.ok["id"].tolist() == ["ocr-000"]
+    assert len(run.curves) > 0
+
+
+def test_another_question_to_the_same_row_is_refused(model, tmp_path):
+    sample = demo_samples(1, "ocr")[0]
+    removal_run(model, tmp_path / "run", [sample])
+    with pytest.raises(vh.HorizonError, match=r"the question of row 0 is 'what does the text say \?' there"):
+        removal_run(model, tmp_path / "run", [replace(sample, question="what is the last character ?")])
+    with pytest.raises(vh.HorizonError, match="the answers of row 0"):
+        removal_run(model, tmp_path / "run", [replace(sample, answers=("A",))])
+
+
+def test_a_changed_processor_is_another_configuration(tmp_path):
+    changed = vh.load_model(vh.data_path("demo-models", "tiny-8"))
+    removal_run(changed, tmp_path / "run", demo_samples(1, "ocr"))
+    changed.processor.image_processor.image_mean = [0.4, 0.4, 0.4]
+    with pytest.raises(vh.HorizonError, match=r"another configuration \(processor"):
+        removal_run(changed, tmp_path / "run", demo_samples(1, "ocr"))
+
+
+def test_entropies_alone_need_no_answer(model, tmp_path):
+    sample = replace(demo_samples(1, "ocr")[0], answers=())
+    run = removal_run(model, tmp_path / "run", [sample], probes=("entropy",))
+    assert len(run.ok) == 1
+    assert run.matrix("entropy", stream="query")[2].shape == (1, 8)
+
+
 def test_bad_samples_are_recorded_and_the_others_measured(model, tmp_path):
     good = demo_samples(1, "ocr")[0]
     (tmp_path / "broken.png").write_bytes(b"not a picture")
@@ -199,6 +244,18 @@ def test_greedy_correct_is_measured_on_right_answers_only(model, tmp_path):
     run = removal_run(model, tmp_path / "run", [*demo_samples(1, "ocr"), wrong], targets=("greedy-correct",))
     assert run.matrix("log_p", context="removal", target="greedy-correct")[0].tolist() == [0]
     assert len(run.ok) == 2
+    assert run.samples["correct"].tolist() == [True, None]
+    assert np.isnan(run.samples.loc[1, "p"])
+
+
+def test_columns_of_the_first_target_are_null_where_it_is_absent(model, tmp_path):
+    wrong = replace(demo_samples(1, "ocr")[0], id="wrong", answers=("zero",))
+    options = {"targets": ("greedy-correct", "gold"), "probes": ("information",), "window": 8}
+    run = removal_run(model, tmp_path / "run", [*demo_samples(1, "ocr"), wrong], **options)
+    assert np.isnan(run.samples.loc[1, "p"])
+    assert run.token_rows() == [0]
+    assert run.token_rows(target="gold") == [0, 1]
+    assert [found.n_samples for found in vh.find_horizon(run, criterion="information")] == [1]
 
 
 def test_prompt_template_changes_the_question_and_the_hash(model, tmp_path):
@@ -221,7 +278,7 @@ def test_same_picture_under_two_names_is_one_cluster(model, tmp_path):
 
 def test_other_samples_in_the_same_directory_are_refused(model, tmp_path):
     removal_run(model, tmp_path / "run", demo_samples(2, "ocr"))
-    with pytest.raises(vh.HorizonError, match=r"row 0 is 'ocr-000' there and 'vqa-000' now"):
+    with pytest.raises(vh.HorizonError, match=r"the id of row 0 is 'ocr-000' there and 'vqa-000' now"):
         removal_run(model, tmp_path / "run", demo_samples(2, "vqa"))
 
 
@@ -237,6 +294,10 @@ def test_other_samples_in_the_same_directory_are_refused(model, tmp_path):
         ({"kind": "blur"}, "removal kind 'blur' is unknown"),
         ({"shard": (2, 2)}, "shard 2/2 is unusable"),
         ({"limit": 0}, "limit is 0"),
+        ({"alpha": 0.0, "probes": ("entropy",)}, "alpha is 0"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"streams": (), "probes": ("entropy",)}, "needs at least one stream"),
+        ({"contexts": (), "probes": ("information",)}, "needs at least one context"),
         ({"prompt": "Answer:"}, "has no {question}"),
     ],
 )

@@ -9,12 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
+from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from analyses.runs import TARGETS, HorizonError
 from probes.samples import Sample, SampleError
-from probes.targets import check_targets, gold_answer, gold_target, informative_ids, normalize_answer, resolve_targets
+from probes.targets import (
+    Target,
+    check_targets,
+    forced_ids,
+    gold_answer,
+    gold_target,
+    normalize_answer,
+    resolve_targets,
+    split_answer,
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -163,10 +172,57 @@ def test_the_answer_as_it_stands_comes_first(byte_level):
         assert pieces(byte_level, gold_target(byte_level, asked(answer)).ids[:1]) == {answer}
 
 
-def test_informative_ids_begin_after_spaces_and_special_tokens(sentencepiece, byte_level):
-    assert sentencepiece.convert_ids_to_tokens(informative_ids(sentencepiece, "57", asked())) == ["5", "7"]
-    assert byte_level.convert_ids_to_tokens(informative_ids(byte_level, "  5 5", asked())) == ["5", "Ġ", "5"]
-    assert byte_level.convert_ids_to_tokens(informative_ids(byte_level, "<s>red", asked())) == ["red"]
+def test_answers_split_after_spaces_and_special_tokens(sentencepiece, byte_level):
+    for tokenizer, answer, before, rest in (
+        (sentencepiece, "57", ["▁"], ["5", "7"]),
+        (sentencepiece, "red", [], ["▁red"]),
+        (byte_level, "5 5", [], ["5", "Ġ", "5"]),
+        (byte_level, "<s>red", ["<s>"], ["red"]),
+    ):
+        prefix, ids = split_answer(tokenizer, answer, asked())
+        assert [tokenizer.convert_ids_to_tokens(list(part)) for part in (prefix, ids)] == [before, rest]
+
+
+def test_a_target_after_a_bare_space_is_forced_and_read_behind_it(sentencepiece):
+    """ "▁" is what the model says first; "5" is what carries the answer, one place later."""
+    own = log_probs(3, len(sentencepiece), best=3)
+    space, five, seven = sentencepiece.encode("57", add_special_tokens=False)
+    gold = resolved("gold", sentencepiece, asked("57"), own)
+    assert (gold.prefix, gold.ids, gold.place, gold.forced) == ((space,), (five,), 1, (space, five))
+    assert gold.log_p(own).item() == own[1, five].item()
+    answer = resolved("answer", sentencepiece, asked("57"), own)
+    assert answer.forced == (space, five, seven)
+    assert answer.log_p(own).item() == pytest.approx((own[1, five] + own[2, seven]).item() / 2)
+
+
+def test_what_is_forced_is_what_some_target_needs(sentencepiece):
+    digit, word = asked("57"), asked("red")
+    space, five, seven = sentencepiece.encode("57", add_special_tokens=False)
+    assert forced_ids(["gold"], sentencepiece, digit) == (space, five)
+    assert forced_ids(["greedy", "gold-raw"], sentencepiece, digit) == ()
+    assert forced_ids(["gold", "answer"], sentencepiece, digit) == (space, five, seven)
+    assert forced_ids(["gold"], sentencepiece, word) == ()
+    assert forced_ids(["greedy"], sentencepiece, asked()) == ()
+
+
+@pytest.mark.parametrize(("says", "right"), [("▁5", True), ("▁6", False), ("55", False)])
+def test_greedy_correct_follows_the_bare_space(sentencepiece, says, right):
+    own = log_probs(2, len(sentencepiece), best=3)
+    for place, piece in enumerate(says):
+        own[place, sentencepiece.convert_tokens_to_ids(piece)] = 1.0
+    found = resolve_targets(["greedy-correct"], sentencepiece, asked("57"), own)
+    assert bool(found) == right
+    if right:
+        assert found["greedy-correct"].place == 1
+
+
+def test_an_answer_that_begins_with_an_unknown_token_is_named():
+    words = Tokenizer(WordLevel({"<unk>": 0, "red": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    with pytest.raises(SampleError, match="tokenizes to nothing"):
+        gold_target(tokenizer, asked("zebra red"))
+    assert gold_target(tokenizer, asked("red")) == Target("gold", "red", (1,))
 
 
 # --- every target ----------------------------------------------------------------------------------------------------
@@ -215,7 +271,7 @@ def test_answer_is_the_mean_over_its_tokens_each_at_its_place(sentencepiece):
     tokens = ["5", "7", "▁red"]
     assert sentencepiece.convert_ids_to_tokens(list(target.ids)) == tokens
     ids = sentencepiece.convert_tokens_to_ids(tokens)
-    expected = [sum(float(each[place, i]) for place, i in enumerate(ids)) / 3 for each in own]
+    expected = [sum(float(each[place, i]) for place, i in enumerate(ids, start=1)) / 3 for each in own]  # behind "▁"
     assert target.log_p(own).tolist() == pytest.approx(expected, abs=1e-12)
     assert target.contains(torch.tensor(ids)).tolist() == [True, False, False]  # only its first token is a first token
 
