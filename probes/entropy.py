@@ -43,8 +43,7 @@ def matrix_entropy(
     >>> round(matrix_entropy(torch.eye(5), center=False).item(), 6) == round(math.log(5), 6)
     True
     """
-    if not alpha > 0:
-        raise HorizonError(f"alpha is {alpha}; the Renyi order must be positive")
+    check_alpha(alpha)
     gram = _gram(states, center=center, normalize_rows=normalize_rows)
     entropy = -gram.square().sum((-2, -1)).log() if alpha == 2 else _renyi(_spectrum(gram), alpha)
     zero = gram.diagonal(dim1=-2, dim2=-1).sum(-1) == 0
@@ -53,6 +52,12 @@ def matrix_entropy(
         return entropy
     largest = math.log(max(1, min(states.shape[-2] - center, states.shape[-1])))
     return entropy / largest if largest > 0 else torch.full_like(entropy, math.nan)
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise HorizonError unless the Renyi order is positive."""
+    if not alpha > 0:
+        raise HorizonError(f"alpha is {alpha}; the Renyi order must be positive")
 
 
 def matrix_spectrum(states: torch.Tensor, *, center: bool = True, normalize_rows: bool = True) -> torch.Tensor:
@@ -124,7 +129,10 @@ def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.
     if not torch.isfinite(rows).all():
         raise HorizonError(f"states of shape {tuple(states.shape)} hold values that are not finite")
     if normalize_rows:
-        rows = torch.nn.functional.normalize(rows, dim=-1, eps=torch.finfo(rows.dtype).tiny)
+        lengths = rows.norm(dim=-1, keepdim=True)
+        # a token that lies at the mean is a zero row, whatever rounding left of it
+        rounding = 4 * torch.finfo(rows.dtype).eps * states.double().abs().amax((-2, -1), keepdim=True)
+        rows = torch.where(lengths > rounding * math.sqrt(rows.shape[-1]), rows / lengths, 0.0)
     sides = rows if rows.shape[-2] <= rows.shape[-1] else rows.transpose(-2, -1)
     gram = sides @ sides.transpose(-2, -1)
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
@@ -132,8 +140,10 @@ def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.
 
 
 def _spectrum(gram: torch.Tensor) -> torch.Tensor:
-    """Ascending eigenvalues; tiny negative ones, which a Gram matrix cannot have, are rounding."""
-    return torch.linalg.eigvalsh(gram).clamp(min=0.0)
+    """Ascending eigenvalues; those within rounding of 0, negative ones among them, are 0."""
+    values = torch.linalg.eigvalsh(gram)
+    rounding = gram.shape[-1] * torch.finfo(gram.dtype).eps * values[..., -1:]
+    return torch.where(values > rounding, values, 0.0)
 
 
 def _renyi(values: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -15,8 +15,27 @@ import numpy as np
 from analyses.runs import HorizonError
 from probes.grids import TokenGrid
 
-# (config, encoded inputs, positions of the visual tokens in the prompt) -> grids
-GridRule = Callable[[Any, Mapping[str, Any], np.ndarray], list[TokenGrid]]
+
+@dataclass(frozen=True)
+class Layout:
+    """What a grid rule may look at.
+
+    Attributes:
+        config: the model's configuration.
+        inputs: the encoded inputs.
+        positions: (n_visual,) int, positions of the visual tokens in the prompt.
+        image_size: width and height of the original image in pixels.
+        image_processor: what resized and cropped it.
+    """
+
+    config: Any
+    inputs: Mapping[str, Any]
+    positions: np.ndarray
+    image_size: tuple[int, int]
+    image_processor: Any
+
+
+GridRule = Callable[[Layout], list[TokenGrid]]
 
 
 @dataclass(frozen=True)
@@ -32,18 +51,40 @@ class Family:
     grids: GridRule
 
 
-def square_grid(config: Any, inputs: Mapping[str, Any], positions: np.ndarray) -> list[TokenGrid]:
-    """One square grid, row-major: the encoder sees the whole image resized (LLaVA-1.5).
+def square_grid(layout: Layout) -> list[TokenGrid]:
+    """One square grid, row-major, over what resizing and center cropping leave of the image (LLaVA-1.5).
 
     Raises:
         HorizonError: the number of visual tokens is no square.
     """
+    positions = layout.positions
     side = math.isqrt(len(positions))
     if side * side != len(positions):
         raise HorizonError(
-            f"{len(positions)} visual tokens form no square grid, which {config.model_type} promises for one image"
+            f"{len(positions)} visual tokens form no square grid, as {layout.config.model_type} promises for an image"
         )
-    return [TokenGrid(positions.reshape(side, side))]
+    return [TokenGrid(positions.reshape(side, side), center_crop_box(layout.image_processor, layout.image_size))]
+
+
+def center_crop_box(image_processor: Any, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what the encoder sees, as fractions of the original image.
+
+    A processor resizes to a height and width, or the shortest edge to a length, and may then cut out the center;
+    where the crop is larger than the resized image it pads, and the box reaches beyond 0 and 1.
+    """
+    width, height = image_size
+    size = getattr(image_processor, "size", None) or {}
+    if getattr(image_processor, "do_resize", True):
+        if size.get("shortest_edge"):
+            scale = size["shortest_edge"] / min(width, height)
+            width, height = width * scale, height * scale
+        elif size.get("height") and size.get("width"):
+            width, height = size["width"], size["height"]
+    crop = getattr(image_processor, "crop_size", None) or {}
+    if not getattr(image_processor, "do_center_crop", False) or not crop.get("width"):
+        return 0.0, 0.0, 1.0, 1.0
+    across, down = crop["width"] / width / 2, crop["height"] / height / 2
+    return 0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down
 
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (Family("llava", square_grid),)}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from probes.families import Layout
 from probes.grids import TokenGrid
 from probes.models import ProbedModel
 from probes.samples import Sample, SampleError
@@ -66,7 +67,8 @@ def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = ())
     if inputs.get("pixel_values") is not None:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     visual = _visual_positions(model, sample, inputs["input_ids"][0])
-    grids = model.family.grids(model.model.config, inputs, visual.cpu().numpy())
+    layout = Layout(model.model.config, inputs, visual.cpu().numpy(), image.size, model.processor.image_processor)
+    grids = model.family.grids(layout)
     last = inputs["input_ids"].shape[1] - 1
     _check_grids(model, sample, grids, visual)
     inputs = _append(inputs, answer_ids)

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 from analyses.runs import HorizonError
 from probes.capture import capture_prompt
-from probes.families import Family, square_grid
+from probes.families import Family, Layout, center_crop_box, square_grid
 from probes.grids import TokenGrid
+from probes.information import removal_curves
 from probes.models import ProbedModel
 from probes.prompts import chat_text, encode
 from probes.samples import Sample, SampleError
-from probes.targets import answer_target
+from probes.targets import Target, answer_target
 
 N_WORDS = 6  # "what does the text say ?"
 
@@ -31,7 +33,7 @@ def with_template(model: ProbedModel, template: str | None) -> ProbedModel:
 
 def with_grids(model: ProbedModel, *grids: np.ndarray) -> ProbedModel:
     """The same model; its family places visual tokens on the given grids."""
-    return replace(model, family=Family("made-up", lambda _config, _inputs, _positions: [*map(TokenGrid, grids)]))
+    return replace(model, family=Family("made-up", lambda _layout: [*map(TokenGrid, grids)]))
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,22 @@ def test_log_p_of_the_answer_is_the_mean_of_a_plain_forwards(demo, demo_samples)
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
+def test_a_target_behind_a_forced_prefix_is_read_from_a_plain_forward_with_the_prefix(demo, demo_samples):
+    """Removal curves of a target that begins one token later: at L, the plain model's value after that token."""
+    sample = demo_samples[0]
+    before, after = (demo.tokenizer.convert_tokens_to_ids(word) for word in ("is", "red"))
+    target = Target("gold", "red", (after,), prefix=(before,))
+    captured = capture_prompt(demo, encode(demo, sample, target.forced), ())
+    curve = removal_curves(demo, captured, {"gold": target})["gold"]
+    plain = dict(encode(demo, sample).inputs)
+    plain["input_ids"] = torch.cat([plain["input_ids"], torch.tensor([[before]])], dim=1)
+    plain["attention_mask"] = torch.ones_like(plain["input_ids"])
+    with torch.no_grad():
+        expected = demo.model(**plain).logits[0, -1].log_softmax(-1)[after].item()
+    assert curve.log_p_all == pytest.approx(expected, abs=1e-5)
+    assert np.abs(curve.log_p[:-1] - expected).max() > 0.05
+
+
 def test_a_row_that_could_not_be_read_says_why(demo):
     with pytest.raises(SampleError, match=r"^pets.jsonl line 3: not valid JSON$"):
         encode(demo, Sample("pets:3", None, "", (), error="pets.jsonl line 3: not valid JSON"))
@@ -178,5 +196,38 @@ def test_grids_that_do_not_fit_the_prompt_are_named(demo, read, grids):
 
 
 def test_a_number_of_tokens_that_is_no_square_is_named(demo):
-    with pytest.raises(HorizonError, match="63 visual tokens form no square grid, which llava promises"):
-        square_grid(demo.model.config, {}, np.arange(63))
+    with pytest.raises(HorizonError, match="63 visual tokens form no square grid, as llava promises"):
+        square_grid(Layout(demo.model.config, {}, np.arange(63), (64, 64), None))
+
+
+@pytest.mark.parametrize(
+    ("size", "image", "box"),
+    [
+        ({"shortest_edge": 64}, (192, 64), (1 / 3, 0, 2 / 3, 1)),  # the middle third
+        ({"shortest_edge": 64}, (50, 100), (0, 0.25, 1, 0.75)),
+        ({"height": 64, "width": 64}, (192, 64), (0, 0, 1, 1)),  # squeezed, all of it
+        ({"shortest_edge": 32}, (64, 64), (-0.5, -0.5, 1.5, 1.5)),  # padded
+    ],
+)
+def test_the_box_is_what_the_encoder_sees(size, image, box):
+    """Against pixels: the corners of a ramp picture, as the processor leaves them."""
+    crop = {"height": 64, "width": 64}
+    processor = CLIPImageProcessorPil(size=size, crop_size=crop, do_center_crop=True, do_normalize=False)
+    assert center_crop_box(processor, image) == pytest.approx(box, abs=0.01)
+    width, height = image
+    ramp = np.zeros((height, width, 3), np.uint8)
+    ramp[..., 0], ramp[..., 1] = np.linspace(1, 255, width)[None], np.linspace(1, 255, height)[:, None]
+    seen = processor(images=Image.fromarray(ramp), return_tensors="pt")["pixel_values"][0].numpy() * 255
+    inside = [max(0.0, box[0]), max(0.0, box[1]), min(1.0, box[2]), min(1.0, box[3])]
+    lit = seen[:2].max(axis=0) > 0.5
+    rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
+    found = [
+        *(seen[channel][rows[0], columns[0]] for channel in (0, 1)),
+        *(seen[channel][rows[-1], columns[-1]] for channel in (0, 1)),
+    ]
+    np.testing.assert_allclose(found, [1 + 254 * fraction for fraction in inside], atol=8)
+
+
+def test_without_a_center_crop_the_grid_covers_the_whole_image():
+    whole = CLIPImageProcessorPil(size={"shortest_edge": 64}, do_center_crop=False)
+    assert center_crop_box(whole, (192, 64)) == (0, 0, 1, 1)
