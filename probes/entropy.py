@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from analyses.runs import HorizonError
 
 PRESETS = ("paper", "released")
+CHUNK_VALUES = 2**21  # of float64, 16 MB: a layer or two of a large model, all layers of a small one
 
 
 def matrix_entropy(
@@ -44,10 +46,15 @@ def matrix_entropy(
     True
     """
     check_alpha(alpha)
-    gram = _gram(states, center=center, normalize_rows=normalize_rows)
-    entropy = -gram.square().sum((-2, -1)).log() if alpha == 2 else _renyi(_spectrum(gram), alpha)
-    zero = gram.diagonal(dim1=-2, dim2=-1).sum(-1) == 0
-    entropy = torch.where(zero, 0.0, entropy).clamp(min=0.0)
+    _check_shape(states)
+
+    def entropy_of(matrices: torch.Tensor) -> torch.Tensor:
+        gram = _gram(matrices, center=center, normalize_rows=normalize_rows)
+        entropy = -gram.square().sum((-2, -1)).log() if alpha == 2 else _renyi(_spectrum(gram), alpha)
+        zero = gram.diagonal(dim1=-2, dim2=-1).sum(-1) == 0
+        return torch.where(zero, 0.0, entropy).clamp(min=0.0)
+
+    entropy = _in_chunks(entropy_of, states)
     if not normalized:
         return entropy
     largest = math.log(max(1, min(states.shape[-2] - center, states.shape[-1])))
@@ -74,7 +81,10 @@ def matrix_spectrum(states: torch.Tensor, *, center: bool = True, normalize_rows
     Raises:
         HorizonError: as `matrix_entropy`.
     """
-    return _spectrum(_gram(states, center=center, normalize_rows=normalize_rows)).flip(-1)
+    _check_shape(states)
+    return _in_chunks(
+        lambda matrices: _spectrum(_gram(matrices, center=center, normalize_rows=normalize_rows)).flip(-1), states
+    )
 
 
 def token_entropy(states: torch.Tensor, heads: int, *, preset: str = "paper") -> torch.Tensor:
@@ -118,13 +128,24 @@ def _centered(states: torch.Tensor) -> torch.Tensor:
     return wide - wide.mean(-2, keepdim=True)
 
 
+def _check_shape(states: torch.Tensor) -> None:
+    if states.ndim < 2 or 0 in states.shape[-2:]:
+        raise HorizonError(f"states of shape {tuple(states.shape)} have no (token, dim) matrix")
+
+
+def _in_chunks(function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+    """Apply a function to (matrix, token, dim) chunks of (..., token, dim) states: their float64 copies stay small."""
+    matrices = states.reshape(-1, *states.shape[-2:])
+    size = max(1, CHUNK_VALUES // (states.shape[-2] * states.shape[-1]))
+    found = torch.cat([function(chunk) for chunk in matrices.split(size)])
+    return found.reshape((*states.shape[:-2], *found.shape[1:]))
+
+
 def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.Tensor:
     """Trace-one Gram matrix on the smaller side, (..., min(N, d), min(N, d)) float64; zero for zero states.
 
     The products are float64 too: in float32 their rounding fills every direction that collapsed states left empty.
     """
-    if states.ndim < 2 or 0 in states.shape[-2:]:
-        raise HorizonError(f"states of shape {tuple(states.shape)} have no (token, dim) matrix")
     rows = _centered(states) if center else states.double()
     if not torch.isfinite(rows).all():
         raise HorizonError(f"states of shape {tuple(states.shape)} hold values that are not finite")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from analyses.runs import HorizonError, RunConfig
@@ -29,7 +30,7 @@ from probes.models import ProbedModel
 from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
 from probes.replay import largest_batch
 from probes.samples import Sample, image_sha256
-from probes.targets import Target
+from probes.targets import Target, answer_length
 from probes.writer import Record
 
 THUMBNAIL = 256  # px, longest side
@@ -85,7 +86,7 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if plan.spectra}
-    entry = _entry(model, captured, targets.get(config.targets[0]))
+    entry = _entry(model, sample, captured, targets.get(config.targets[0]))
     curves = list(_entropy_rows(entropies))
     grids: Grids = {}
     if targets:
@@ -101,13 +102,16 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     return Record(entry, curves, _token_arrays(grids), spectra)
 
 
-def _entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
+def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
     """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
     prompt, own = captured.prompt, captured.log_probs
-    best = own[target.place if target else 0].argmax()
+    there = own[target.place if target else 0]
+    best = there.argmax()
     entry: dict[str, Any] = {
         "image_sha256": image_sha256(prompt.image),
         "prediction": model.tokenizer.decode([int(best)]),
+        "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
+        "answer_tokens": answer_length(model.tokenizer, sample),
         "n_visual": len(prompt.visual),
         "n_placeless": prompt.placeless,
         "n_prompt": int(prompt.readout[0]) + 1,

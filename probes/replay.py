@@ -18,7 +18,7 @@ from probes.capture import Capture, log_softmax
 from probes.models import ProbedModel
 
 # Rows (ablations x tokens) in one batch: wide enough for full matrix products, small enough for the caches of a CPU.
-BATCH_ROWS = {"cpu": 6144, "cuda": 65536}
+BATCH_ROWS = {"cpu": 2048, "cuda": 65536}
 
 
 @dataclass(frozen=True)

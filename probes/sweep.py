@@ -119,6 +119,7 @@ def run(
         layers=None if layers is None else tuple(sorted(set(layers))),
         kind=kind,
         seed=seed,
+        n_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         versions={name: version(name) for name in ("vlm-horizon", "torch", "transformers", "nnsight", "numpy")},
         device=_device_name(model),
         batch_size=batch_size,

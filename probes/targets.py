@@ -161,6 +161,13 @@ def answer_target(tokenizer: Any, sample: Sample) -> Target:
     return Target("answer", answer, tuple(ids), prefix)
 
 
+def answer_length(tokenizer: Any, sample: Sample) -> int | None:
+    """Tokens of the gold answer from the first that carries information on; None where there is no such answer."""
+    if not any(answer.strip() for answer in sample.answers):
+        return None
+    return len(_split(tokenizer, gold_answer(sample))[1]) or None
+
+
 def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[int, ...]:
     """The continuation to force after the prompt, so that every target can be read; () where the prompt's end does.
 

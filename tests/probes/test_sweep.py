@@ -76,6 +76,9 @@ def test_sample_rows_say_what_the_model_did(whole):
     crop = first["crops"][0]
     assert (crop["rows"], crop["columns"], crop["right"]) == (8, 8, 1.0)
     assert 0 <= first["noise_floor_p"] < 1e-4
+    assert first["answer_tokens"] == len(first["answers"][0].split())
+    assert 0 <= first["output_entropy"] < np.log(whole.config.vocab_size)
+    assert whole.ok["output_entropy"].corr(whole.ok["p"], method="spearman") < -0.5
     greedy = whole.matrix("log_p", context="removal", target="greedy")[2][:, -1]
     gold = whole.matrix("log_p", context="removal", target="gold")[2][:, -1]
     assert (greedy >= gold - 1e-6).all()
