@@ -1,19 +1,18 @@
-"""The entropy collapse layer (ECL): the one-step drop of matrix entropy that stands out, or None with the reason."""
+"""The entropy collapse layer (ECL): the drop of matrix entropy that stands out, or None with the reason."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 import numpy as np
 
-from analyses.effects import entropy_curves, image_codes, split_groups
-from analyses.resampling import draw_counts, percentile_interval, resampled_means
+from analyses.collapse_rules import RESOLUTION, RULES
+from analyses.effects import EffectCurves, check_choice, entropy_curves, image_codes, split_groups
+from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
 from analyses.runs import HorizonError, Run
 
 MIN_LAYERS = 5  # below it fewer than three other steps are left to compare the largest with
-RESOLUTION = 1e-5  # relative to the entropy: what float32 states leave uncertain
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,15 @@ class CollapseLayer:
         layers: (layer,) int, 0..L-1.
         curve: (layer,) mean entropy in nats; tasks weigh equally.
         low: (layer,) lower end of the pointwise bootstrap band, nats. high: its upper end.
-        drop: largest one-step drop S_{k-1} - S_k, nats.
-        sharpness: that drop's distance from the median of the other steps, in their robust standard deviations.
-        sharpness_null: the sharpness that exchangeable steps exceed with probability 1 - level.
+        drop: largest one-step drop S_{k-1} - S_k, nats; by the rule "two-segment" the shift of the level.
+        sharpness: how far it stands out: distance of the drop from the median of the other steps, in their robust
+            standard deviations; by the rule "two-segment" the gain in BIC over one segment.
+        sharpness_null: what exchangeable steps exceed with probability 1 - level, on the same scale.
         consistency: share of bootstrap resamples whose own largest drop is at the same layer and stands out too.
-        interval: percentile interval of the resamples' layers; None when no layer is given.
+        interval: percentile interval of the layers of the resamples' largest drops; None when no layer is given.
         detector: the parameters that produced all this.
         task_consistency: the same share of the single tasks' curves.
+        warning: why interval and band may not hold what they promise; "" where nothing is the matter.
     """
 
     model: str
@@ -59,6 +60,7 @@ class CollapseLayer:
     interval: tuple[int, int] | None
     detector: CollapseDetector = field(repr=False)
     task_consistency: float = float("nan")
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class CollapseDetector:
         level: of intervals, bands and the sharpness null.
         consistency: least share of resamples, and of single tasks, that must agree.
         null_draws: simulated sets of exchangeable steps behind the sharpness null.
+        rule: a key of `RULES`: "drop" (the largest one-step drop), "relative-drop" or "two-segment".
     """
 
     resamples: int = 2000
@@ -78,6 +81,7 @@ class CollapseDetector:
     level: float = 0.95
     consistency: float = 0.8
     null_draws: int = 20_000
+    rule: str = "drop"
 
     def __call__(
         self,
@@ -130,33 +134,42 @@ class CollapseDetector:
             return result
         return self._judge(result, values, images, tasks, counts)
 
+    def needed(self, n_layers: int) -> float:
+        """How far a fall must stand out in curves of so many layers."""
+        return RULES[self.rule].null(n_layers, self.level, self.null_draws, self.seed)
+
+    def picks(self, curves: np.ndarray) -> np.ndarray:
+        """(...) layer at which each (..., layer) entropy curve collapses by itself; 0 where nothing stands out."""
+        reading = RULES[self.rule].read(curves)
+        stands_out = (reading.strengths > self.needed(curves.shape[-1])) & (reading.falls > 0)
+        return np.where(stands_out, reading.layers, 0)
+
     def _judge(
         self, blank: CollapseLayer, values: np.ndarray, images: np.ndarray, tasks: np.ndarray, counts: np.ndarray
     ) -> CollapseLayer:
         """Fill in drop, sharpness, consistency and the verdict."""
-        single = [(values[tasks == task], images[tasks == task]) for task in np.unique(tasks)]
-        draws = _mean_over_tasks([resampled_means(v, i, counts) for v, i in single])
-        low, high = percentile_interval(draws, self.level)
+        draws = resampled_curves(values, images, tasks, counts)
+        low, high = percentile_interval(draws, self.level, n_clusters=blank.n_images)
         draws = draws[np.isfinite(draws).all(axis=1)]
-        steps = -np.diff(blank.curve)
-        layer = int(steps.argmax()) + 1
-        needed = sharpness_null(len(steps), self.level, self.null_draws, self.seed)
-        picks = _picks(draws, needed)
-        alone = _picks(np.stack([v.mean(axis=0) for v, _ in single]), needed)
+        reading = RULES[self.rule].read(blank.curve)
+        layer = int(reading.layers)
+        alone = np.stack([values[tasks == task].mean(axis=0) for task in np.unique(tasks)])
         judged = replace(
             blank,
             low=low,
             high=high,
-            drop=float(steps.max()),
-            sharpness=float(_sharpness_of(blank.curve)),
-            sharpness_null=needed,
-            consistency=float(np.mean(picks == layer)),
-            task_consistency=float(np.mean(alone == layer)),
+            drop=float(reading.falls),
+            sharpness=float(reading.strengths),
+            sharpness_null=self.needed(blank.n_layers),
+            consistency=float(np.mean(self.picks(draws) == layer)),
+            task_consistency=float(np.mean(self.picks(alone) == layer)),
+            warning=interval_warning(values, images),
         )
-        reason = self._objection(judged)
+        reason = self._objection(judged, layer)
         if reason:
             return replace(judged, reason=reason)
-        first, last = percentile_interval(picks, self.level, method="inverted_cdf")
+        places = RULES[self.rule].read(draws).layers
+        first, last = percentile_interval(places, self.level, n_clusters=blank.n_images, method="inverted_cdf")
         return replace(judged, layer=layer, interval=(int(first), int(last)))
 
     def _unclaimable(self, n_samples: int, n_images: int, n_layers: int) -> str:
@@ -169,35 +182,20 @@ class CollapseDetector:
             return f"{n_layers} layers are too few to tell a sharp drop from the other steps (at least {MIN_LAYERS})"
         return ""
 
-    def _objection(self, found: CollapseLayer) -> str:
-        """Why the largest drop is no collapse, or ""."""
-        step = int((-np.diff(found.curve)).argmax()) + 1
+    def _objection(self, found: CollapseLayer, layer: int) -> str:
+        """Why the fall into `layer`, the largest by the rule, is no collapse, or ""."""
+        rule = RULES[self.rule]
         if found.drop <= RESOLUTION * np.abs(found.curve).max():
-            return "the entropy drops nowhere"
+            return rule.flat
         if found.sharpness <= found.sharpness_null:
-            return (
-                f"the largest drop ({found.drop:.3g} nats, into layer {step}) does not stand out from the other steps: "
-                f"sharpness {found.sharpness:.2g}, needed {found.sharpness_null:.2g}"
-            )
+            return rule.weak.format(fall=found.drop, layer=layer, strength=found.sharpness, needed=found.sharpness_null)
         for share, what in ((found.consistency, "resamples"), (found.task_consistency, "single tasks")):
             if share < self.consistency:
                 return (
-                    f"only {share:.0%} of the {what} have a drop into layer {step} that stands out from their "
-                    f"other steps, needed {self.consistency:.0%}"
+                    f"only {share:.0%} of the {what} have a drop into layer {layer} that stands out, "
+                    f"needed {self.consistency:.0%}"
                 )
         return ""
-
-
-def _sharpness_of(curves: np.ndarray) -> np.ndarray:
-    """Sharpness of (..., layer) entropy curves, in float32's resolution of an entropy at least."""
-    return sharpness(-np.diff(curves, axis=-1), RESOLUTION * np.abs(curves).max(axis=-1))
-
-
-def _picks(curves: np.ndarray, needed: float) -> np.ndarray:
-    """(curve,) layer of the largest drop of each (curve, layer) entropy curve; 0 where none stands out as needed."""
-    steps = -np.diff(curves, axis=-1)
-    stands_out = (_sharpness_of(curves) > needed) & (steps.max(axis=-1) > 0)
-    return np.where(stands_out, steps.argmax(axis=-1) + 1, 0)
 
 
 def find_collapse_layer(
@@ -205,6 +203,7 @@ def find_collapse_layer(
     *,
     by: Sequence[str] = ("task_type",),
     streams: Sequence[str] | None = None,
+    rule: str | None = None,
     detector: CollapseDetector | None = None,
 ) -> list[CollapseLayer]:
     """Find the entropy collapse layer of every group and stream (EntropyPrune, arXiv 2602.17196, made a definition).
@@ -215,19 +214,25 @@ def find_collapse_layer(
     by themselves; else None, with the reason. Asking resamples for the verdict and not only for the place of the
     drop keeps a sharpness that lies on its null's edge by chance from counting as a collapse.
 
+    Two other rules ask the same of the largest relative drop (S_{k-1} - S_k) / S_{k-1}, and of the best fit of two
+    segments against one (`analyses/collapse_rules.py`).
+
     Args:
         run: a run with the probe "entropy".
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
         streams: of the run; all by default.
+        rule: "drop", "relative-drop" or "two-segment"; the detector's by default, which is "drop".
         detector: parameters.
 
     Returns:
         One result a group and stream, groups sorted.
 
     Raises:
-        HorizonError: unknown stream or column, or the run holds no entropies.
+        HorizonError: unknown stream, rule or column, or the run holds no entropies.
     """
     detector = detector or CollapseDetector()
+    detector = replace(detector, rule=rule or detector.rule)
+    check_choice("rule", detector.rule, tuple(RULES))
     if "entropy" not in run.config.probes:
         raise HorizonError(f"run {run.name} holds no entropies: run it again with the probe 'entropy'")
     groups = split_groups(run.samples, by)
@@ -235,55 +240,41 @@ def find_collapse_layer(
     counts = None
     for stream in run.config.streams if streams is None else streams:
         curves = entropy_curves(run, stream)
-        before_end = curves.layers < run.config.n_layers
         if counts is None and len(run.ok):
             counts = draw_counts(image_codes(run).max() + 1, detector.resamples, detector.seed)
         for group, rows in groups:
-            inside = np.isin(curves.rows, rows)
-            tasks = curves.groups["task"].fillna("").to_numpy(str)[inside]
-            one = detector(curves.values[inside][:, before_end], curves.images[inside], tasks, counts=counts)
+            values, images, tasks = group_entropies(run, curves, rows)
+            one = detector(values, images, tasks, counts=counts)
             found.append(replace(one, model=run.model, group=group, stream=stream, n_layers=run.config.n_layers))
     return found
 
 
-def sharpness(steps: np.ndarray, resolution: float | np.ndarray = 0.0) -> np.ndarray:
-    """How far the largest step stands out: (largest - median of the others) / (1.4826 MAD of the others).
+def group_entropies(run: Run, curves: EffectCurves, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entropies of a group's samples before the final norm, (sample, layer) nats, with their images and tasks."""
+    inside = np.isin(curves.rows, rows)
+    tasks = curves.groups["task"].fillna("").to_numpy(str)[inside]
+    return curves.values[inside][:, curves.layers < run.config.n_layers], curves.images[inside], tasks
+
+
+def resampled_curves(values: np.ndarray, images: np.ndarray, tasks: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean curve of every resample, over the samples of a task, then over the tasks that the resample drew at all.
 
     Args:
-        steps: (..., step) drops; at least two.
-        resolution: the robust standard deviation is not taken below it, so that a curve that is flat apart from
-            one drop has a finite sharpness, and rounding of a constant curve has none.
+        values: (sample, layer) entropies in nats, finite.
+        images: (sample,) int codes into the columns of `counts`.
+        tasks: (sample,) labels.
+        counts: (resample, cluster).
 
     Returns:
-        (...) sharpness; 0 where all steps are equal, infinite where only the largest differs and resolution is 0.
-
-    >>> round(float(sharpness(np.array([0.0, 1.0, 10.0, 3.0, 4.0]))), 3)  # the others: median 2, MAD 1.5
-    3.597
+        (resample, layer) nats; NaN where a resample drew none of these images.
     """
-    ordered = np.sort(steps, axis=-1)
-    others = ordered[..., :-1]
-    median = np.median(others, axis=-1, keepdims=True)
-    deviation = 1.4826 * np.median(np.abs(others - median), axis=-1)
-    gap = ordered[..., -1] - median[..., 0]
-    deviation = np.maximum(deviation, resolution)
-    return np.divide(gap, deviation, out=np.where(gap > 0, np.inf, 0.0), where=deviation > 0)
-
-
-@cache
-def sharpness_null(n_steps: int, level: float = 0.95, draws: int = 20_000, seed: int = 0) -> float:
-    """Sharpness that the largest of `n_steps` exchangeable Gaussian steps exceeds with probability 1 - level."""
-    steps = np.random.default_rng(seed).standard_normal((draws, n_steps))
-    return float(np.quantile(sharpness(steps), level))
+    draws = [resampled_means(values[tasks == task], images[tasks == task], counts) for task in np.unique(tasks)]
+    stacked = np.stack(draws)
+    drawn = np.isfinite(stacked)
+    total = np.where(drawn, stacked, 0.0).sum(axis=0)
+    return np.divide(total, drawn.sum(axis=0), out=np.full_like(total, np.nan), where=drawn.any(axis=0))
 
 
 def task_mean(values: np.ndarray, tasks: np.ndarray) -> np.ndarray:
     """(layer,) mean over tasks of the mean over each task's samples."""
     return np.mean([values[tasks == task].mean(axis=0) for task in np.unique(tasks)], axis=0)
-
-
-def _mean_over_tasks(draws: Sequence[np.ndarray]) -> np.ndarray:
-    """(resample, layer) mean over the tasks that a resample drew at all; NaN where it drew none."""
-    stacked = np.stack(draws)
-    drawn = np.isfinite(stacked)
-    total = np.where(drawn, stacked, 0.0).sum(axis=0)
-    return np.divide(total, drawn.sum(axis=0), out=np.full_like(total, np.nan), where=drawn.any(axis=0))

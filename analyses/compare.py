@@ -1,22 +1,19 @@
-"""Comparisons of depth between task types, tasks, categories and models, paired on shared images and unpaired."""
+"""Comparisons of depth: between groups of a run, and between models, revisions and prompts; paired and unpaired."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
-from typing import Any
 
 import numpy as np
 
-from analyses.criteria import CRITERIA, criteria_of
-from analyses.depths import half_depths, settled_layer
-from analyses.effects import GROUP_COLUMNS, check_choice, check_target, noise_floor, split_groups
+from analyses.criteria import CRITERIA
+from analyses.depths import half_depths
+from analyses.groups import Level, find_levels, pair_levels
 from analyses.horizon import Horizon, HorizonDetector
-from analyses.resampling import cluster_codes, draw_counts, percentile_interval, resampled_means
-from analyses.runs import HorizonError, Run
-
-BETWEEN = (*GROUP_COLUMNS, "model")
+from analyses.permutation import adjust_holm, half_depth_p_value, on_grid
+from analyses.resampling import draw_counts, percentile_interval, resampled_means
+from analyses.runs import Run
 
 
 @dataclass(frozen=True)
@@ -29,10 +26,15 @@ class Difference:
         unit: "layers" or "fraction" (of depth, k / L).
         value: a minus b; positive if a lies deeper. None where it cannot be said.
         interval: percentile interval over the common cluster resamples, or None.
-        paired: only images asked in both levels were used.
+        paired: only what was asked in both levels was used: the same images, or across runs the same questions on
+            the same images.
         n_a: images behind a. n_b: images behind b.
         censored: at least one horizon is "not before the end", so the difference is a bound, not a value.
         reason: why `value` is None; "" when it is given.
+        p_value: of the permutation test that R_k / R_0 curves are exchangeable between a and b; None for horizons
+            and where there is no value.
+        p_adjusted: the same after Holm, over all half depths of one call in this unit and with this pairing.
+        warning: why the interval may not hold what it promises, by level; "" where nothing is the matter.
     """
 
     a: str
@@ -46,6 +48,9 @@ class Difference:
     n_b: int
     censored: bool
     reason: str
+    p_value: float | None = None
+    p_adjusted: float | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Comparison:
     """Horizons of several levels and all their differences.
 
     Attributes:
-        between: what differs between the levels: "task_type", "task", "category" or "model".
+        between: what differs between the levels: one of `analyses.groups.BETWEEN`.
         groups: one horizon a level, by the criterion compared.
         differences: of every pair of levels, by quantity, unpaired before paired, layers before fraction.
     """
@@ -72,186 +77,181 @@ def compare_horizons(
     measure: str = "p",
     target: str | None = None,
     detector: HorizonDetector | None = None,
+    permutations: int = 2000,
 ) -> Comparison:
-    """Compare the depth of information between task types, tasks, categories or models.
+    """Compare the depth of information between groups of samples, models, revisions or prompts.
 
     Half depth is the primary quantity; horizons are compared as they are, censored at L. Every difference is given
-    unpaired (all images) and paired (only images asked in both levels, so that what an image is like cancels), in
-    layers and as a fraction of depth. All intervals come from one set of resamples of the images of all runs.
+    unpaired (all images) and paired, in layers and as a fraction of depth. Groups are paired on the images asked in
+    both, so that what an image is like cancels; models, revisions and prompts on the questions asked on the same
+    images in both. All intervals come from one set of resamples of the images of all runs.
+
+    Half depths carry a permutation p-value, and one adjusted by Holm's method. A family is all differences of one
+    call that share unit and pairing: unpaired and paired answer one question twice, so they are not added up.
+    Between models of different L, p-values in layers and in fractions of depth test two hypotheses and may disagree.
 
     Args:
-        run_or_runs: one run or several. Between models: two or more. Otherwise levels are compared within each.
-        between: one of `BETWEEN`.
+        run_or_runs: one run or several. Between models, revisions or prompts: two or more. Otherwise levels are
+            compared within each.
+        between: one of `analyses.groups.BETWEEN`.
         within: columns whose values are kept apart: only levels that agree in them are compared.
         criterion: one of `CRITERIA`; half depth exists for "removal" only.
         measure: "p" or "log_p".
         target: of the runs; their first by default.
-        detector: parameters.
+        detector: parameters; its seed is that of the permutations too.
+        permutations: relabelings to draw for a p-value; 0 leaves p-values out.
 
     Returns:
         The horizon of every level, and the difference of every pair of levels.
 
     Raises:
-        HorizonError: unknown words, one run only between models, or a run that lacks what is compared.
+        HorizonError: unknown words, no two runs that differ in what is compared across runs, or a run that lacks
+            what is compared.
     """
     runs = [run_or_runs] if isinstance(run_or_runs, Run) else list(run_or_runs)
     detector = detector or HorizonDetector()
-    check_choice("comparison", between, tuple(name for name in BETWEEN if name not in within))
-    needed = 2 if between == "model" else 1
-    if len(runs) < needed:
-        raise HorizonError(f"a comparison between {between} levels needs at least {needed} run(s), got {len(runs)}")
-    columns = [*within, *([] if between == "model" else [between])]
-    levels = [level for i, run in enumerate(runs) for level in _levels(run, i, columns, criterion, measure, target)]
-    codes = cluster_codes(name for level in levels for name in level.hashes)
-    counts = draw_counts(codes.max() + 1, detector.resamples, detector.seed) if len(codes) else None
-    ends = np.cumsum([len(level.hashes) for level in levels])
-    levels = [
-        replace(level, images=images, label=_label(level, runs))
-        for level, images in zip(levels, np.split(codes, ends[:-1]), strict=True)
-    ]
-    pairs = [
-        (a, b)
-        for a, b in combinations(levels, 2)
-        if (a.source != b.source) == (between == "model") and all(a.group[c] == b.group[c] for c in within)
-    ]
-    differences = [difference for a, b in pairs for difference in _differences(a, b, detector, counts)]
-    return Comparison(between, [level.detect(detector, counts) for level in levels], differences)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """One side of comparisons: the finite curves of one group of one run."""
-
-    run: Run
-    source: int  # which of the runs
-    group: dict[str, str]
-    criterion: str
-    measure: str
-    target: str
-    values: np.ndarray  # (sample, layer)
-    removal: np.ndarray  # (sample,) removal effect at layer 0
-    hashes: np.ndarray  # (sample,) names of the images
-    layers: np.ndarray
-    floor: float
-    images: np.ndarray  # (sample,) cluster codes over all levels of the comparison
-    label: str = ""
-
-    def only(self, images: np.ndarray) -> _Level:
-        """The samples that show one of these images."""
-        inside = np.isin(self.images, images)
-        cut = {name: getattr(self, name)[inside] for name in ("values", "removal", "hashes", "images")}
-        return replace(self, **cut)
-
-    def detect(self, detector: HorizonDetector, counts: np.ndarray | None) -> Horizon:
-        """The horizon of these samples."""
-        found = detector(
-            self.values,
-            self.images,
-            layers=self.layers,
-            criterion=self.criterion,
-            measure=self.measure,
-            noise_floor=self.floor,
-            removal=self.removal,
-            counts=counts,
-        )
-        return replace(found, model=self.run.model, group=self.group, target=self.target)
-
-
-def _levels(
-    run: Run, source: int, columns: Sequence[str], criterion: str, measure: str, target: str | None
-) -> list[_Level]:
-    """One level a group of samples, images not numbered yet."""
-    criteria_of(run, criterion)
-    check_choice(f"measure of the criterion {criterion!r}", measure, CRITERIA[criterion].measures)
-    target = check_target(run, target)
-    curves, removal = CRITERIA[criterion].effects(run, measure, target)
-    floor = noise_floor(run, measure)
-    finite = np.isfinite(curves.values).all(axis=1) & np.isfinite(removal.values[:, 0])
-    hashes = curves.groups["image_sha256"].fillna("").to_numpy(str)
-    found = []
-    for group, rows in split_groups(run.samples, columns):
-        inside = finite & np.isin(curves.rows, rows)
-        arrays = (curves.values[inside], removal.values[inside, 0], hashes[inside])
-        found.append(
-            _Level(run, source, group, criterion, measure, target, *arrays, curves.layers, floor, curves.images[inside])
-        )
-    return found
-
-
-def _label(level: _Level, runs: Sequence[Run]) -> str:
-    """Name of a level: its group, after its model if there are several runs, and the run if models are namesakes."""
-    group = " / ".join(level.group.values())
-    if len(runs) == 1:
-        return group or level.run.model
-    namesakes = sum(run.model == level.run.model for run in runs)
-    model = level.run.model if namesakes == 1 else f"{level.run.model} ({level.run.name})"
-    return f"{model}: {group}" if group else model
+    levels = find_levels(runs, between=between, within=within, criterion=criterion, measure=measure, target=target)
+    n_images = 1 + max((level.images.max(initial=-1) for level in levels), default=-1)
+    counts = draw_counts(n_images, detector.resamples, detector.seed) if n_images else None
+    sides = [_measured(level, detector, counts) for level in levels]
+    differences = []
+    for i, j in pair_levels(levels, between, within):
+        shared = np.intersect1d(levels[i].keys, levels[j].keys)
+        restricted = [_restricted(side, shared, detector, counts) for side in (sides[i], sides[j])]
+        differences += _differences((sides[i], sides[j]), (restricted[0], restricted[1]), permutations)
+    return Comparison(between, [side.found for side in sides], _adjusted(differences))
 
 
 @dataclass(frozen=True)
 class _Depth:
-    """One depth of one level with its bootstrap draws, in layers."""
+    """One depth of one level, in layers."""
 
-    label: str
     value: float | None
+    draws: np.ndarray  # (resample,); empty where there is no interval
     reason: str
-    draws: np.ndarray  # (resample,)
-    n_layers: int
-    n_images: int
     censored: bool
-    level: float
 
 
-def _differences(a: _Level, b: _Level, detector: HorizonDetector, counts: np.ndarray | None) -> list[Difference]:
-    """All differences of one pair of levels, a minus b."""
-    shared = np.intersect1d(a.images, b.images)
-    sides = {False: (a, b), True: (a.only(shared), b.only(shared))}
-    depths = {paired: [_depths(side, detector, counts) for side in pair] for paired, pair in sides.items()}
-    missing = "" if len(shared) else "no image was asked in both"
+@dataclass(frozen=True)
+class _Side:
+    """A level, its horizon, and the bootstrap draws of its depths in layers, empty where there is no interval."""
+
+    level: Level
+    found: Horizon
+    half_depths: np.ndarray  # (resample,)
+    horizons: np.ndarray  # (resample,)
+
+    def depth(self, quantity: str) -> _Depth:
+        """The half depth or the horizon."""
+        found = self.found
+        if quantity == "half_depth":
+            return _Depth(found.half_depth, self.half_depths, found.half_depth_reason, censored=False)
+        return _Depth(found.layer, self.horizons, found.reason, found.censored)
+
+
+def _measured(level: Level, detector: HorizonDetector, counts: np.ndarray | None) -> _Side:
+    found = level.detect(detector, counts)
+    halves = horizons = np.array([])
+    if counts is not None and (found.half_depth is not None or found.interval is not None):
+        means = resampled_means(level.values, level.images, counts)
+        if found.half_depth is not None:
+            halves = half_depths(means, level.layers)
+        if found.interval is not None:
+            settled = detector.settled(level.criterion, means, found.noise_floor, level.layers)
+            horizons = np.where(np.isfinite(means).all(axis=1), settled, np.nan)
+    return _Side(level, found, halves, horizons)
+
+
+def _restricted(side: _Side, keys: np.ndarray, detector: HorizonDetector, counts: np.ndarray | None) -> _Side:
+    """The same on the samples with one of these keys."""
+    level = side.level.only(keys)
+    return side if len(level.keys) == len(side.level.keys) else _measured(level, detector, counts)
+
+
+def _differences(everything: tuple[_Side, _Side], shared: tuple[_Side, _Side], permutations: int) -> list[Difference]:
+    """All differences of one pair of levels, a minus b, on all samples and on the shared ones."""
+    half_depth = CRITERIA[everything[0].level.criterion].half_depth
+    sides = {False: everything, True: shared}
+    p_values = {paired: _p_values(a, b, permutations) for paired, (a, b) in sides.items()}
     return [
-        _difference(depths[paired][0][quantity], depths[paired][1][quantity], quantity, unit, paired, missing)
-        for quantity in depths[False][0]
-        for paired in (False, True)
+        _difference(a, b, quantity, unit, paired=paired, p_value=p_values[paired].get((quantity, unit)))
+        for quantity in (("half_depth", "horizon") if half_depth else ("horizon",))
+        for paired, (a, b) in sides.items()
         for unit in ("layers", "fraction")
     ]
 
 
-def _depths(side: _Level, detector: HorizonDetector, counts: np.ndarray | None) -> dict[str, _Depth]:
-    """Half depth, where the criterion has one, and horizon of a level."""
-    found = side.detect(detector, counts)
-    half, settled = np.array([]), np.array([])
-    if found.layer is not None and counts is not None:
-        means = resampled_means(side.values, side.images, counts)
-        drawn = np.isfinite(means).all(axis=1)
-        threshold = detector.threshold(side.criterion, means, side.floor)
-        half = half_depths(means, side.layers)
-        settled = np.where(drawn, settled_layer(means, threshold, side.layers), np.nan)
-    common: dict[str, Any] = {
-        "label": side.label,
-        "n_layers": found.n_layers,
-        "n_images": found.n_images,
-        "level": detector.level,
-    }
-    reason = found.half_depth_reason
-    depths = {
-        "half_depth": _Depth(value=found.half_depth, reason=reason, draws=half, censored=False, **common),
-        "horizon": _Depth(value=found.layer, reason=found.reason, draws=settled, censored=found.censored, **common),
-    }
-    return depths if CRITERIA[side.criterion].half_depth else {"horizon": depths["horizon"]}
+def _difference(a: _Side, b: _Side, quantity: str, unit: str, *, paired: bool, p_value: float | None) -> Difference:
+    one, other = a.depth(quantity), b.depth(quantity)
+    reason = _reason(a, b, quantity, paired=paired)
+    value = interval = None
+    if not reason and one.value is not None and other.value is not None:
+        scale_a, scale_b = (1, 1) if unit == "layers" else (a.found.n_layers, b.found.n_layers)
+        value = one.value / scale_a - other.value / scale_b
+        if len(one.draws) and len(other.draws):
+            method = "linear" if quantity == "half_depth" else "inverted_cdf"
+            draws = one.draws / scale_a - other.draws / scale_b
+            least = min(a.found.n_images, b.found.n_images)
+            low, high = percentile_interval(draws, a.found.detector.level, n_clusters=least, method=method)
+            interval = (float(low), float(high))
+    return Difference(
+        a=a.level.label,
+        b=b.level.label,
+        quantity=quantity,
+        unit=unit,
+        value=value,
+        interval=interval,
+        paired=paired,
+        n_a=a.found.n_images,
+        n_b=b.found.n_images,
+        censored=one.censored or other.censored,
+        reason=reason,
+        p_value=p_value,
+        warning="; ".join(f"{side.level.label}: {side.found.warning}" for side in (a, b) if side.found.warning),
+    )
 
 
-def _difference(a: _Depth, b: _Depth, quantity: str, unit: str, paired: bool, missing: str) -> Difference:
-    reason = (missing if paired else "") or next(
-        (f"{side.label}: {side.reason}" for side in (a, b) if side.value is None), ""
-    )
-    if not reason and a.censored and b.censored:
-        reason = "neither horizon is reached before the end"
-    blank = Difference(
-        a.label, b.label, quantity, unit, None, None, paired, a.n_images, b.n_images, a.censored or b.censored, reason
-    )
-    if reason or a.value is None or b.value is None:
-        return blank
-    scale_a, scale_b = (1, 1) if unit == "layers" else (a.n_layers, b.n_layers)
-    method = "linear" if quantity == "half_depth" else "inverted_cdf"
-    low, high = percentile_interval(a.draws / scale_a - b.draws / scale_b, a.level, method=method)
-    return replace(blank, value=a.value / scale_a - b.value / scale_b, interval=(float(low), float(high)))
+def _reason(a: _Side, b: _Side, quantity: str, *, paired: bool) -> str:
+    """Why a difference cannot be said, or ""."""
+    if paired and not len(a.level.keys):
+        what = "image" if a.level.source == b.level.source else "question on an image"
+        return f"no {what} was asked in both"
+    for side in (a, b):
+        if side.depth(quantity).value is None:
+            return f"{side.level.label}: {side.depth(quantity).reason}"
+    both = a.depth(quantity).censored and b.depth(quantity).censored
+    return "neither horizon is reached before the end" if both else ""
+
+
+def _p_values(a: _Side, b: _Side, permutations: int) -> dict[tuple[str, str], float]:
+    """("half_depth", unit) -> permutation p-value of the difference; empty where there is none.
+
+    Between models of different L curves are exchanged layer by layer (a shorter model has no effect after its end)
+    for the p-value in layers, and at the same fraction of depth for that in fractions.
+    """
+    if not permutations or a.found.half_depth is None or b.found.half_depth is None:
+        return {}
+    layers = _p_value(a, b, (1, 1), permutations)
+    scales = (a.found.n_layers, b.found.n_layers)
+    fraction = layers if scales[0] == scales[1] else _p_value(a, b, scales, permutations)
+    return {("half_depth", "layers"): layers, ("half_depth", "fraction"): fraction}
+
+
+def _p_value(a: _Side, b: _Side, scales: tuple[int, int], permutations: int) -> float:
+    """Permutation p-value with the layers of each side divided by its scale."""
+    levels = (a.level, b.level)
+    layers = [level.layers / scale for level, scale in zip(levels, scales, strict=True)]
+    grid = np.union1d(*layers)
+    one, other = (on_grid(level.values, own, grid) for level, own in zip(levels, layers, strict=True))
+    seed = a.found.detector.seed
+    return half_depth_p_value(one, a.level.images, other, b.level.images, grid, permutations=permutations, seed=seed)
+
+
+def _adjusted(differences: Sequence[Difference]) -> list[Difference]:
+    """With p-values adjusted within their families: all that share unit and pairing."""
+    adjusted = list(differences)
+    for unit, paired in {(d.unit, d.paired) for d in differences}:
+        family = [i for i, d in enumerate(differences) if (d.unit, d.paired) == (unit, paired)]
+        for i, p in zip(family, adjust_holm([differences[i].p_value for i in family]), strict=True):
+            adjusted[i] = replace(differences[i], p_adjusted=p)
+    return adjusted

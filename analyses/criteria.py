@@ -1,63 +1,89 @@
 """Criteria of the information horizon: which effect each looks at, and below what the effect counts as gone.
 
 To add one, write the function that makes its curves and the one that makes its threshold, and register both in
-`CRITERIA`; the search for the layer, its interval and the tables are the same for all.
+`CRITERIA` with the rule by which it settles; the search, its interval and the tables are the same for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analyses.effects import EffectCurves, check_choice, information_magnitude, removal_effects
+from analyses.depths import settled_layer
+from analyses.effects import EffectCurves, check_choice, information_curves, removal_effects
 from analyses.runs import HorizonError, Run
+
+if TYPE_CHECKING:
+    from analyses.horizon import HorizonDetector
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """What is looked at, and below what it counts as gone.
+    """What is looked at, below what it counts as gone, and from where on.
 
     Attributes:
+        looks_at: the effect in words, as it reads in "the ... at layer 3".
         context: where its numbers come from: "removal", or the context of the token grids.
         probe: what the run must have measured.
-        measures: that it is defined for.
-        effects: (run, measure, target) -> its curves, and the removal effects of the same samples.
-        threshold: ((..., layer) curve, noise floor, share, margin) -> (...) threshold, which never falls when the
-            curve rises anywhere.
+        effects: (run, measure, target) -> its curves, and the removal effects of the same samples in `measure`.
+        threshold: ((..., layer) curve, noise floor, detector) -> (...) threshold, which never falls when the curve
+            rises anywhere.
+        measure: of its curves; None if they follow the measure that is asked for.
+        measures: that may be asked for: of the removal effect, and of its curves unless `measure` is given.
+        signed: only a positive effect counts; else its magnitude does.
+        inclusive: an effect that equals the threshold is gone as well.
+        settles: the effect must be gone at every later layer, too. Else the first layer where it is gone is taken,
+            as a point estimate without an interval.
+        flips: the effects are flips of single answers, which few images say little about: the layer is undecided
+            where the effect is not known to within the detector's `precision`.
         half_depth: whether half depth is defined for it.
     """
 
+    looks_at: str
     context: str
     probe: str
-    measures: tuple[str, ...]
     effects: Callable[[Run, str, str], tuple[EffectCurves, EffectCurves]]
-    threshold: Callable[[np.ndarray, float, float, float], np.ndarray]
+    threshold: Callable[[np.ndarray, float, HorizonDetector], np.ndarray]
+    measure: str | None = None
+    measures: tuple[str, ...] = ("p", "log_p")
+    signed: bool = False
+    inclusive: bool = False
+    settles: bool = True
+    flips: bool = False
     half_depth: bool = False
 
 
-def _removal_curves(run: Run, measure: str, target: str) -> tuple[EffectCurves, EffectCurves]:
-    curves = removal_effects(run, measure=measure, target=target)
-    return curves, curves
+def settle(rule: Criterion, curves: np.ndarray, threshold: np.ndarray | float, layers: np.ndarray) -> np.ndarray:
+    """Horizons of mean effect curves by the rule of a criterion.
+
+    Args:
+        rule: a value of `CRITERIA`.
+        curves: (..., layer) mean effects.
+        threshold: (...) in the unit of the curves.
+        layers: (layer,) int, L last.
+
+    Returns:
+        (...) layer; L, "not before the end", where the effect is gone nowhere earlier.
+
+    >>> curve, layers = np.array([0.9, 0.002, 0.1, 0.003, 0.0]), np.arange(5)
+    >>> int(settle(CRITERIA["kl"], curve, 0.003, layers)), int(settle(CRITERIA["vtw"], curve, 0.003, layers))
+    (3, 1)
+    """
+    above = is_above(rule, curves, threshold)
+    if rule.settles:
+        return settled_layer(above.astype(float), 0.5, layers)
+    return layers[np.where(above.all(axis=-1), above.shape[-1] - 1, above.argmin(axis=-1))]
 
 
-def _removal_threshold(curve: np.ndarray, floor: float, share: float, margin: float) -> np.ndarray:
-    return np.maximum(share * curve[..., 0], floor + margin)
-
-
-def _information_curves(run: Run, measure: str, target: str) -> tuple[EffectCurves, EffectCurves]:
-    return information_magnitude(run, context="keep-one", measure=measure, target=target)
-
-
-def _information_threshold(curve: np.ndarray, floor: float, share: float, margin: float) -> np.ndarray:
-    return share * curve.max(axis=-1)
-
-
-CRITERIA = {
-    "removal": Criterion("removal", "removal", ("p", "log_p"), _removal_curves, _removal_threshold, half_depth=True),
-    "information": Criterion("keep-one", "information", ("p", "log_p"), _information_curves, _information_threshold),
-}
+def is_above(rule: Criterion, curves: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
+    """(..., layer) bool: where (..., layer) mean effects are not gone."""
+    size = curves if rule.signed else np.abs(curves)
+    limit = np.asarray(threshold)[..., None]
+    return size > limit if rule.inclusive else size >= limit
 
 
 def criteria_of(run: Run, criterion: str | None = None) -> list[str]:
@@ -81,3 +107,88 @@ def criteria_of(run: Run, criterion: str | None = None) -> list[str]:
             f"which run {run.name} did not measure"
         )
     return [criterion]
+
+
+def _removal_curves(run: Run, measure: str, target: str) -> tuple[EffectCurves, EffectCurves]:
+    curves = removal_effects(run, measure=measure, target=target)
+    return curves, curves
+
+
+def _stored_curves(stored: str, run: Run, measure: str, target: str) -> tuple[EffectCurves, EffectCurves]:
+    """A measure of its own, and the removal effects in the measure asked for; NaN for samples that lack those."""
+    curves = removal_effects(run, measure=stored, target=target)
+    removal = removal_effects(run, measure=measure, target=target)
+    found = dict(zip(removal.rows, removal.values, strict=True))
+    missing = np.full(len(removal.layers), np.nan)
+    aligned = np.array([found.get(row, missing) for row in curves.rows]).reshape(-1, len(missing))
+    return curves, replace(curves, values=aligned, layers=removal.layers, measure=removal.measure, unit=removal.unit)
+
+
+def _grid_curves(statistic: str, run: Run, measure: str, target: str) -> tuple[EffectCurves, EffectCurves]:
+    curves, removal = information_curves(run, (statistic, "removal"), measure=measure, target=target)
+    return curves, removal
+
+
+def _share_of_first(curve: np.ndarray, floor: float, detector: HorizonDetector) -> np.ndarray:
+    return np.maximum(detector.share * curve[..., 0], floor + detector.margin)
+
+
+def _share_of_largest(curve: np.ndarray, floor: float, detector: HorizonDetector) -> np.ndarray:
+    return detector.share * curve.max(axis=-1)
+
+
+def _fall(curve: np.ndarray, floor: float, detector: HorizonDetector) -> np.ndarray:
+    return np.full(curve.shape[:-1], detector.fall)
+
+
+def _eta(curve: np.ndarray, floor: float, detector: HorizonDetector) -> np.ndarray:
+    return np.full(curve.shape[:-1], detector.eta)
+
+
+_KL = Criterion(
+    looks_at="mean KL divergence over the vocabulary",
+    context="removal",
+    probe="removal",
+    effects=partial(_stored_curves, "kl"),
+    threshold=_eta,
+    measure="kl",
+    inclusive=True,
+)
+
+CRITERIA = {
+    "removal": Criterion(
+        looks_at="mean removal effect",
+        context="removal",
+        probe="removal",
+        effects=_removal_curves,
+        threshold=_share_of_first,
+        half_depth=True,
+    ),
+    "information": Criterion(
+        looks_at="mean magnitude of single windows' information",
+        context="keep-one",
+        probe="information",
+        effects=partial(_grid_curves, "magnitude"),
+        threshold=_share_of_largest,
+    ),
+    "spread": Criterion(
+        looks_at="spread of information over a sample's windows",
+        context="keep-one",
+        probe="information",
+        effects=partial(_grid_curves, "spread"),
+        threshold=_share_of_largest,
+    ),
+    "accuracy": Criterion(
+        looks_at="fall in accuracy",
+        context="removal",
+        probe="removal",
+        effects=partial(_stored_curves, "correct"),
+        threshold=_fall,
+        measure="correct",
+        signed=True,
+        inclusive=True,
+        flips=True,
+    ),
+    "kl": _KL,
+    "vtw": replace(_KL, settles=False),  # the published search for the layer of VTW, arXiv 2405.05803
+}

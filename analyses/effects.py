@@ -16,6 +16,7 @@ from analyses.runs import CONTEXTS, HorizonError, Run, TokenGrids
 
 MEASURES = {"p": "probability", "log_p": "nats", "kl": "nats", "correct": "accuracy"}
 INFORMATION_MEASURES = ("p", "log_p")
+NOISE_MEASURES = ("p", "log_p", "kl")  # that a noise floor is measured for
 GROUP_COLUMNS = ("task_type", "task", "category")
 
 
@@ -100,6 +101,43 @@ def entropy_curves(run: Run, stream: str, *, normalized: bool = False) -> Effect
     return _curves(run, rows, layers, values, "entropy", "1" if normalized else "nats")
 
 
+def information_curves(
+    run: Run,
+    statistics: Sequence[str],
+    *,
+    context: str = "keep-one",
+    measure: str = "p",
+    target: str | None = None,
+) -> list[EffectCurves]:
+    """Per-sample statistics of the token grids, each as curves over layers; the grids are read once.
+
+    Windows weigh by their size. "mean": of I_k (or D_k). "magnitude": mean of |I_k|, the absolute value taken of
+    every window, so that effects of opposite sign do not cancel. "spread": within-sample standard deviation of I_k
+    over windows. "removal": the removal effect of the same samples, since the grids carry their own baselines.
+
+    Returns:
+        One set of curves a statistic, over the measured layers and L, where each is 0 (nothing is removed there).
+
+    Raises:
+        HorizonError: unknown word, or the run holds no such token grids.
+    """
+    check_choice("measure", measure, INFORMATION_MEASURES)
+    for statistic in statistics:
+        check_choice("statistic of the token grids", statistic, tuple(GRID_STATISTICS))
+    target = check_target(run, target)
+    rows, found, layers = [], [], _cuts(run)
+    for row in _token_rows(run, context, target):
+        grids = run.tokens(row, context=context, target=target)
+        rows.append(row)
+        layers = grids.layers
+        found.append([GRID_STATISTICS[statistic](grids, measure) for statistic in statistics])
+    values = np.array(found).reshape(len(rows), len(statistics), len(layers))
+    values = np.concatenate([values, np.zeros((*values.shape[:2], 1))], axis=2)
+    layers = np.append(layers, run.config.n_layers)
+    unit = MEASURES[measure]
+    return [_curves(run, np.array(rows, int), layers, values[:, i], measure, unit) for i in range(len(statistics))]
+
+
 def information_effects(
     run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
 ) -> EffectCurves:
@@ -111,26 +149,14 @@ def information_effects(
     Raises:
         HorizonError: unknown context, measure or target, or the run holds no such token grids.
     """
-    return _grid_curves(run, context, measure, target, [_mean])[0]
-
-
-def information_magnitude(
-    run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
-) -> tuple[EffectCurves, EffectCurves]:
-    """Size-weighted mean of |I_k| over each sample's windows, and the removal effect of the same samples.
-
-    The absolute value is taken of every window: effects of opposite sign do not cancel. Both come from the token
-    grids, which carry their own baselines, so they rest on the same samples.
-    """
-    magnitude, removal = _grid_curves(run, context, measure, target, [_mean_magnitude, _removal])
-    return magnitude, removal
+    return information_curves(run, ("mean",), context=context, measure=measure, target=target)[0]
 
 
 def information_spread(
     run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
 ) -> EffectCurves:
     """Within-sample standard deviation of I_k over windows, weighted by their size; 0 at layer L."""
-    return _grid_curves(run, context, measure, target, [_spread])[0]
+    return information_curves(run, ("spread",), context=context, measure=measure, target=target)[0]
 
 
 def information_quantiles(
@@ -175,7 +201,7 @@ def noise_floor(run: Run, measure: str) -> float:
     Raises:
         HorizonError: no noise floor is measured for that measure.
     """
-    check_choice("measure", measure, ("p", "log_p", "kl"))
+    check_choice("measure", measure, NOISE_MEASURES)
     floors = run.ok[f"noise_floor_{measure}"].to_numpy(float)
     floors = floors[~np.isnan(floors)]
     return float(np.quantile(floors, 0.99)) if len(floors) else float("nan")
@@ -245,29 +271,6 @@ def _token_rows(run: Run, context: str, target: str) -> list[int]:
     return [row for row in rows if row in targeted]
 
 
-def _grid_curves(
-    run: Run,
-    context: str,
-    measure: str,
-    target: str | None,
-    statistics: Sequence[Callable[[TokenGrids, str], np.ndarray]],
-) -> list[EffectCurves]:
-    """Curves of several per-sample statistics of the token grids, read once; a 0 is appended at layer L."""
-    check_choice("measure", measure, INFORMATION_MEASURES)
-    target = check_target(run, target)
-    rows, found, layers = [], [], _cuts(run)
-    for row in _token_rows(run, context, target):
-        grids = run.tokens(row, context=context, target=target)
-        rows.append(row)
-        layers = grids.layers
-        found.append([statistic(grids, measure) for statistic in statistics])
-    values = np.array(found).reshape(len(rows), len(statistics), len(layers))
-    values = np.concatenate([values, np.zeros((*values.shape[:2], 1))], axis=2)
-    layers = np.append(layers, run.config.n_layers)
-    unit = MEASURES[measure]
-    return [_curves(run, np.array(rows, int), layers, values[:, i], measure, unit) for i in range(len(statistics))]
-
-
 def _mean(grids: TokenGrids, measure: str) -> np.ndarray:
     return np.average(grids.information(measure), axis=1, weights=grids.weights)
 
@@ -285,6 +288,14 @@ def _spread(grids: TokenGrids, measure: str) -> np.ndarray:
 def _removal(grids: TokenGrids, measure: str) -> np.ndarray:
     removed = grids.removed.astype(float)
     return np.exp(grids.all) - np.exp(removed) if measure == "p" else grids.all - removed
+
+
+GRID_STATISTICS: dict[str, Callable[[TokenGrids, str], np.ndarray]] = {
+    "mean": _mean,
+    "magnitude": _mean_magnitude,
+    "spread": _spread,
+    "removal": _removal,
+}
 
 
 def _weighted_quantiles(values: np.ndarray, weights: np.ndarray, quantiles: Sequence[float]) -> np.ndarray:

@@ -11,10 +11,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from analyses.criteria import CRITERIA, criteria_of
-from analyses.depths import half_depths, settled_layer
-from analyses.effects import check_choice, check_target, image_codes, noise_floor, split_groups
-from analyses.resampling import draw_counts, percentile_interval, resampled_means, simultaneous_band
+from analyses.criteria import CRITERIA, criteria_of, settle
+from analyses.depths import half_depths
+from analyses.effects import NOISE_MEASURES, check_choice, check_target, image_codes, noise_floor, split_groups
+from analyses.resampling import (
+    draw_counts,
+    interval_warning,
+    percentile_interval,
+    resampled_means,
+    simultaneous_band,
+)
 from analyses.runs import Run
 
 
@@ -26,23 +32,25 @@ class Horizon:
         model: short name of the model.
         group: column -> value of the samples it was found on; empty for all samples together.
         criterion: "removal", "information", ...
-        measure: "p" or "log_p".
+        measure: of the effect: "p" or "log_p" as asked for, "correct" or "kl" where the criterion says so.
         target: name of the target.
         context: "removal", or the context of the token grids ("keep-one").
         layer: the horizon, in 0..L, or None.
         censored: the horizon is L: "not before the end".
-        interval: (lowest, highest) layer by inverting the simultaneous band; None when no layer is given.
+        interval: (lowest, highest) layer by inverting the simultaneous band; None when no layer is given, or the
+            criterion is a point estimate ("vtw").
         reason: why `layer` is None, in words; "" when a layer is given.
         half_depth: depth in layers at which half of the effect at layer 0 is gone, or None.
-        half_depth_interval: its percentile bootstrap interval.
+        half_depth_interval: its bootstrap interval, by expanded percentiles.
         half_depth_reason: why `half_depth` is None; "" when it is given.
         n_layers: L.
         n_samples: samples used. n_images: distinct images among them.
         layers: (layer,) int, the measured ones of 0..L, L last.
         effect: (layer,) mean effect. low: (layer,) lower end of its simultaneous band. high: its upper end.
         threshold: |effect| below it counts as gone, in the unit of the measure.
-        noise_floor: of the group's run, in the unit of the measure.
+        noise_floor: of the group's run, in the unit of the measure; NaN for a measure that has none ("correct").
         detector: the parameters that produced all this.
+        warning: why intervals and band may not hold what they promise; "" where nothing is the matter.
     """
 
     model: str
@@ -68,6 +76,7 @@ class Horizon:
     threshold: float
     noise_floor: float
     detector: HorizonDetector = field(repr=False)
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,9 @@ class HorizonDetector:
         level: of intervals and bands.
         share: of the reference effect below which an effect counts as gone.
         margin: above the noise floor below which an effect counts as gone, in p or in nats.
+        fall: in accuracy, as a share of the samples, up to which the answers count as unchanged.
+        precision: half-width of the interval of such a fall above which a layer stays undecided.
+        eta: KL(removed || all) in nats up to which the output counts as unchanged; VTW's value for LLaVA-1.5-7B.
         eligible_p: what the effect at layer 0 must exceed above the noise floor, in p.
         eligible_log: the same in log measures, nats.
     """
@@ -89,6 +101,9 @@ class HorizonDetector:
     level: float = 0.95
     share: float = 0.05
     margin: float = 0.01
+    fall: float = 0.01
+    precision: float = 0.01
+    eta: float = 0.003
     eligible_p: float = 0.01
     eligible_log: float = 0.05
 
@@ -101,6 +116,7 @@ class HorizonDetector:
         criterion: str = "removal",
         measure: str = "p",
         noise_floor: float = 0.0,
+        effect_floor: float | None = None,
         removal: np.ndarray | None = None,
         counts: np.ndarray | None = None,
     ) -> Horizon:
@@ -111,8 +127,10 @@ class HorizonDetector:
             images: (sample,) int cluster codes.
             layers: (layer,) int; 0..L by default.
             criterion: a key of `CRITERIA`.
-            measure: "p" or "log_p".
-            noise_floor: of the run, in the unit of the measure.
+            measure: "p" or "log_p", of the removal effect and of `values` unless the criterion has its own.
+            noise_floor: of the run, in the unit of that measure.
+            effect_floor: noise floor of `values` where the criterion has a measure of its own; not held against
+                the threshold if None.
             removal: (sample,) removal effect at layer 0, which decides whether there is an effect at all; the
                 first column of `values` by default.
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
@@ -120,6 +138,7 @@ class HorizonDetector:
         Returns:
             The result, with `model`, `group` and `target` left empty.
         """
+        rule = CRITERIA[criterion]
         layers = np.arange(values.shape[1]) if layers is None else layers
         removal = values[:, 0] if removal is None else removal
         used = np.isfinite(values).all(axis=1) & np.isfinite(removal)
@@ -129,9 +148,9 @@ class HorizonDetector:
             model="",
             group={},
             criterion=criterion,
-            measure=measure,
+            measure=rule.measure or measure,
             target="",
-            context=CRITERIA[criterion].context,
+            context=rule.context,
             layer=None,
             censored=False,
             interval=None,
@@ -147,7 +166,7 @@ class HorizonDetector:
             low=blank,
             high=blank,
             threshold=float("nan"),
-            noise_floor=noise_floor,
+            noise_floor=noise_floor if rule.measure is None else float("nan" if effect_floor is None else effect_floor),
             detector=self,
         )
         if result.reason:
@@ -155,36 +174,66 @@ class HorizonDetector:
         if counts is None:
             images = np.unique(images, return_inverse=True)[1]
             counts = draw_counts(images.max() + 1, self.resamples, self.seed)
-        return self._judge(result, values, removal, images, counts)
+        needed = noise_floor + (self.eligible_p if measure == "p" else self.eligible_log)
+        draws = resampled_means(removal[:, None], images, counts)
+        least = percentile_interval(draws, self.level, n_clusters=result.n_images)[0, 0]
+        reason = "" if least > needed else _no_effect(removal.mean(), least, needed)
+        return self._judge(result, values, images, counts, reason)
 
     def threshold(self, criterion: str, curves: np.ndarray, noise_floor: float) -> np.ndarray:
         """(...) effect below which |effect| counts as gone, for (..., layer) mean curves of a criterion."""
-        return CRITERIA[criterion].threshold(curves, noise_floor, self.share, self.margin)
+        return CRITERIA[criterion].threshold(curves, noise_floor, self)
+
+    def settled(self, criterion: str, curves: np.ndarray, noise_floor: float, layers: np.ndarray) -> np.ndarray:
+        """(...) horizons by a criterion of (..., layer) mean curves, each against its own threshold."""
+        return settle(CRITERIA[criterion], curves, self.threshold(criterion, curves, noise_floor), layers)
 
     def _judge(
-        self, blank: Horizon, values: np.ndarray, removal: np.ndarray, images: np.ndarray, counts: np.ndarray
+        self, blank: Horizon, values: np.ndarray, images: np.ndarray, counts: np.ndarray, reason: str
     ) -> Horizon:
-        """Fill in band, threshold and, where there is an effect, horizon and half depth."""
-        draws = resampled_means(values, images, counts)
+        """Fill in band, threshold and, unless there is a reason against it, horizon and half depth."""
+        rule = CRITERIA[blank.criterion]
         low, high = simultaneous_band(values, images, counts, self.level)
         threshold = self.threshold(blank.criterion, blank.effect, blank.noise_floor)
-        judged = replace(blank, low=low, high=high, threshold=float(threshold))
-        needed = blank.noise_floor + (self.eligible_p if blank.measure == "p" else self.eligible_log)
-        least = percentile_interval(resampled_means(removal[:, None], images, counts), self.level)[0, 0]
-        if not least > needed:
-            reason = (
-                f"removing all visual tokens at layer 0 has no effect to speak of: {removal.mean():.3g}, "
-                f"lower bound {least:.3g}, needed more than {needed:.3g}"
-            )
-            return replace(judged, reason=reason, half_depth_reason=reason)
-        layer = int(settled_layer(blank.effect, threshold, blank.layers))
-        interval = self._inverted(judged)
-        judged = replace(judged, layer=layer, censored=layer == blank.n_layers, interval=interval)
-        if not CRITERIA[blank.criterion].half_depth:
-            return replace(judged, half_depth_reason="half depth is a property of the removal effect")
-        ends = percentile_interval(half_depths(draws, blank.layers), self.level)
+        warning = interval_warning(values, images)
+        judged = replace(blank, low=low, high=high, threshold=float(threshold), warning=warning)
+        no_half = "" if rule.half_depth else "half depth is a property of the removal effect"
+        judged = replace(judged, half_depth_reason=reason or no_half, reason=reason or self._objection(judged))
+        if not judged.reason:
+            layer = int(settle(rule, blank.effect, threshold, blank.layers))
+            interval = self._inverted(judged) if rule.settles else None
+            judged = replace(judged, layer=layer, censored=layer == blank.n_layers, interval=interval)
+        if judged.half_depth_reason:
+            return judged
+        draws = resampled_means(values, images, counts)
+        ends = percentile_interval(half_depths(draws, blank.layers), self.level, n_clusters=blank.n_images)
         half = float(half_depths(blank.effect, blank.layers))
         return replace(judged, half_depth=half, half_depth_interval=(float(ends[0]), float(ends[1])))
+
+    def _objection(self, found: Horizon) -> str:
+        """Why an effect that is there has no horizon by this criterion, or ""."""
+        rule = CRITERIA[found.criterion]
+        if found.threshold <= found.noise_floor:
+            return (
+                f"the {rule.looks_at} would count as gone below {found.threshold:.3g}, "
+                f"which the noise floor of {found.noise_floor:.3g} hides"
+            )
+        return self._undecided(found) if rule.flips else ""
+
+    def _undecided(self, found: Horizon) -> str:
+        """Which layer the claim hangs on is not known precisely enough, or "".
+
+        Layers up to the last one whose whole interval lies above the threshold are settled: the horizon is later.
+        """
+        clearly_above = found.low > found.threshold
+        after_the_last = np.cumsum(clearly_above[::-1])[::-1] == 0
+        widths = np.where(after_the_last, (found.high - found.low) / 2, 0.0)
+        if widths.max() <= self.precision:
+            return ""
+        return (
+            f"undecided: the {CRITERIA[found.criterion].looks_at} at layer {found.layers[widths.argmax()]} "
+            f"is known to within {100 * widths.max():.2g} points only, needed {100 * self.precision:.2g}"
+        )
 
     def _inverted(self, found: Horizon) -> tuple[int, int]:
         """Invert the simultaneous band.
@@ -195,13 +244,15 @@ class HorizonDetector:
         interval then holds the true horizon: at least the promised coverage, whatever the correlation of R_0 with
         the rest.
         """
-        least = np.maximum(0.0, np.maximum(found.low, -found.high))
-        most = np.maximum(np.abs(found.low), np.abs(found.high))
+        rule = CRITERIA[found.criterion]
+        least, most = found.low, found.high
+        if not rule.signed:
+            least = np.maximum(0.0, np.maximum(found.low, -found.high))
+            most = np.maximum(np.abs(found.low), np.abs(found.high))
         largest, smallest = (
             self.threshold(found.criterion, curve, found.noise_floor) for curve in (found.high, found.low)
         )
-        first = settled_layer(least, largest, found.layers)
-        last = settled_layer(most, smallest, found.layers)
+        first, last = (settle(rule, *ends, found.layers) for ends in ((least, largest), (most, smallest)))
         return int(first), int(last)
 
 
@@ -216,15 +267,23 @@ def find_horizon(
 ) -> list[Horizon]:
     """Find the information horizon of every group: the layer from which on the mean effect stays below a threshold.
 
-    Criterion "removal": |mean R_k| below the larger of 5 % of R_0 and 0.01 (p, or nats of log p) above the noise
-    floor. Criterion "information": the mean of |I_k| over windows and samples (absolute per window, so that windows
-    that help and windows that hurt do not cancel) below 5 % of its maximum over k. Samples weigh equally.
+    Samples weigh equally. Every criterion asks first that the task has an effect at all: that the lower bound of the
+    removal effect at layer 0 lies above noise floor and margin.
+
+    - "removal": |mean R_k| below the larger of 5 % of R_0 and 0.01 (p, or nats of log p) above the noise floor.
+    - "information": the mean of |I_k| over windows and samples (absolute per window, so that windows that help and
+      windows that hurt do not cancel) below 5 % of its maximum over k.
+    - "spread": the standard deviation of I_k over a sample's windows, averaged over samples, below 5 % of its maximum.
+    - "accuracy": the share of samples whose argmax first token is in the target set falls by at most 1 point; a rise
+      is no fall. Undecided, thus None, where that fall is not known to within 1 point.
+    - "kl": mean KL(removed || all) at most 0.003 nats.
+    - "vtw": the same, but the first layer where it holds, whatever comes later, and without an interval.
 
     Args:
         run: a run with the probe "removal" or "information".
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
         criterion: one of `CRITERIA`; every one that the run can carry by default.
-        measure: "p" or "log_p".
+        measure: "p" or "log_p", of the removal effect and of every criterion that has no measure of its own.
         target: one of the run's targets; the first by default.
         detector: parameters.
 
@@ -243,6 +302,7 @@ def find_horizon(
         check_choice(f"measure of the criterion {name!r}", measure, CRITERIA[name].measures)
         curves, removal = CRITERIA[name].effects(run, measure, target)
         floor = noise_floor(run, measure)
+        effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
         for group, rows in groups:
             inside = np.isin(curves.rows, rows)
             one = detector(
@@ -252,6 +312,7 @@ def find_horizon(
                 criterion=name,
                 measure=measure,
                 noise_floor=floor,
+                effect_floor=effect_floor,
                 removal=removal.values[inside, 0],
                 counts=counts,
             )
@@ -270,3 +331,10 @@ def _unclaimable(n_samples: int, n_images: int, layers: np.ndarray, floor: float
     if np.isnan(floor):
         return "no noise floor was measured"
     return ""
+
+
+def _no_effect(mean: float, least: float, needed: float) -> str:
+    return (
+        f"removing all visual tokens at layer 0 has no effect to speak of: {mean:.3g}, "
+        f"lower bound {least:.3g}, needed more than {needed:.3g}"
+    )

@@ -61,6 +61,8 @@ SAMPLES = pa.schema(
         ("target_ids", pa.list_(pa.int32())),  # of the first target
         ("p", pa.float64()),  # of the first target, all tokens
         ("log_p", pa.float64()),  # nats
+        ("output_entropy", pa.float64()),  # of the model's own distribution where the target is read, nats
+        ("answer_tokens", pa.int32()),  # of the gold answer, from the first that carries information
         ("noise_floor_p", pa.float64()),
         ("noise_floor_log_p", pa.float64()),
         ("noise_floor_kl", pa.float64()),
@@ -99,8 +101,8 @@ class HorizonError(Exception):
 class RunConfig:
     """Everything that fixes what a run measures, plus what it was measured with.
 
-    The hash covers the fields that change a measured value (`ESTIMAND`); a directory with another hash is
-    refused, never mixed. `versions`, `device`, `batch_size`, `sources` and `prompt_example` are recorded only.
+    The hash covers the fields that change a measured value; a directory with another hash is
+    refused, never mixed. Those in `NOT_ESTIMAND` are recorded only.
     """
 
     model: str
@@ -141,13 +143,14 @@ class RunConfig:
             "windows": "tiled from each grid's top left; smaller at the edge; row-major",
         }
     )
+    n_parameters: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
     batch_size: int | None = None
     sources: tuple[str, ...] = ()
     prompt_example: str = ""
 
-    NOT_ESTIMAND = ("conventions", "versions", "device", "batch_size", "sources", "prompt_example")
+    NOT_ESTIMAND = ("conventions", "n_parameters", "versions", "device", "batch_size", "sources", "prompt_example")
 
     @property
     def hash(self) -> str:
@@ -234,7 +237,8 @@ class Run:
         tables = []
         columns = [name for name in SAMPLES.names if name != "thumbnail"]
         for part in sorted((self.path / "samples").glob("part-*.parquet"), key=part_order):
-            frame = pq.read_table(part, columns=columns).to_pandas()
+            held = pq.read_schema(part).names
+            frame = pq.read_table(part, columns=[name for name in columns if name in held]).to_pandas()
             frame["part"] = part.stem
             tables.append(frame)
         if not tables:

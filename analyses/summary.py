@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from analyses.collapse import CollapseDetector, CollapseLayer, find_collapse_layer
 from analyses.compare import Difference, compare_horizons
+from analyses.criteria import criteria_of
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.runs import HorizonError, Run
 from analyses.tables import NOT_REACHED, group_text, interval_text, number_text
+
+SPOKEN = ("removal", "information")  # the default and the papers' own; tables show every criterion
 
 
 def summarize(
@@ -32,7 +35,10 @@ def summarize(
     for run in runs:
         if "entropy" in run.config.probes:
             sentences.append(describe_collapse(find_collapse_layer(run, by=(), detector=collapse_detector)))
-        sentences += [describe_horizon(found) for found in find_horizon(run, detector=horizon_detector)]
+        for criterion in SPOKEN:
+            if criterion in criteria_of(run):
+                found = find_horizon(run, criterion=criterion, detector=horizon_detector)
+                sentences += [describe_horizon(one) for one in found]
     measured = [run for run in runs if "removal" in run.config.probes]
     if measured:
         sentences += describe_differences(compare_horizons(measured, detector=horizon_detector).differences)

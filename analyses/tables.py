@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,28 +25,53 @@ class Table:
         title: what the table shows.
         columns: headings.
         rows: cells, one tuple a row, as long as `columns`.
+        notes: sentences under the table, numbered from 1.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Aligned plain text, columns two spaces apart."""
         widths = [max(map(len, cells)) for cells in zip(self.columns, *self.rows, strict=True)]
         lines = [self.columns, tuple("-" * width for width in widths), *self.rows]
         body = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-        return "\n".join([self.title, *(line.rstrip() for line in body)])
+        notes = (f"[{number}] {note}" for number, note in enumerate(self.notes, start=1))
+        return "\n".join([self.title, *(line.rstrip() for line in body), *notes])
+
+
+def with_notes(table: Table) -> Table:
+    """The same table with long cells moved below it: "none: <reason>" becomes "none [1]".
+
+    >>> with_notes(Table("t", ("ECL",), [("none: flat",), ("3",), ("none: flat",)]))
+    Table(title='t', columns=('ECL',), rows=[('none [1]',), ('3',), ('none [1]',)], notes=('flat',))
+    """
+    numbers: dict[str, int] = {}
+
+    def shortened(cell: str) -> str:
+        word, colon, reason = cell.partition(": ")
+        if not colon or word != "none":
+            return cell
+        return f"none [{numbers.setdefault(reason, len(numbers) + 1)}]"
+
+    rows = [tuple(shortened(cell) for cell in row) for row in table.rows]
+    return replace(table, rows=rows, notes=(*table.notes, *numbers))
 
 
 def collapse_table(results: Sequence[CollapseLayer]) -> Table:
     """One row a group and stream: the ECL or why there is none."""
-    columns = ("model", "group", "stream", "ECL", "interval", "drop (nats)", "sharpness", "needed", "agree", "images")
+    columns = (
+        *("model", "group", "stream", "rule", "ECL", "interval", "drop (nats)"),
+        *("strength", "needed", "agree", "images"),
+    )
     rows = [
         (
             r.model,
             group_text(r.group),
             r.stream,
+            r.detector.rule,
             layer_text(r.layer, r.reason),
             interval_text(r.interval),
             number_text(r.drop, 3),
@@ -89,7 +114,7 @@ def horizon_table(results: Sequence[Horizon]) -> Table:
 
 def difference_table(comparison: Comparison) -> Table:
     """One row a difference, a minus b."""
-    columns = ("a", "b", "quantity", "unit", "images", "a - b", "interval", "images of a, b")
+    columns = ("a", "b", "quantity", "unit", "images", "a - b", "interval", "p", "p (Holm)", "images of a, b")
     rows = [
         (
             d.a,
@@ -99,6 +124,8 @@ def difference_table(comparison: Comparison) -> Table:
             "shared" if d.paired else "all",
             difference_text(d),
             interval_text(d.interval, 0 if whole(d) else 2, signed=True),
+            number_text(d.p_value, 4),
+            number_text(d.p_adjusted, 4),
             f"{d.n_a}, {d.n_b}",
         )
         for d in comparison.differences

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from synthetic_runs import step_curve, write_run
 
-from analyses.collapse import CollapseDetector, find_collapse_layer, sharpness, sharpness_null, task_mean
+from analyses.collapse import CollapseDetector, find_collapse_layer, task_mean
+from analyses.collapse_rules import sharpness, sharpness_null
 from analyses.resampling import draw_counts, percentile_interval, resampled_means
 from analyses.runs import HorizonError
 
@@ -59,7 +60,8 @@ def test_everything_restated_by_hand(tmp_path, rng):
     curve = (a.mean(axis=0) + b.mean(axis=0)) / 2
     np.testing.assert_allclose(ocr.curve, curve, atol=1e-12)
     draws = (resampled_means(a, codes[:30], counts) + resampled_means(b, codes[30:42], counts)) / 2
-    np.testing.assert_allclose([ocr.low, ocr.high], percentile_interval(draws), atol=1e-12)
+    n_images = len(np.unique(codes[:42]))
+    np.testing.assert_allclose([ocr.low, ocr.high], percentile_interval(draws, n_clusters=n_images), atol=1e-12)
     assert ocr.drop == pytest.approx(max(curve[k - 1] - curve[k] for k in range(1, L)))
     assert ocr.sharpness == pytest.approx(restated_pick(curve)[1])
     verdicts = [restated_pick(draw) for draw in draws]

@@ -7,6 +7,7 @@ from synthetic_runs import fade_curve, write_run
 from analyses.compare import compare_horizons
 from analyses.depths import half_depths, settled_layer
 from analyses.horizon import HorizonDetector, find_horizon
+from analyses.permutation import adjust_holm, half_depth_p_value
 from analyses.resampling import draw_counts, percentile_interval, resampled_means
 from analyses.runs import HorizonError
 
@@ -65,11 +66,12 @@ def test_everything_restated_by_hand(tmp_path, rng):
             horizons.append([settled_layer(m, max(0.05 * m[0], 0.01 + 1e-6), layers) for m in means])
         found = pick(comparison, paired=paired)
         assert found.value == pytest.approx(half[0] - half[1])
-        assert found.interval == pytest.approx(tuple(percentile_interval(draws[0] - draws[1])))
+        few = min(found.n_a, found.n_b)
+        assert found.interval == pytest.approx(tuple(percentile_interval(draws[0] - draws[1], n_clusters=few)))
         found = pick(comparison, "horizon", paired=paired)
         assert found.value == settled[0] - settled[1]
         steps = np.subtract(*horizons).astype(float)
-        assert found.interval == pytest.approx(tuple(percentile_interval(steps, method="inverted_cdf")))
+        assert found.interval == pytest.approx(tuple(percentile_interval(steps, n_clusters=few, method="inverted_cdf")))
         assert found.n_a == (len(shared) if paired else len(set(codes[:30])))
 
 
@@ -103,6 +105,88 @@ def test_a_set_against_itself_differs_by_nothing(tmp_path, rng):
     run = write_run(tmp_path / "run", effects={"a": p, "b": p}, images={"a": range(40), "b": range(40)})
     for difference in compare_horizons(run, detector=QUICK).differences:
         assert (difference.value, difference.interval) == (0, (0, 0))
+        assert difference.p_value == difference.p_adjusted == (1 if difference.quantity == "half_depth" else None)
+
+
+def test_p_values_restated(tmp_path, rng):
+    p = {"ocr": fades(rng.normal(5.2, 1.2, 30)), "vqa": fades(rng.normal(4.6, 1.2, 25))}
+    images = {"ocr": np.arange(30), "vqa": np.arange(20, 45)}
+    run = write_run(tmp_path / "run", effects=p, images=images)
+    comparison = compare_horizons(run, detector=HorizonDetector(resamples=50, seed=3), permutations=500)
+    names = sorted(set(run.samples["image_sha256"]))
+    codes = np.array([names.index(h) for h in run.samples["image_sha256"]])
+    sides = [(p["ocr"][:, -1:] - p["ocr"], codes[:30]), (p["vqa"][:, -1:] - p["vqa"], codes[30:])]
+    for paired in (False, True):
+        if paired:
+            shared = np.intersect1d(codes[:30], codes[30:])
+            sides = [
+                (values[np.isin(images_of, shared)], images_of[np.isin(images_of, shared)])
+                for values, images_of in sides
+            ]
+        expected = half_depth_p_value(*sides[0], *sides[1], np.arange(L + 1), permutations=500, seed=3)
+        found = [pick(comparison, unit=unit, paired=paired).p_value for unit in ("layers", "fraction")]
+        assert found == [expected, expected]
+        assert 0.01 < expected < 1
+        assert pick(comparison, "horizon", paired=paired).p_value is None
+
+
+def test_holm_goes_over_the_half_depths_of_one_unit_and_pairing(tmp_path, rng):
+    p = {f"ocr/{name}": fades(rng.normal(half, 1, 20)) for name, half in (("a", 5.2), ("b", 5), ("c", 4.3), ("d", 3))}
+    p["ocr/none"] = np.full((20, L + 1), 0.5)
+    images = {key: range(20) for key in ("ocr/a", "ocr/b", "ocr/none")}
+    run = write_run(tmp_path / "run", effects=p, images=images)
+    differences = compare_horizons(run, between="task", detector=QUICK, permutations=300).differences
+    for unit in ("layers", "fraction"):
+        for paired, n in ((False, 6), (True, 1)):
+            kind = ("half_depth", unit, paired)
+            family = [d for d in differences if (d.quantity, d.unit, d.paired) == kind]
+            assert len(family) == 10
+            assert sum(d.p_value is not None for d in family) == n
+            assert [d.p_adjusted for d in family] == adjust_holm([d.p_value for d in family])
+    assert any(d.p_adjusted > d.p_value for d in differences if d.p_value is not None)
+    assert {d.p_value for d in differences if d.value is None} == {None}
+
+
+def test_p_values_can_be_left_out(tmp_path):
+    run = write_run(tmp_path / "run", effects={"ocr": fades([5] * 9), "vqa": fades([4] * 9)})
+    found = compare_horizons(run, detector=QUICK, permutations=0).differences
+    assert {(d.p_value, d.p_adjusted) for d in found} == {(None, None)}
+    assert pick(compare_horizons(run, detector=QUICK, permutations=0)).value == pick(compare_horizons(run)).value
+
+
+@pytest.mark.parametrize("cut", [4, 6, 8])
+def test_the_uncut_against_the_cut_model(tmp_path, rng, cut):
+    """A model that sees nothing from layer `cut` on has R'_k = R_k - R_cut, so its horizon and half depth are known."""
+    p = fades(rng.normal(5.5, 1, 40), width=0.8)
+    effects = p[:, -1:] - p
+    left = np.where(np.arange(L + 1) < cut, effects - effects[:, [cut]], 0)
+    runs = [
+        write_run(tmp_path / name, model=f"x/{name}", effects={"ocr": 0.95 - e}, images={"ocr": range(40)})
+        for name, e in (("uncut", effects), ("cut", left))
+    ]
+    comparison = compare_horizons(runs, between="model", detector=QUICK)
+    halves = [half_depths(e.mean(axis=0), np.arange(L + 1)) for e in (effects, left)]
+    found = pick(comparison, paired=True)
+    assert found.value == pytest.approx(halves[0] - halves[1])
+    assert found.interval[0] > 0
+    assert found.p_value == 1 / 2001
+    threshold = max(0.05 * left[:, 0].mean(), 0.01 + 1e-6)
+    assert comparison.groups[1].layer == settled_layer(left.mean(axis=0), threshold, np.arange(L + 1)) <= cut
+
+
+def test_models_of_one_fraction_of_depth_differ_in_layers_only(tmp_path, rng):
+    """The deeper model runs through the same curve in twice the layers."""
+    p = fades(rng.normal(4, 0.8, 30), 8)
+    slow = np.stack([np.interp(np.arange(17) / 2, np.arange(9), curve) for curve in p])
+    runs = [
+        write_run(tmp_path / name, model=f"x/{name}", effects={"ocr": a}, images={"ocr": images})
+        for name, a, images in (("short", p, range(30)), ("long", slow, range(30)))
+    ]
+    comparison = compare_horizons(runs, between="model", detector=QUICK)
+    layers, fraction = (pick(comparison, unit=unit, paired=True) for unit in ("layers", "fraction"))
+    assert (layers.p_value, fraction.p_value) == (1 / 2001, 1)
+    assert (layers.p_adjusted, fraction.p_adjusted) == (1 / 2001, 1)
+    assert fraction.value == pytest.approx(0)
 
 
 def test_without_shared_images_there_is_nothing_paired(tmp_path, rng):
@@ -141,7 +225,8 @@ def test_levels_equal_what_find_horizon_says(tmp_path, rng):
     p = {"ocr/x": fades(rng.normal(6, 1, 30)), "vqa/y": fades(rng.normal(4, 1, 25)), "vqa/z": fades([5] * 9)}
     run = write_run(tmp_path / "run", effects=p)
     compared = compare_horizons(run, between="task", detector=QUICK).groups
-    for one, other in zip(compared, find_horizon(run, by=("task",), detector=QUICK), strict=True):
+    found = find_horizon(run, by=("task",), criterion="removal", detector=QUICK)
+    for one, other in zip(compared, found, strict=True):
         assert (one.group, one.layer, one.interval) == (other.group, other.layer, other.interval)
         assert one.half_depth_interval == other.half_depth_interval
 
@@ -199,7 +284,10 @@ def test_other_criteria_compare_horizons_only(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"between": "color"}, "unknown comparison 'color'; choose one of: task_type, task, category, model"),
+        (
+            {"between": "color"},
+            "unknown comparison 'color'; choose one of: task_type, task, category, model, revision, prompt",
+        ),
         ({"between": "model"}, "needs at least 2 run"),
         ({"between": "task", "within": ("task",)}, "unknown comparison 'task'; choose one of: task_type, category"),
         ({"criterion": "elbow"}, "unknown criterion 'elbow'"),

@@ -7,8 +7,8 @@ from synthetic_runs import fade_curve, step_curve, write_run
 from analyses.effects import (
     entropy_curves,
     image_codes,
+    information_curves,
     information_effects,
-    information_magnitude,
     information_quantiles,
     information_spread,
     noise_floor,
@@ -116,7 +116,7 @@ def test_information_weights_windows_by_their_size(run, grids):
     np.testing.assert_allclose(found.values[:, :-1], mean, atol=1e-6)
     assert (found.values[:, -1] == 0).all()
     np.testing.assert_array_equal(found.layers, np.arange(L + 1))
-    magnitude, removal = information_magnitude(run)
+    magnitude, removal = information_curves(run, ("magnitude", "removal"))
     np.testing.assert_allclose(magnitude.values[:, :-1], (np.abs(effects) * weights).sum(axis=2) / 15, atol=1e-6)
     np.testing.assert_allclose(removal.values, removal_effects(run).values[:4], atol=1e-6)
     spread = np.sqrt((((effects - mean[..., None]) ** 2) * weights).sum(axis=2) / 15)

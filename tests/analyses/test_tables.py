@@ -36,9 +36,14 @@ def rows(table):
 
 
 def test_horizons_for_people(run):
-    by_group = {row["group"]: row for row in rows(horizon_table(find_horizon(run, detector=QUICK)))}
-    assert (by_group["vqa"]["horizon"], by_group["vqa"]["interval"]) == ("5", "[5, 5]")
-    assert (by_group["vqa"]["half depth"], by_group["vqa"]["interval'"]) == ("3.50", "[3.50, 3.50]")
+    found = find_horizon(run, criterion="removal", detector=QUICK)
+    by_group = {row["group"]: row for row in rows(horizon_table(found))}
+    (vqa,) = (one for one in found if one.group["task_type"] == "vqa")
+    assert (vqa.layer, vqa.interval[1]) == (5, 8)
+    assert (by_group["vqa"]["horizon"], by_group["vqa"]["interval"]) == ("5", f"[{vqa.interval[0]}, end]")
+    low, high = vqa.half_depth_interval
+    assert by_group["vqa"]["half depth"] == "3.50"
+    assert by_group["vqa"]["interval'"] == f"[{low:.2f}, {high:.2f}]"
     assert (by_group["ocr"]["horizon"], by_group["ocr"]["interval"]) == ("not before the end", "[end, end]")
     assert by_group["none"]["horizon"].startswith("none: removing all visual tokens at layer 0 has no effect")
     assert (by_group["none"]["interval"], by_group["none"]["half depth"]) == ("-", "-")

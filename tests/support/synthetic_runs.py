@@ -49,6 +49,8 @@ def write_run(
     images: Mapping[str, Sequence[Any]] | None = None,
     kl: Mapping[str, np.ndarray] | None = None,
     correct: Mapping[str, np.ndarray] | None = None,
+    questions: Mapping[str, Sequence[str]] | None = None,
+    answers: Mapping[str, Sequence[Sequence[str]]] | None = None,
     noise_floor: float | Mapping[str, np.ndarray] = 1e-6,
     grid_shape: tuple[int, int] | None = None,
     log: bool = False,
@@ -71,6 +73,8 @@ def write_run(
         images: key -> one hashable name a sample; equal names are one image. By default every sample has its own.
         kl: key -> (sample, L + 1) KL(removed || all) in nats; by default the squared effect.
         correct: key -> (sample, L + 1) bool; by default p > 0.5.
+        questions: key -> one question a sample; by default "what ?".
+        answers: key -> the reference answers of each sample; by default ["yes"].
         noise_floor: of every sample and measure, or key -> (sample,).
         grid_shape: rows and columns of the token grid; by default square and just large enough for the windows.
         log: numbers in `effects` and the grids are log p (nats) instead of p.
@@ -84,7 +88,8 @@ def write_run(
     tables = {c: {k: a if log else _log(a) for k, a in t.items()} for c, t in tables.items() if t}
     samples = _samples(removal, entropies or {}, images or {}, order)
     settings = RunConfig(**{**CONFIG, **_implied(removal, entropies or {}, tables), **config})
-    planted = _Planted(settings, removal, entropies or {}, tables, spectra or {}, kl or {}, correct or {}, grid_shape)
+    curves = (removal, entropies or {}, tables, spectra or {}, kl or {}, correct or {})
+    planted = _Planted(settings, *curves, grid_shape, questions or {}, answers or {})
     for name in ("samples", "curves", "tokens", "spectra"):
         (Path(path) / name).mkdir(parents=True)
     (Path(path) / "run.json").write_text(json.dumps(settings.to_dict()))
@@ -118,6 +123,8 @@ class _Planted:
     kl: Mapping[str, np.ndarray]
     correct: Mapping[str, np.ndarray]
     grid_shape: tuple[int, int] | None
+    questions: Mapping[str, Sequence[str]]
+    answers: Mapping[str, Sequence[Sequence[str]]]
 
     @property
     def cuts(self) -> list[int]:
@@ -244,12 +251,12 @@ def _record(planted: _Planted, row: int, key: str, i: int, image: str, floor: fl
         "id": f"{key}-{i}",
         **_labels(key),
         "image_sha256": image,
-        "question": "what ?",
-        "answers": ["yes"],
+        "question": planted.questions[key][i] if key in planted.questions else "what ?",
+        "answers": list(planted.answers[key][i]) if key in planted.answers else ["yes"],
         "status": "ok",
         "error": "",
         "prediction": "yes",
-        "correct": math.exp(log_p) > 0.5,
+        "correct": bool(planted.correct[key][i][-1]) if key in planted.correct else math.exp(log_p) > 0.5,
         "target_ids": [7],
         "p": math.exp(log_p),
         "log_p": log_p,
