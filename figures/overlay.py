@@ -278,8 +278,11 @@ def _draw_blocks(blocks: Sequence[_Block], width: str, n_columns: int, label: st
 
 
 def _question_words(records: Sequence[dict[str, Any]], width: str) -> str:
-    """Question, answer and the first token of each model, wrapped to the figure."""
-    answer = records[0]["answers"][0]
-    tokens = [f"{record['prediction'].strip()} (p = {record['p']:.2f})".replace(" ", NO_BREAK) for record in records]
-    words = f"“{records[0]['question']}” answer: {answer}; first token: {', '.join(tokens)}"
+    """Question, answer, and what each model says instead or with which probability it says that; wrapped."""
+    answers = list(records[0]["answers"])
+    said = [
+        f"{record['prediction'].strip()}, p(target) = {record['p']:.2f}".replace(" ", NO_BREAK) for record in records
+    ]
+    known = f" answer: {answers[0]};" if answers else ""
+    words = f"“{records[0]['question']}”{known} the model says {'; '.join(said)}"
     return textwrap.fill(words, int(WIDTHS[width] * 17)).replace("$", r"\$")

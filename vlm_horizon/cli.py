@@ -1,27 +1,21 @@
-"""The command line: `vlm-horizon demo`, `run`, `show`, `compare`, `figures`.
+"""The command line: `vlm-horizon demo`, `run`, `show`, `compare`, `plan`, `figures`.
 
 Exit codes: 0 done, 1 some samples failed (listed), 2 unusable arguments, 130 interrupted (what finished is on disk).
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 
-from analyses.collapse import find_collapse_layer
-from analyses.compare import compare_horizons
-from analyses.horizon import find_horizon
 from analyses.runs import CONTEXTS, KINDS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
-from analyses.summary import summarize
-from analyses.tables import Table, collapse_table, difference_table, horizon_table, to_record
+from vlm_horizon.conclude import RunPaths, compare, plan, show, words
 
 LISTED_FAILURES = 10
 
@@ -38,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
         app(args=None if arguments is None else list(arguments))
-    except HorizonError as error:
+    except (HorizonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -53,8 +47,18 @@ def _resumable() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Measure where visual tokens live and die with depth in a vision-language model."""
+    if version:
+        print(f"vlm-horizon {installed_version('vlm-horizon')}")
+        raise typer.Exit
+
+
+for command in (show, compare, plan):
+    app.command()(command)
 
 
 @app.command()
@@ -120,6 +124,8 @@ def run(
     )
     out = out or Path("runs") / model.rstrip("/").rsplit("/", 1)[-1]
     samples = [sample for file in files for sample in file]
+    if not samples:
+        raise HorizonError(f"{', '.join(map(str, data))} holds no samples: nothing to measure")
     print(
         f"{probed.name}: {probed.n_layers} layers, {probed.dtype}, {probed.device}; {len(samples)} samples -> {out}",
         file=sys.stderr,
@@ -129,10 +135,10 @@ def run(
             probed,
             samples,
             out,
-            probes=_words(probes),
-            streams=_words(streams),
-            targets=_words(targets),
-            contexts=_words(contexts),
+            probes=words(probes),
+            streams=words(streams),
+            targets=words(targets),
+            contexts=words(contexts),
             window=window,
             layers=_parse_layers(layers),
             kind=kind,
@@ -151,56 +157,6 @@ def run(
 
 
 @app.command()
-def show(
-    runs: RunPaths,
-    by: Annotated[str, typer.Option(help="Comma-separated columns: task_type, task, category.")] = "task_type",
-    criterion: Annotated[str | None, typer.Option(help="Horizon criterion; every possible one by default.")] = None,
-    measure: Annotated[str, typer.Option(help="p or log_p.")] = "p",
-    as_json: AsJson = False,
-) -> None:
-    """Print entropy collapse layers and information horizons of each RUN, with intervals and reasons."""
-    records = []
-    for opened in load_runs(runs):
-        probes = opened.config.probes
-        collapses = find_collapse_layer(opened, by=_words(by)) if "entropy" in probes else []
-        horizons = (
-            find_horizon(opened, by=_words(by), criterion=criterion, measure=measure)
-            if {"removal", "information"} & set(probes)
-            else []
-        )
-        if as_json:
-            records.append(_overview(opened) | {"collapse": to_record(collapses), "horizons": to_record(horizons)})
-            continue
-        print(_headline(opened))
-        for table in [collapse_table(collapses)] * bool(collapses) + [horizon_table(horizons)] * bool(horizons):
-            _print_table(table)
-    if as_json:
-        print(json.dumps(records, indent=2))
-    else:
-        for sentence in summarize(load_runs(runs)):
-            print(f"- {sentence}")
-
-
-@app.command()
-def compare(
-    runs: RunPaths,
-    between: Annotated[str, typer.Option(help="task_type, task, category or model.")] = "task_type",
-    within: Annotated[str, typer.Option(help="Compare only levels that agree in these columns.")] = "",
-    criterion: Annotated[str, typer.Option(help="Horizon criterion.")] = "removal",
-    measure: Annotated[str, typer.Option(help="p or log_p.")] = "p",
-    as_json: AsJson = False,
-) -> None:
-    """Print how much deeper one task type (task, category, model) lies than another, paired and unpaired."""
-    opened = load_runs(runs)
-    comparison = compare_horizons(opened, between=between, within=_words(within), criterion=criterion, measure=measure)
-    if as_json:
-        print(json.dumps(to_record(comparison), indent=2))
-        return
-    _print_table(horizon_table(comparison.groups))
-    _print_table(difference_table(comparison))
-
-
-@app.command()
 def figures(
     runs: RunPaths,
     out: Annotated[Path | None, typer.Option(help="Directory; RUN/figures of the first run by default.")] = None,
@@ -213,7 +169,7 @@ def figures(
 
     out = out or runs[0] / "figures"
     saved = save_figures(
-        load_runs(runs), out, _words(names) if names else None, formats=_words(formats), widths=_words(widths)
+        load_runs(runs), out, words(names) if names else None, formats=words(formats), widths=words(widths)
     )
     for name, reason in saved.skipped.items():
         print(f"figure {name} was not drawn: {reason}", file=sys.stderr)
@@ -221,16 +177,12 @@ def figures(
         print(path)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())
-
-
 def _parse_layers(text: str | None) -> list[int] | None:
     """Read "0,4,8" or "0-7" as layers."""
     if text is None:
         return None
     layers: list[int] = []
-    for word in _words(text):
+    for word in words(text):
         first, dash, last = word.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise HorizonError(f"layers {text!r} cannot be read; write them as 0,4,8 or 0-7")
@@ -243,45 +195,6 @@ def _parse_shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit()):
         raise HorizonError(f"shard {text!r} cannot be read; write it as i/n, for example 0/4")
     return int(index), int(count)
-
-
-def _overview(run: Run) -> dict[str, Any]:
-    return {
-        "path": str(run.path),
-        "model": run.model,
-        "layers": run.config.n_layers,
-        "measured": len(run.ok),
-        "failed": len(run.failed),
-        "accuracy": _accuracy(run),
-    }
-
-
-def _accuracy(run: Run) -> dict[str, float]:
-    """Share of samples whose most probable first token is in the target set, by task type."""
-    right = run.ok.dropna(subset=["correct"])
-    shares = right.groupby("task_type")["correct"].agg(lambda column: column.astype(bool).mean())
-    return {str(name): float(share) for name, share in shares.items()}
-
-
-def _headline(run: Run) -> str:
-    shares = ", ".join(f"{name or 'all'} {share:.1%}" for name, share in _accuracy(run).items())
-    failed = f", {len(run.failed)} failed" if len(run.failed) else ""
-    return (
-        f"\n{run.path}: {run.model}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}; "
-        f"first token right: {shares or 'not measured'}\n"
-    )
-
-
-def _print_table(table: Table) -> None:
-    """As wide as the terminal where there is one; plain aligned text where the output is piped."""
-    console = Console()
-    if not console.is_terminal:
-        print(table, end="\n\n")
-        return
-    shown = RichTable(*table.columns, title=table.title, title_justify="left")
-    for row in table.rows:
-        shown.add_row(*row)
-    console.print(shown)
 
 
 def _report_failures(runs: Sequence[Run]) -> int:

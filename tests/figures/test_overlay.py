@@ -85,7 +85,7 @@ def test_the_title_tells_question_answer_and_first_token(run):
     title = " ".join(figure_token_heatmap(run, sample="vqa-1").get_suptitle().replace("\u00a0", " ").split())
     assert record["question"] in title
     assert f"answer: {record['answers'][0]}" in title
-    assert f"{record['prediction']} (p = {record['p']:.2f})" in title
+    assert f"{record['prediction']}, p(target) = {record['p']:.2f}" in title
 
 
 def test_samples_and_layers_can_be_chosen(run):

@@ -1,0 +1,140 @@
+"""The random LLaVA of the speed benchmarks, its one sample, and the operations that a forward of it takes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+import vlm_horizon as vh
+
+LAYERS, WIDTH, FEED_FORWARD, HEADS = 8, 512, 1376, 8
+TOWER_LAYERS, TOWER_WIDTH, TOWER_FEED_FORWARD = 4, 256, 512
+GRID, PATCH = 24, 14
+VISUAL, BEFORE, AFTER = GRID**2, 35, 30
+LENGTH = BEFORE + VISUAL + AFTER
+VOCABULARY = 1000
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+
+
+def load() -> vh.ProbedModel:
+    """The model in float32, weights large enough that removals change the answer."""
+    return vh.load_model(_llava(), processor=_processor())
+
+
+def sample() -> vh.Sample:
+    """Noise as the image, `AFTER` words as the question."""
+    pixels = np.random.default_rng(0).integers(0, 256, (GRID * PATCH, GRID * PATCH, 3), dtype=np.uint8)
+    question = " ".join(f"w{i}" for i in range(BEFORE, BEFORE + AFTER))
+    return vh.Sample("noise", Image.fromarray(pixels), question, ("w7",), task="noise")
+
+
+def layer_operations(rows: int, pairs: float) -> float:
+    """Floating-point operations of one decoder layer: `rows` tokens run, `pairs` (query, key) pairs attended."""
+    weights = 4 * WIDTH**2 + 3 * WIDTH * FEED_FORWARD
+    return 2 * weights * rows + 4 * WIDTH * pairs
+
+
+def tower_operations() -> float:
+    """The vision tower, class token included, and the projector."""
+    rows = VISUAL + 1
+    weights = 4 * TOWER_WIDTH**2 + 2 * TOWER_WIDTH * TOWER_FEED_FORWARD
+    layers = TOWER_LAYERS * (2 * weights * rows + 4 * TOWER_WIDTH * rows**2)
+    patches = 2 * VISUAL * 3 * PATCH**2 * TOWER_WIDTH
+    projector = 2 * VISUAL * (TOWER_WIDTH * WIDTH + WIDTH**2)
+    return layers + patches + projector
+
+
+def head_operations() -> float:
+    """The output embedding at one position."""
+    return 2.0 * WIDTH * VOCABULARY
+
+
+def causal_pairs(rows: int, context: int = 0) -> float:
+    """(query, key) pairs of `rows` tokens that see `context` others, those before them, and themselves."""
+    return rows * context + rows * (rows + 1) / 2
+
+
+def _llava() -> LlavaForConditionalGeneration:
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=TOWER_WIDTH,
+        intermediate_size=TOWER_FEED_FORWARD,
+        num_hidden_layers=TOWER_LAYERS,
+        num_attention_heads=4,
+        image_size=GRID * PATCH,
+        patch_size=PATCH,
+    )
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=SPECIAL.index("<image>"),
+        image_seq_length=VISUAL,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlavaForConditionalGeneration(config)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Embedding):
+                torch.nn.init.normal_(module.weight)
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                torch.nn.init.normal_(module.weight, std=_gain(name) / module.weight[0].numel() ** 0.5)
+    return model.eval()
+
+
+def _gain(name: str) -> float:
+    """Sharp attention, and an output that prefers some words: then what a window adds shows in the probability."""
+    if name.endswith("lm_head"):
+        return 4.0
+    return 2.0 if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj")) else 1.0
+
+
+def _processor() -> LlavaProcessor:
+    words = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
+    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    splitter.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=splitter,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+    side = {"height": GRID * PATCH, "width": GRID * PATCH}
+    question = "{% for c in messages[0]['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=f"{' '.join(words[:BEFORE])} <image> {question}",
+    )

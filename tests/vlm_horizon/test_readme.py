@@ -1,0 +1,46 @@
+"""What the README promises is there."""
+
+import re
+from pathlib import Path
+
+import vlm_horizon as vh
+from vlm_horizon.cli import app
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_two_commands_are_make_targets_and_ci_runs_the_tests():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in ("demo", "test"):
+        assert re.search(rf"^    make {command} ", README, re.MULTILINE)
+        assert re.search(rf"^{command}: ", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_every_command_shown_exists():
+    shown = set(re.findall(r"^    vlm-horizon (\w+)", README, re.MULTILINE))
+    assert shown
+    assert shown <= {command.name or command.callback.__name__ for command in app.registered_commands}
+
+
+def test_every_name_used_exists():
+    used = set(re.findall(r"\bvh\.(\w+)", README))
+    assert len(used) > 10
+    assert used <= set(vh.__all__)
+
+
+def test_every_file_named_exists():
+    named = set(re.findall(r"`([\w/.-]+\.(?:md|ipynb|cff))`", README)) | set(
+        re.findall(r"\]\(([\w/.-]+\.png)\)", README)
+    )
+    assert len(named) >= 6
+    assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_constraints_pin_every_dependency():
+    pins = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    project = (ROOT / "pyproject.toml").read_text()
+    dependencies = set(re.findall(r'^    "([\w.-]+)[><=]', project, re.MULTILINE))
+    assert len(dependencies) > 20
+    assert {name.lower() for name in dependencies} <= pins

@@ -1,0 +1,194 @@
+"""The commands that conclude from run directories: `show`, `compare`, `plan`. None of them needs torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from analyses.compare import compare_horizons
+from analyses.criteria import CRITERIA
+from analyses.export import FORMATS, render, to_csv
+from analyses.groups import BETWEEN
+from analyses.planning import plan_samples
+from analyses.published import load_published
+from analyses.reports import SECTIONS, STANDARD, Options, Section, association_table, make_sections, plan_table
+from analyses.runs import HorizonError, Run, load_runs
+from analyses.scaling import correlate_models
+from analyses.summary import summarize
+from analyses.tables import difference_table, horizon_table, to_record, with_notes
+from vlm_horizon.demo import data_path
+
+OUTPUTS = (*FORMATS, "csv", "json")
+
+RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")]
+By = Annotated[str, typer.Option(help="Comma-separated columns: task_type, task, category.")]
+Measure = Annotated[str, typer.Option(help="p or log_p.")]
+Output = Annotated[str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}; csv and json hold raw numbers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
+
+
+def show(
+    runs: RunPaths,
+    sections: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(SECTIONS)}.")] = ",".join(STANDARD),
+    by: By = "task_type",
+    criterion: Annotated[
+        str | None, typer.Option(help=f"Horizon criterion, of {', '.join(CRITERIA)}; every possible one by default.")
+    ] = None,
+    measure: Measure = "p",
+    rule: Annotated[str | None, typer.Option(help="Of the collapse layer: drop, relative-drop, two-segment.")] = None,
+    split: Annotated[
+        float | None, typer.Option(help="Share of the images that choose a layer; scores it on the others.")
+    ] = None,
+    covariates: Annotated[
+        str, typer.Option(help="Of the section covariates: answer_characters, answer_entropy, or a sample column.")
+    ] = "answer_characters,n_visual,p",
+    output: Output = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Print what each RUN lets one conclude: collapse layers, horizons, intervals, reasons."""
+    form = _checked(output, as_json)
+    wanted = words(sections) if split is None else (*dict.fromkeys((*words(sections), "split")),)
+    options = Options(
+        by=words(by),
+        criterion=criterion,
+        measure=measure,
+        rule=rule,
+        split=0.5 if split is None else split,
+        covariates=words(covariates),
+        published=load_published(data_path("published", "layers.json")),
+    )
+    opened = load_runs(runs)
+    made = [(run, make_sections(run, wanted, options)) for run in opened]
+    if form == "json":
+        print(json.dumps([overview(run) | _records(parts) for run, parts in made], indent=2))
+        return
+    for run, parts in made:
+        if form == "text":
+            print(headline(run))
+        _print_sections(list(parts.values()), form)
+    plain = options == replace(Options(), published=options.published)
+    if form == "text" and plain:  # sentences are about the defaults
+        for sentence in summarize(opened):
+            print(f"- {sentence}")
+
+
+def compare(
+    runs: RunPaths,
+    between: Annotated[str, typer.Option(help=f"Levels to compare: {', '.join(BETWEEN)}.")] = "task_type",
+    within: Annotated[str, typer.Option(help="Compare only levels that agree in these columns.")] = "",
+    criterion: Annotated[str, typer.Option(help="Horizon criterion.")] = "removal",
+    measure: Measure = "p",
+    permutations: Annotated[int, typer.Option(help="Of the test of no difference; 0 for none.", min=0)] = 2000,
+    output: Output = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Print how much deeper one task type (task, model, ...) lies than another, paired and unpaired."""
+    form = _checked(output, as_json)
+    opened = load_runs(runs)
+    comparison = compare_horizons(
+        opened,
+        between=between,
+        within=words(within),
+        criterion=criterion,
+        measure=measure,
+        permutations=permutations,
+    )
+    if form == "json":
+        print(json.dumps(to_record(comparison), indent=2))
+        return
+    parts = [
+        Section(comparison.groups, horizon_table(comparison.groups)),
+        Section(comparison.differences, difference_table(comparison)),
+    ]
+    if between == "model" and len(opened) > 2:
+        across = correlate_models(opened, measure=measure)
+        parts.append(Section(across, association_table(across)))
+    _print_sections([part for part in parts if part.results], form)
+
+
+def plan(
+    runs: RunPaths,
+    width: Annotated[float, typer.Option(help="Width of the half depth's 95 % interval, in layers.")] = 1.0,
+    by: By = "task_type",
+    measure: Measure = "p",
+    output: Output = "text",
+    as_json: AsJson = False,
+) -> None:
+    """Print how many more images each RUN needs until the interval of its half depth is that narrow."""
+    form = _checked(output, as_json)
+    found = [one for run in load_runs(runs) for one in plan_samples(run, width=width, by=words(by), measure=measure)]
+    if form == "json":
+        print(json.dumps(to_record(found), indent=2))
+        return
+    _print_sections([Section(found, plan_table(found))] if found else [], form)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Split at commas; blanks around words and empty words do not count."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def overview(run: Run) -> dict[str, Any]:
+    """What a run is, in a few values."""
+    return {
+        "path": str(run.path),
+        "model": run.model,
+        "layers": run.config.n_layers,
+        "measured": len(run.ok),
+        "failed": len(run.failed),
+        "accuracy": accuracy(run),
+    }
+
+
+def accuracy(run: Run) -> dict[str, float]:
+    """Share of samples whose most probable token is in the target set, by task type; none for the model's own token."""
+    if run.config.targets[0].startswith("greedy"):
+        return {}
+    right = run.ok.dropna(subset=["correct"])
+    shares = right.groupby("task_type")["correct"].agg(lambda column: column.astype(bool).mean())
+    return {str(name): float(share) for name, share in shares.items()}
+
+
+def headline(run: Run) -> str:
+    """One line on a run."""
+    shares = ", ".join(f"{name or 'all'} {share:.1%}" for name, share in accuracy(run).items())
+    failed = f", {len(run.failed)} failed" if len(run.failed) else ""
+    right = f"; first token right: {shares}" if shares else ""
+    return f"{run.path}: {run.model}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}{right}\n"
+
+
+def _checked(output: str, as_json: bool) -> str:
+    form = "json" if as_json else output
+    if form not in OUTPUTS:
+        raise HorizonError(f"format {form!r} is unknown; choose from {', '.join(OUTPUTS)}")
+    return form
+
+
+def _records(parts: dict[str, Section]) -> dict[str, Any]:
+    return {name: to_record(part.results) for name, part in parts.items()}
+
+
+def _print_sections(parts: Sequence[Section], form: str) -> None:
+    """CSV with a comment line before each part if there are several; else tables, drawn as such in a terminal."""
+    console = Console()
+    for part in parts:
+        if form == "csv":
+            title = f"# {part.table.title}\n" if len(parts) > 1 else ""
+            print(title + to_csv(part.results))
+        elif form == "text" and console.is_terminal:
+            table = with_notes(part.table)
+            shown = RichTable(*table.columns, title=table.title, title_justify="left")
+            for row in table.rows:
+                shown.add_row(*row)
+            console.print(shown)
+            for number, note in enumerate(table.notes, start=1):
+                console.print(f"[{number}] {note}", markup=False, highlight=False)
+        else:
+            print(render(part.table, form), end="\n\n")
