@@ -15,7 +15,7 @@ BLOCK = 256  # resamples handled at once; bounds memory at a few MB for thousand
 LEAST_IMAGES = 50  # from there on, intervals of bounded effects hold what they promise
 LEAST_EFFECTIVE = 12.0  # same, in clusters of equal weight behind the spread; bounded effects of 50 images have more
 # what 95 % intervals of half depths covered in tests/benchmarks/bench_calibration.py, over all designs of a kind
-FEW_IMAGES_COVERED = {10: "0.87 to 0.96", 20: "0.89 to 0.96", 30: "0.93 to 0.96"}
+FEW_IMAGES_COVERED = {10: "0.89 to 0.96", 20: "0.89 to 0.96", 30: "0.93 to 0.96"}
 HEAVY_TAILS_COVERED = "0.91 to 0.94 in simulation, bands 0.73 to 0.95"
 
 

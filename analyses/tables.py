@@ -61,7 +61,11 @@ def with_notes(table: Table) -> Table:
 
 
 def collapse_table(results: Sequence[CollapseLayer]) -> Table:
-    """One row a group and stream: the ECL or why there is none."""
+    """One row a group and stream: the ECL or why there is none.
+
+    Args:
+        results: of `find_collapse_layer`.
+    """
     columns = (
         *("model", "group", "stream", "rule", "ECL", "interval", "drop (nats)"),
         *("strength", "needed", "agree", "images"),
@@ -86,7 +90,11 @@ def collapse_table(results: Sequence[CollapseLayer]) -> Table:
 
 
 def horizon_table(results: Sequence[Horizon]) -> Table:
-    """One row a group and criterion: the horizon and the half depth, or why there is none."""
+    """One row a group and criterion: the horizon and the half depth, or why there is none.
+
+    Args:
+        results: of `find_horizon`.
+    """
     columns = (
         *("model", "group", "criterion", "measure", "horizon", "interval", "half depth", "interval"),
         *("effect at 0", "below", "layers", "images", "samples"),
@@ -113,7 +121,11 @@ def horizon_table(results: Sequence[Horizon]) -> Table:
 
 
 def difference_table(comparison: Comparison) -> Table:
-    """One row a difference, a minus b."""
+    """One row a difference, a minus b.
+
+    Args:
+        comparison: of `compare_horizons`.
+    """
     columns = ("a", "b", "quantity", "unit", "images", "a - b", "interval", "p", "p (Holm)", "images of a, b")
     rows = [
         (

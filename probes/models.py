@@ -81,6 +81,7 @@ def load_model(
     name_or_path_or_model: str | Path | nn.Module,
     *,
     processor: Any = None,
+    name: str | None = None,
     revision: str | None = None,
     device_map: Any = None,
     dtype: str | torch.dtype = "auto",
@@ -92,6 +93,7 @@ def load_model(
     Args:
         name_or_path_or_model: a checkpoint directory, a hub id, or a transformers model.
         processor: its processor; loaded from the same place by default, required with a built model.
+        name: what to call the model in runs; its id, directory or class by default. Name a model that you changed.
         revision: branch, tag or commit of a hub model.
         device_map: as in transformers; by default the first GPU if there is one, else the CPU.
         dtype: a torch dtype or its name; "auto" is the checkpoint's on a GPU and float32 on a CPU, where half
@@ -105,13 +107,13 @@ def load_model(
     if attn not in ATTENTION:
         raise HorizonError(f"attention {attn!r} is not supported; choose one of {', '.join(ATTENTION)}")
     if isinstance(name_or_path_or_model, nn.Module):
-        return _wrap_built(name_or_path_or_model, processor, dtype, attn)
-    name = str(name_or_path_or_model)
-    source, commit = _resolve(name, revision)
-    family = find_family(_load_config(name, source, commit))
-    processor = processor or _load_processor(name, source, commit)
-    model = _load_weights(name, source, commit, device_map, dtype, attn, quantization)
-    return _probed(model, processor, name, commit, family, attn, quantization)
+        return _wrap_built(name_or_path_or_model, processor, name, dtype, attn)
+    place = str(name_or_path_or_model)
+    source, commit = _resolve(place, revision)
+    family = find_family(_load_config(place, source, commit))
+    processor = processor or _load_processor(place, source, commit)
+    model = _load_weights(place, source, commit, device_map, dtype, attn, quantization)
+    return _probed(model, processor, name or place, commit, family, attn, quantization)
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -224,7 +226,7 @@ def _quiet_loading() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _wrap_built(model: nn.Module, processor: Any, dtype: str | torch.dtype, attn: str) -> ProbedModel:
+def _wrap_built(model: nn.Module, processor: Any, name: str | None, dtype: str | torch.dtype, attn: str) -> ProbedModel:
     if processor is None:
         raise HorizonError(f"a built model needs its processor: load_model({type(model).__name__}, processor=...)")
     config: Any = model.config
@@ -233,7 +235,7 @@ def _wrap_built(model: nn.Module, processor: Any, dtype: str | torch.dtype, attn
     if dtype != "auto":
         model = model.to(_as_dtype(dtype))
     model.set_attn_implementation(attn)  # type: ignore[operator]
-    return _probed(model, processor, type(model).__name__, None, find_family(config), attn, None)
+    return _probed(model, processor, name or type(model).__name__, None, find_family(config), attn, None)
 
 
 def _probed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from deletion_oracle import ablated_logits, recorded_states, target_log_p, visual_tokens
 from planted_models import collapsed_at, cut_from, plane_of, unrotated_from
 from random_models import encode
+from scipy.stats import norm, t
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlm_horizon as vh
@@ -20,6 +22,7 @@ DATA = Path(__file__).resolve().parents[2] / "data"
 VISUAL = range(2, 66)  # 64 patches after the two tokens of "USER:"
 N_LAYERS = 8
 PER_TASK = 12
+WITH_GRIDS = {"probes": ("removal", "information"), "window": 4}
 UNROTATED = ("query", "key")
 COLLAPSED = ("hidden", "value", "query_raw", "key_raw")
 
@@ -45,9 +48,9 @@ def inputs(processor, samples) -> list:
     return [encode(processor, sample.load_image(), sample.question) for sample in samples]
 
 
-def measured(model, processor, samples, out: Path, **arguments) -> vh.Run:
+def measured(model, processor, samples, out: Path, *, name: str | None = None, **arguments) -> vh.Run:
     """Run, then read from disk what was written."""
-    probed = vh.load_model(model, processor=processor, dtype="float32")
+    probed = vh.load_model(model, processor=processor, name=name, dtype="float32")
     vh.run(probed, samples, out, progress=False, **arguments)
     return vh.load_run(out)
 
@@ -64,13 +67,14 @@ def removal_p(run: vh.Run) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def uncut(model, processor, samples, tmp_path_factory) -> vh.Run:
-    return measured(model, processor, samples, tmp_path_factory.mktemp("uncut"), probes=("removal",))
+    return measured(model, processor, samples, tmp_path_factory.mktemp("uncut"), name="uncut", **WITH_GRIDS)
 
 
 @pytest.fixture(scope="module", params=range(N_LAYERS + 1))
 def cut(request, model, processor, samples, tmp_path_factory) -> tuple[int, vh.Run]:
     planted = cut_from(model, request.param, VISUAL)
-    return request.param, measured(planted, processor, samples, tmp_path_factory.mktemp("cut"), probes=("removal",))
+    out = tmp_path_factory.mktemp("cut")
+    return request.param, measured(planted, processor, samples, out, name="cut", **WITH_GRIDS)
 
 
 def effects_by_identity(p: np.ndarray, h: int) -> np.ndarray:
@@ -79,19 +83,22 @@ def effects_by_identity(p: np.ndarray, h: int) -> np.ndarray:
     return np.where(np.arange(N_LAYERS + 1) < h, removal - removal[:, h : h + 1], 0.0)
 
 
-def lower_bound(values: np.ndarray, images: np.ndarray) -> float:
-    """Of a mean: 2.5th percentile over resamples of images."""
+def lower_bound(values: np.ndarray, images: np.ndarray, all_images: np.ndarray) -> float:
+    """Of a mean: 2.5th percentile over resamples of the run's images, as far out as Student's t asks for so few."""
     random = np.random.default_rng(0)
-    members = [values[images == image] for image in np.unique(images)]
-    drawn = [np.concatenate([members[i] for i in random.integers(0, len(members), len(members))]) for _ in range(2000)]
-    return float(np.quantile([draw.mean() for draw in drawn], 0.025))
+    names = np.unique(all_images)
+    members = [values[images == image] for image in names]
+    drawn = [np.concatenate([members[i] for i in random.integers(0, len(names), len(names))]) for _ in range(4000)]
+    n = len(np.unique(images))
+    share = norm.cdf(np.sqrt(n / (n - 1)) * t.ppf(0.025, n - 1))
+    return float(np.quantile([draw.mean() for draw in drawn if len(draw)], share))
 
 
-def horizon_of(effects: np.ndarray, images: np.ndarray, floor: float) -> int | None:
+def horizon_of(effects: np.ndarray, images: np.ndarray, inside: np.ndarray, floor: float) -> int | None:
     """The definition, written down once more: where the mean effect settles below its threshold, if there is one."""
-    if lower_bound(effects[:, 0], images) <= floor + 0.01:
+    if lower_bound(effects[inside, 0], images[inside], images) <= floor + 0.01:
         return None
-    mean = np.abs(effects.mean(axis=0))
+    mean = np.abs(effects[inside].mean(axis=0))
     threshold = max(0.05 * mean[0], floor + 0.01)
     return next(k for k in range(N_LAYERS + 1) if (mean[k:] < threshold).all())
 
@@ -131,7 +138,7 @@ def test_the_cut_horizon_is_the_one_that_the_uncut_curve_implies(cut, uncut):
     assert [horizon.group["task_type"] for horizon in found] == ["ocr", "vqa"]
     for horizon in found:
         inside = (run.ok["task_type"] == horizon.group["task_type"]).to_numpy()
-        layer = horizon_of(expected[inside], images[inside], horizon.noise_floor)
+        layer = horizon_of(expected, images, inside, horizon.noise_floor)
         assert horizon.layer == layer, horizon.reason
         assert (horizon.reason == "") == (layer is not None)
         np.testing.assert_allclose(horizon.effect, expected[inside].mean(axis=0), rtol=0, atol=1e-6)
@@ -140,9 +147,68 @@ def test_the_cut_horizon_is_the_one_that_the_uncut_curve_implies(cut, uncut):
 
 def test_the_cuts_cover_horizons_at_many_layers_and_none(uncut):
     images = uncut.ok["image_sha256"].to_numpy()
-    implied = {horizon_of(effects_by_identity(removal_p(uncut), h), images, 1e-6) for h in range(N_LAYERS + 1)}
+    everyone = np.ones(len(images), dtype=bool)
+    implied = {
+        horizon_of(effects_by_identity(removal_p(uncut), h), images, everyone, 1e-6) for h in range(N_LAYERS + 1)
+    }
     assert None in implied
     assert len(implied) >= 5
+
+
+def test_no_criterion_sees_anything_from_the_cut_on(cut):
+    """Whatever it looks at: nothing is left to be lost at h, so no horizon lies deeper."""
+    h, run = cut
+    found = vh.find_horizon(run, by=("task_type",))
+    assert {horizon.criterion for horizon in found} == {"removal", "information", "spread", "accuracy", "kl", "vtw"}
+    for horizon in found:
+        assert np.abs(horizon.effect[h:]).max() <= max(1e-5, horizon.noise_floor if horizon.measure == "p" else 0)
+        assert (horizon.layer is None) == bool(horizon.reason)
+        assert horizon.layer is None or horizon.layer <= h
+
+
+def test_accuracy_falls_as_the_uncut_model_says(cut, uncut):
+    h, run = cut
+    right = uncut.matrix("correct", context="removal", target="gold")[2]
+    expected = right[:, np.minimum(np.arange(N_LAYERS + 1), h)]
+    np.testing.assert_array_equal(run.matrix("correct", context="removal", target="gold")[2], expected)
+    for horizon in vh.find_horizon(run, by=(), criterion="accuracy"):
+        np.testing.assert_allclose(horizon.effect, (expected[:, -1:] - expected).mean(axis=0), atol=1e-12)
+
+
+def test_the_cut_model_is_compared_to_the_uncut_one_as_the_identity_says(cut, uncut):
+    h, run = cut
+    comparison = vh.compare_horizons([uncut, run], between="model", permutations=200)
+    half = [d for d in comparison.differences if (d.quantity, d.unit, d.paired) == ("half_depth", "layers", True)]
+    (difference,) = half
+    assert (difference.a, difference.b) == ("uncut", "cut")
+    whole, cut_short = (half_depth_of(effects_by_identity(removal_p(uncut), n).mean(axis=0)) for n in (N_LAYERS, h))
+    if difference.value is None:
+        assert comparison.groups[1].half_depth is None
+        return
+    assert difference.value == pytest.approx(whole - cut_short, abs=1e-4)
+    if h == N_LAYERS:
+        assert (difference.value, difference.p_value) == (pytest.approx(0, abs=1e-6), pytest.approx(1, abs=0.01))
+    elif h <= 5:
+        assert difference.interval[0] > 0
+        assert difference.p_value < 0.05
+
+
+def half_depth_of(effect: np.ndarray) -> float:
+    """The definition, written down once more: interpolated after the last layer with half of the effect left."""
+    last = max((k for k in range(N_LAYERS + 1) if effect[k] >= effect[0] / 2), default=0)
+    if last == N_LAYERS:
+        return float(N_LAYERS)
+    return last + (effect[last] - effect[0] / 2) / (effect[last] - effect[last + 1])
+
+
+def test_a_set_against_itself_does_not_differ(model, processor, samples, tmp_path):
+    twice = [replace(sample, task=task) for sample in samples[:PER_TASK] for task in ("once", "again")]
+    run = measured(model, processor, twice, tmp_path, probes=("removal",))
+    differences = vh.compare_horizons(run, between="task", permutations=200).differences
+    half = [d for d in differences if d.quantity == "half_depth"]
+    assert len(half) == 4
+    assert all(d.value == pytest.approx(0, abs=1e-9) for d in half)
+    assert all(d.p_value == 1 for d in half)
 
 
 # --- collapse --------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and its exit codes."""
 
+import csv
 import json
 import os
 import signal
@@ -80,6 +81,7 @@ def test_failed_samples_are_listed_and_exit_with_one(capsys, tmp_path):
         (("run", MODEL, OCR, "--shard", "1"), "shard '1' cannot be read"),
         (("run", MODEL, OCR, "--dtype", "int7"), "dtype 'int7' is unknown"),
         (("run", MODEL, OCR, "--attn", "magic"), "attention 'magic' is not supported"),
+        (("show", "/no/such/run", "--format", "word"), "format 'word' is unknown"),
         (("show", "/no/such/run"), "is not a run directory"),
         (("compare", "/no/such/run"), "is not a run directory"),
     ],
@@ -101,7 +103,7 @@ def test_usage_errors_exit_with_two(capsys, arguments):
     assert "Usage" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "show", "compare", "figures"])
+@pytest.mark.parametrize("command", ["demo", "run", "show", "compare", "plan", "figures"])
 def test_every_command_has_help(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
@@ -139,6 +141,76 @@ def test_compare_says_that_ocr_lies_deeper(capsys, planted):
         assert difference["interval"][0] > 2
     code, out, _ = call(capsys, "compare", str(planted))
     assert "Differences between levels of task_type" in out
+
+
+@pytest.mark.parametrize(
+    ("sections", "titles"),
+    [
+        ("collapse,joint", ["Entropy collapse layer", "One entropy collapse layer for all streams and tasks"]),
+        ("criteria", ["Where the criteria of the horizon disagree"]),
+        ("agreement", ["Entropy collapse layer against information horizon"]),
+        ("covariates", ["Half depth against covariates"]),
+    ],
+)
+def test_sections_are_shown_when_asked_for(capsys, planted, sections, titles):
+    code, out, _ = call(capsys, "show", str(planted), "--sections", sections, "--format", "markdown")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("**")] == [f"**{title}**" for title in titles]
+
+
+def test_split_scores_the_layer_on_other_images(capsys, planted):
+    code, out, _ = call(capsys, "show", str(planted), "--sections", "horizons", "--split", "0.5", "--json")
+    assert code == 0
+    (record,) = json.loads(out)
+    assert {found["split"] for found in record["split"]} == {0.5}
+    assert all(found["held_out"] is not None for found in record["split"])
+
+
+def test_csv_is_one_table_that_reads_back(capsys, planted):
+    code, out, _ = call(
+        capsys, "show", str(planted), "--sections", "horizons", "--criterion", "removal", "--format", "csv"
+    )
+    assert code == 0
+    rows = list(csv.DictReader(out.splitlines()))
+    found = vh.find_horizon(vh.load_run(planted), criterion="removal")
+    assert [float(row["half_depth"]) for row in rows if row["model"]] == [horizon.half_depth for horizon in found]
+
+
+def test_plan_says_how_many_more_images(capsys, planted):
+    code, out, _ = call(capsys, "plan", str(planted), "--width", "0.005", "--json")
+    assert code == 0
+    plans = json.loads(out)
+    assert [one["group"]["task_type"] for one in plans] == ["ocr", "vqa"]
+    assert all(one["more_images"] > 0 for one in plans)
+    narrower = json.loads(call(capsys, "plan", str(planted), "--width", "0.002", "--json")[1])
+    assert all(few["images"] < many["images"] for few, many in zip(plans, narrower, strict=True))
+
+
+def test_compare_prints_p_values(capsys, planted):
+    code, out, _ = call(capsys, "compare", str(planted), "--permutations", "200", "--json")
+    assert code == 0
+    half = [d for d in json.loads(out)["differences"] if d["quantity"] == "half_depth" and d["unit"] == "layers"]
+    assert all(d["p_value"] < 0.02 and d["p_adjusted"] >= d["p_value"] for d in half)
+
+
+def test_an_empty_file_is_nothing_to_measure(capsys, tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n")
+    code, _, err = call(capsys, "run", MODEL, str(tmp_path / "empty.jsonl"), "--out", str(tmp_path / "run"))
+    assert code == 2
+    assert "holds no samples" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(capsys):
+    code, _, err = call(capsys, "run", MODEL, OCR, "--limit", "1", "--out", "/proc/nowhere/run")
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: ")
+
+
+def test_version(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert code == 0
+    assert out.startswith("vlm-horizon 0.")
 
 
 def test_unknown_criterion_is_named(capsys, planted):
