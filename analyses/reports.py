@@ -47,7 +47,7 @@ class Options:
     measure: str = "p"
     rule: str | None = None
     split: float = 0.5
-    covariates: tuple[str, ...] = ("answer_characters", "n_visual", "p")
+    covariates: tuple[str, ...] = ("answer_tokens", "n_visual", "output_entropy")
     published: PublishedNumbers | None = field(default=None, repr=False)
 
 

@@ -54,7 +54,7 @@ def with_notes(table: Table) -> Table:
         word, colon, reason = cell.partition(": ")
         if not colon or word != "none":
             return cell
-        return f"none [{numbers.setdefault(reason, len(numbers) + 1)}]"
+        return f"none [{numbers.setdefault(reason, len(table.notes) + len(numbers) + 1)}]"
 
     rows = [tuple(shortened(cell) for cell in row) for row in table.rows]
     return replace(table, rows=rows, notes=(*table.notes, *numbers))
@@ -86,7 +86,7 @@ def collapse_table(results: Sequence[CollapseLayer]) -> Table:
         )
         for r in results
     ]
-    return Table("Entropy collapse layer", columns, rows)
+    return Table("Entropy collapse layer", columns, rows, warnings_of(results))
 
 
 def horizon_table(results: Sequence[Horizon]) -> Table:
@@ -117,7 +117,7 @@ def horizon_table(results: Sequence[Horizon]) -> Table:
         )
         for r in results
     ]
-    return Table("Information horizon", columns, rows)
+    return Table("Information horizon", columns, rows, warnings_of(results))
 
 
 def difference_table(comparison: Comparison) -> Table:
@@ -142,7 +142,22 @@ def difference_table(comparison: Comparison) -> Table:
         )
         for d in comparison.differences
     ]
-    return Table(f"Differences between levels of {comparison.between}, positive where a lies deeper", columns, rows)
+    title = f"Differences between levels of {comparison.between}, positive where a lies deeper"
+    return Table(title, columns, rows, warnings_of(comparison.differences))
+
+
+def warnings_of(results: Sequence[CollapseLayer | Horizon | Difference]) -> tuple[str, ...]:
+    """Each warning once, with what it is about."""
+    about: dict[str, list[str]] = {}
+    for result in results:
+        if result.warning:
+            where = (
+                f"{result.a} and {result.b}"
+                if isinstance(result, Difference)
+                else f"{result.model}, {group_text(result.group)}"
+            )
+            about.setdefault(result.warning, []).append(where)
+    return tuple(f"{'; '.join(dict.fromkeys(places))}: {warning}" for warning, places in about.items())
 
 
 def layer_text(layer: int | None, reason: str, n_layers: int | None = None) -> str:

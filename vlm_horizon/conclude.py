@@ -47,8 +47,8 @@ def show(
         float | None, typer.Option(help="Share of the images that choose a layer; scores it on the others.")
     ] = None,
     covariates: Annotated[
-        str, typer.Option(help="Of the section covariates: answer_characters, answer_entropy, or a sample column.")
-    ] = "answer_characters,n_visual,p",
+        str, typer.Option(help="Of the section covariates: answer_characters, answer_entropy or a sample column.")
+    ] = "answer_tokens,n_visual,output_entropy",
     output: Output = "text",
     as_json: AsJson = False,
 ) -> None:

@@ -109,3 +109,11 @@ def test_what_is_no_number_becomes_null():
     }
     with pytest.raises(TypeError, match="bytes has no place in JSON"):
         to_record([b"png"])
+
+
+def test_warnings_stand_under_the_table_once(run):
+    found = find_horizon(run, criterion="removal", detector=QUICK)
+    assert all("9 images" in one.warning for one in found)
+    (note,) = horizon_table(found).notes
+    assert note.startswith("synthetic, none; synthetic, ocr; synthetic, vqa: only 9 images")
+    assert str(horizon_table(found)).endswith(f"[1] {note}")

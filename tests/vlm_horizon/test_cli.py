@@ -153,7 +153,8 @@ def test_compare_says_that_ocr_lies_deeper(capsys, planted):
     ],
 )
 def test_sections_are_shown_when_asked_for(capsys, planted, sections, titles):
-    code, out, _ = call(capsys, "show", str(planted), "--sections", sections, "--format", "markdown")
+    options = ("--covariates", "answer_characters,p", "--format", "markdown")
+    code, out, _ = call(capsys, "show", str(planted), "--sections", sections, *options)
     assert code == 0
     assert [line for line in out.splitlines() if line.startswith("**")] == [f"**{title}**" for title in titles]
 
