@@ -81,10 +81,11 @@ def describe_horizon(found: Horizon) -> str:
     if found.censored:
         known = f", at the earliest layer {found.interval[0]}" if found.interval and found.interval[0] < end else ""
         at = f"the information horizon is {NOT_REACHED} of the {end} layers{known}"
+    beware = f" ({found.warning})" if found.warning else ""
     if found.half_depth is None:
-        return f"{where}: {at}."
+        return f"{where}: {at}{beware}."
     half = f"{number_text(found.half_depth, 2)} {interval_text(found.half_depth_interval, 2)}"
-    return f"{where}: {at}; half of the effect is gone at depth {half}."
+    return f"{where}: {at}; half of the effect is gone at depth {half}{beware}."
 
 
 def describe_differences(differences: Sequence[Difference]) -> list[str]:

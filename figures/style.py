@@ -69,10 +69,10 @@ DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.
 FIXED_SLOTS = {"ocr": 0, "vqa": 1, "query": 0, "key": 1, "value": 2, "hidden": 3, "query_raw": 4, "key_raw": 5}
 
 STREAM_TITLES = {
-    "query": "Query (after RoPE)",
-    "key": "Key (after RoPE)",
-    "query_raw": "Query (before RoPE)",
-    "key_raw": "Key (before RoPE)",
+    "query": "Query, post-RoPE",
+    "key": "Key, post-RoPE",
+    "query_raw": "Query, pre-RoPE",
+    "key_raw": "Key, pre-RoPE",
     "value": "Value",
     "hidden": "Hidden state",
 }

@@ -77,7 +77,7 @@ def test_axes_say_what_and_in_which_unit():
     ax = plot_entropy_curves(FOUND)
     assert ax.get_xlabel() == "Layer $k$ (state at its input)"
     assert ax.get_ylabel() == "Matrix entropy (nats)"
-    assert ax.get_title(loc="left") == "Query (after RoPE)"
+    assert ax.get_title(loc="left") == "Query, post-RoPE"
     assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["ocr", "vqa"]
 
 
@@ -92,9 +92,9 @@ def test_the_figure_has_a_panel_a_model_and_stream(run, deeper):
     fig = figure_entropy_curves([run, deeper])
     titles = [ax.get_title(loc="left") for ax in fig.axes]
     assert titles == [
-        "(a) eight\nQuery (after RoPE)",
+        "(a) eight\nQuery, post-RoPE",
         "(b) eight\nHidden state",
-        "(c) twelve\nQuery (after RoPE)",
+        "(c) twelve\nQuery, post-RoPE",
         "(d) twelve\nHidden state",
     ]
     assert [ax.texts[0].get_text() for ax in fig.axes] == ["ECL 3", "no ECL", "ECL 3", "no ECL"]
@@ -126,7 +126,7 @@ def test_spectra_are_drawn_against_rank_on_logarithmic_scales():
 def test_the_spectrum_figure_shows_the_mean_of_every_stream(run):
     fig = figure_spectrum(run, width="column")
     *panels, bar = fig.axes
-    assert [ax.get_title(loc="left") for ax in panels] == ["(a) Query (after RoPE)", "(b) Hidden state"]
+    assert [ax.get_title(loc="left") for ax in panels] == ["(a) Query, post-RoPE", "(b) Hidden state"]
     np.testing.assert_array_equal(panels[0].lines[7].get_ydata(), mean_spectra(run)[0].values[7])
     assert bar.get_ylim() == (-0.5, 7.5)
 
