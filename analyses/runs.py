@@ -93,6 +93,16 @@ CURVES = pa.schema(
 )
 
 
+CONVENTIONS = {
+    "layer": "k is the residual stream at the input of 0-based decoder layer k; L is the final norm",
+    "cut": "tokens are absent from the input of layer k on; all others keep their positions",
+    "entropy": "nats; eigenvalues of the Gram matrix over its trace; all visual tokens",
+    "log_p": "nats; pooled over the ids of the target by log-sum-exp",
+    "kl": "KL(removed || all) in nats over the vocabulary",
+    "windows": "tiled from each grid's top left; smaller at the edge; row-major",
+}
+
+
 class HorizonError(Exception):
     """Anything the toolkit cannot do, in one sentence that names the thing and the remedy."""
 
@@ -133,16 +143,7 @@ class RunConfig:
     positions: str = "keep"
     seed: int = 0
     schema_version: int = SCHEMA_VERSION
-    conventions: dict[str, str] = field(
-        default_factory=lambda: {
-            "layer": "k is the residual stream at the input of 0-based decoder layer k; L is the final norm",
-            "cut": "tokens are absent from the input of layer k on; all others keep their positions",
-            "entropy": "nats; eigenvalues of the Gram matrix over its trace; all visual tokens",
-            "log_p": "nats; pooled over the ids of the target by log-sum-exp",
-            "kl": "KL(removed || all) in nats over the vocabulary",
-            "windows": "tiled from each grid's top left; smaller at the edge; row-major",
-        }
-    )
+    conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS))
     n_parameters: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
