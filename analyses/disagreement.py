@@ -27,6 +27,7 @@ class CriterionVerdict:
         shift: its layer minus the default's; None if either is missing.
         apart: the two intervals have no layer in common; None if either is missing.
         why: what differs from the default, and why.
+        n_layers: L.
     """
 
     model: str
@@ -42,6 +43,7 @@ class CriterionVerdict:
     shift: int | None
     apart: bool | None
     why: str
+    n_layers: int
 
 
 def compare_criteria(
@@ -123,6 +125,7 @@ def _verdict(one: Horizon, reference: Horizon) -> CriterionVerdict:
         shift=shift,
         apart=apart,
         why="the default" if one is reference else _why(one, reference, shift, apart),
+        n_layers=one.n_layers,
     )
 
 

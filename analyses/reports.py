@@ -18,6 +18,7 @@ from analyses.runs import Run
 from analyses.scaling import ModelAssociation
 from analyses.selection import SplitEstimate, split_estimates
 from analyses.tables import (
+    NOT_REACHED,
     Table,
     collapse_table,
     group_text,
@@ -25,6 +26,7 @@ from analyses.tables import (
     interval_text,
     layer_text,
     number_text,
+    warnings_of,
 )
 
 
@@ -36,6 +38,7 @@ class Options:
         by: columns that define the groups.
         criterion: of the horizon; every one that the run can carry by default.
         measure: "p" or "log_p".
+        target: of the run; its first by default.
         rule: of the collapse layer; the default rule by default.
         split: share of the images that choose a layer, for the section "split".
         covariates: of the section "covariates".
@@ -45,10 +48,16 @@ class Options:
     by: tuple[str, ...] = ("task_type",)
     criterion: str | None = None
     measure: str = "p"
+    target: str | None = None
     rule: str | None = None
     split: float = 0.5
     covariates: tuple[str, ...] = ("answer_tokens", "n_visual", "output_entropy")
     published: PublishedNumbers | None = field(default=None, repr=False)
+
+    @property
+    def effect(self) -> dict[str, Any]:
+        """What every measured effect is asked for with."""
+        return {"measure": self.measure, "target": self.target}
 
 
 @dataclass(frozen=True)
@@ -75,28 +84,30 @@ def _joint(run: Run, options: Options) -> Section:
 
 
 def _horizons(run: Run, options: Options) -> Section:
-    found = find_horizon(run, by=options.by, criterion=options.criterion, measure=options.measure)
+    found = find_horizon(run, by=options.by, criterion=options.criterion, **options.effect)
     return Section(found, horizon_table(found))
 
 
 def _criteria(run: Run, options: Options) -> Section:
-    found = compare_criteria(run, by=options.by, measure=options.measure)
+    found = compare_criteria(run, by=options.by, default=options.criterion or "removal", **options.effect)
     return Section(found, criteria_table(found))
 
 
 def _agreement(run: Run, options: Options) -> Section:
-    found = compare_collapse_to_horizon(run, by=options.by, rule=options.rule, measure=options.measure)
+    found = compare_collapse_to_horizon(
+        run, by=options.by, rule=options.rule, criterion=options.criterion or "removal", **options.effect
+    )
     return Section(found, agreement_table(found))
 
 
 def _split(run: Run, options: Options) -> Section:
     criterion = options.criterion or "removal"
-    found = split_estimates(run, by=options.by, criterion=criterion, measure=options.measure, split=options.split)
+    found = split_estimates(run, by=options.by, criterion=criterion, split=options.split, **options.effect)
     return Section(found, split_table(found))
 
 
 def _covariates(run: Run, options: Options) -> Section:
-    found = correlate_half_depth(run, options.covariates, by=options.by, measure=options.measure)
+    found = correlate_half_depth(run, options.covariates, by=options.by, **options.effect)
     return Section(found, association_table(found))
 
 
@@ -118,6 +129,7 @@ SECTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Run, Options], 
     "covariates": ((("removal",),), _covariates),
     "published": ((), _published),
 }
+GAPS = ("horizon - ECL", "half depth - ECL", "interval", "of depth")
 STANDARD = ("collapse", "horizons", "published")
 
 
@@ -167,8 +179,8 @@ def criteria_table(results: Sequence[CriterionVerdict]) -> Table:
             r.model,
             group_text(r.group),
             r.criterion,
-            "not before the end" if r.censored else layer_text(r.layer, r.reason),
-            interval_text(r.interval),
+            NOT_REACHED if r.censored else layer_text(r.layer, r.reason),
+            interval_text(r.interval, end=r.n_layers),
             "-" if r.shift is None else f"{r.shift:+d}",
             r.why,
             str(r.n_images),
@@ -184,7 +196,7 @@ def agreement_table(results: Sequence[Agreement]) -> Table:
     rows = []
     for r in results:
         gaps = {gap.quantity: gap for gap in r.gaps}
-        half = gaps.get("half_depth")
+        horizon, half = gaps.get("horizon"), gaps.get("half_depth")
         rows.append(
             (
                 r.model,
@@ -193,12 +205,13 @@ def agreement_table(results: Sequence[Agreement]) -> Table:
                 layer_text(r.collapse.layer, r.collapse.reason),
                 layer_text(r.horizon.layer, r.horizon.reason, r.horizon.n_layers),
                 number_text(r.horizon.half_depth, 2),
+                number_text(horizon.layers if horizon else None, 0, signed=True),
                 number_text(half.layers if half else None, 2, signed=True),
                 interval_text(half.interval if half else None, 2, signed=True),
                 number_text(half.fraction if half else None, 2, signed=True),
             )
         )
-    columns = ("model", "group", "stream", "ECL", "horizon", "half depth", "half depth - ECL", "interval", "of depth")
+    columns = ("model", "group", "stream", "ECL", "horizon", "half depth", *GAPS)
     return Table("Entropy collapse layer against information horizon", columns, rows)
 
 
@@ -214,7 +227,8 @@ def split_table(results: Sequence[SplitEstimate]) -> Table:
         *("model", "group", "chosen by", "loss in", "layers", "in sample", "interval"),
         *("held out", "interval", "shift", "interval", "images"),
     )
-    return Table("Loss at the chosen layer, on the images that chose it and on others", columns, rows)
+    title = "Loss at the chosen layer, on the images that chose it and on others"
+    return Table(title, columns, rows, warnings_of(results))
 
 
 def association_table(results: Sequence[SampleAssociation | ModelAssociation]) -> Table:
@@ -259,7 +273,7 @@ def plan_table(results: Sequence[SamplePlan]) -> Table:
         *("model", "group", "images now", "width now", "width wanted", "images needed", "interval"),
         *("more images", "more samples"),
     )
-    return Table("Images until the interval of the half depth is narrow enough", columns, rows)
+    return Table("Images until the interval of the half depth is narrow enough", columns, rows, warnings_of(results))
 
 
 def published_table(results: Sequence[Published]) -> Table:

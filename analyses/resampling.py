@@ -211,8 +211,11 @@ def interval_warning(values: np.ndarray, clusters: np.ndarray) -> str:
     effective = effective_clusters(values, clusters)
     found = []
     if n_images < LEAST_IMAGES:
-        measured = max((n for n in FEW_IMAGES_COVERED if n <= n_images), default=min(FEW_IMAGES_COVERED))
-        found.append(f"only {n_images} images: 95 % intervals covered {FEW_IMAGES_COVERED[measured]} in simulation")
+        fewest = min(FEW_IMAGES_COVERED)
+        measured = max((n for n in FEW_IMAGES_COVERED if n <= n_images), default=fewest)
+        coverage = f"95 % intervals covered {FEW_IMAGES_COVERED[measured]} in simulation"
+        below = f" with {fewest} images, and so few were not simulated" if n_images < fewest else ""
+        found.append(f"only {n_images} images: {coverage}{below}")
     if effective < min(LEAST_EFFECTIVE, n_images / 4):
         found.append(
             f"a few images make most of the spread (as {effective:.0f} of equal weight would): 95 % intervals of "

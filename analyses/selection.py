@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analyses.collapse import CollapseDetector, task_mean
+from analyses.collapse import CollapseDetector, CollapseLayer, find_collapse_layer, task_mean
 from analyses.collapse_rules import RULES
 from analyses.criteria import CRITERIA, criteria_of
 from analyses.effects import check_choice, check_target, entropy_curves, noise_floor, removal_effects, split_groups
-from analyses.horizon import HorizonDetector
+from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
 from analyses.runs import HorizonError, Run
 
@@ -108,11 +108,13 @@ def split_estimates(
     scored = [removal_effects(run, measure=name, target=target) for name in (measure, "correct")]
     samples, choosers = _choosers(run, criterion, measure, target, detector)
     found = []
+    verdicts = _verdicts(run, by, criterion, measure, target, detector)
     for group, rows in split_groups(run.samples, by):
         used = np.array(sorted({*rows} & {*samples} & {*scored[0].rows} & {*scored[1].rows}), dtype=int)
         for curves in scored:
             at = np.searchsorted(curves.rows, used)
             blank = _blank(run.model, group, criterion, curves.measure, curves.images[at], split)
+            blank = replace(blank, reason=blank.reason or verdicts[tuple(group.items())])
             if not blank.reason:
                 choose = choosers(used)
                 blank = _scored(blank, curves.values[at], curves.images[at], curves.layers, choose, repeats, seed)
@@ -131,6 +133,26 @@ def _blank(
     return SplitEstimate(
         model, group, chosen_by, measure, np.array([], int), *nothing, len(images), n_images, split, reason
     )
+
+
+def _verdicts(
+    run: Run,
+    by: Sequence[str],
+    criterion: str,
+    measure: str,
+    target: str,
+    detector: HorizonDetector | CollapseDetector | None,
+) -> dict[tuple[tuple[str, str], ...], str]:
+    """Group -> why no layer can be claimed on all of its samples, or "": what cannot be claimed is not scored."""
+    if criterion in CRITERIA:
+        horizon = detector if isinstance(detector, HorizonDetector) else None
+        found: Sequence[Horizon | CollapseLayer] = find_horizon(
+            run, by=by, criterion=criterion, measure=measure, target=target, detector=horizon
+        )
+    else:
+        collapse = detector if isinstance(detector, CollapseDetector) else None
+        found = find_collapse_layer(run, by=by, streams=[criterion], detector=collapse)
+    return {tuple(one.group.items()): "" if one.layer is not None else one.reason for one in found}
 
 
 def _choosers(
@@ -200,9 +222,9 @@ def _scored(
     return replace(inside, held_out=estimates[1], held_out_interval=ends[1], shift=shift, shift_interval=ends[2])
 
 
-def _ends(draws: np.ndarray, n_images: int) -> tuple[float, float]:
+def _ends(draws: np.ndarray, n_images: int) -> tuple[float, float] | None:
     low, high = percentile_interval(draws, n_clusters=n_images)
-    return float(low), float(high)
+    return (float(low), float(high)) if np.isfinite([low, high]).all() else None
 
 
 def split_images(images: np.ndarray, split: float | None, repeats: int, seed: int) -> np.ndarray:

@@ -92,7 +92,9 @@ def describe_differences(differences: Sequence[Difference]) -> list[str]:
     """One sentence a pair of levels, from the half depths: in layers and fraction of depth, unpaired and paired."""
     pairs = dict.fromkeys((d.a, d.b) for d in differences)
     return [
-        _describe_pair([d for d in differences if (d.a, d.b) == pair and d.quantity == "half_depth"]) for pair in pairs
+        _describe_pair([d for d in differences if (d.a, d.b) == pair and d.quantity == "half_depth"])
+        for pair in pairs
+        if any((d.a, d.b, d.quantity) == (*pair, "half_depth") for d in differences)
     ]
 
 
@@ -106,7 +108,8 @@ def _describe_pair(differences: Sequence[Difference]) -> str:
     if shared.value is not None or not parts:
         parts.append(f"on the {shared.n_a} images asked in both {_verdict(shared, by_kind[True, 'fraction'])}")
     shared_part, short_a, short_b = _split_labels(a, b)
-    return f"{shared_part}{short_a} against {short_b}, by half depth: {'; '.join(parts)}."
+    beware = f" ({everything.warning})" if everything.warning else ""
+    return f"{shared_part}{short_a} against {short_b}, by half depth: {'; '.join(parts)}{beware}."
 
 
 def _split_labels(a: str, b: str) -> tuple[str, str, str]:

@@ -146,7 +146,7 @@ def difference_table(comparison: Comparison) -> Table:
     return Table(title, columns, rows, warnings_of(comparison.differences))
 
 
-def warnings_of(results: Sequence[CollapseLayer | Horizon | Difference]) -> tuple[str, ...]:
+def warnings_of(results: Sequence[Any]) -> tuple[str, ...]:
     """Each warning once, with what it is about."""
     about: dict[str, list[str]] = {}
     for result in results:
@@ -199,11 +199,11 @@ def number_text(value: float | None, digits: int, *, signed: bool = False) -> st
 
 
 def difference_text(difference: Difference) -> str:
-    """A difference for people; with one censored horizon it is a bound."""
+    """A difference for people; with one horizon not before the end it is a bound, ">= -3" or "<= 2"."""
     if difference.value is None:
         return f"none: {difference.reason}"
     value = number_text(difference.value, 0 if whole(difference) else 2, signed=True)
-    return f"{value} (a bound: one horizon is {NOT_REACHED})" if difference.censored else value
+    return f"{difference.bound} {value}" if difference.bound else value
 
 
 def whole(difference: Difference) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from analyses.compare import compare_horizons
 from analyses.criteria import CRITERIA
@@ -25,11 +28,13 @@ from analyses.summary import summarize
 from analyses.tables import difference_table, horizon_table, to_record, with_notes
 from vlm_horizon.demo import data_path
 
+DEFAULT_PERMUTATIONS = 2000
 OUTPUTS = (*FORMATS, "csv", "json")
 
 RunPaths = Annotated[list[Path], typer.Argument(help="Run directories.", metavar="RUN...")]
 By = Annotated[str, typer.Option(help="Comma-separated columns: task_type, task, category.")]
 Measure = Annotated[str, typer.Option(help="p or log_p.")]
+Target = Annotated[str | None, typer.Option(help="Of the runs' targets; their first by default.")]
 Output = Annotated[str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}; csv and json hold raw numbers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 
@@ -42,6 +47,7 @@ def show(
         str | None, typer.Option(help=f"Horizon criterion, of {', '.join(CRITERIA)}; every possible one by default.")
     ] = None,
     measure: Measure = "p",
+    target: Target = None,
     rule: Annotated[str | None, typer.Option(help="Of the collapse layer: drop, relative-drop, two-segment.")] = None,
     split: Annotated[
         float | None, typer.Option(help="Share of the images that choose a layer; scores it on the others.")
@@ -59,6 +65,7 @@ def show(
         by=words(by),
         criterion=criterion,
         measure=measure,
+        target=target,
         rule=rule,
         split=0.5 if split is None else split,
         covariates=words(covariates),
@@ -66,6 +73,13 @@ def show(
     )
     opened = load_runs(runs)
     made = [(run, make_sections(run, wanted, options)) for run in opened]
+    for run, parts in made:
+        for name in wanted:
+            if name not in parts and name != "published":
+                print(f"{run.path} carries nothing for the section {name}", file=sys.stderr)
+    if form == "csv":
+        _print_csv([parts for _, parts in made], wanted)
+        return
     if form == "json":
         print(json.dumps([overview(run) | _records(parts) for run, parts in made], indent=2))
         return
@@ -85,7 +99,10 @@ def compare(
     within: Annotated[str, typer.Option(help="Compare only levels that agree in these columns.")] = "",
     criterion: Annotated[str, typer.Option(help="Horizon criterion.")] = "removal",
     measure: Measure = "p",
-    permutations: Annotated[int, typer.Option(help="Of the test of no difference; 0 for none.", min=0)] = 2000,
+    target: Target = None,
+    permutations: Annotated[
+        int, typer.Option(help="Of the test of no difference; 0 for none.", min=0)
+    ] = DEFAULT_PERMUTATIONS,
     output: Output = "text",
     as_json: AsJson = False,
 ) -> None:
@@ -98,17 +115,26 @@ def compare(
         within=words(within),
         criterion=criterion,
         measure=measure,
+        target=target,
         permutations=permutations,
     )
+    across = []
+    if between == "model" and len(opened) > 2:
+        across = correlate_models(
+            opened,
+            by=words(within) or ("task_type",),
+            measure=measure,
+            target=target,
+            permutations=permutations or DEFAULT_PERMUTATIONS,
+        )
     if form == "json":
-        print(json.dumps(to_record(comparison), indent=2))
+        print(json.dumps(to_record(comparison) | {"across_models": to_record(across)}, indent=2))
         return
     parts = [
         Section(comparison.groups, horizon_table(comparison.groups)),
         Section(comparison.differences, difference_table(comparison)),
     ]
-    if between == "model" and len(opened) > 2:
-        across = correlate_models(opened, measure=measure)
+    if across:
         parts.append(Section(across, association_table(across)))
     _print_sections([part for part in parts if part.results], form)
 
@@ -118,12 +144,19 @@ def plan(
     width: Annotated[float, typer.Option(help="Width of the half depth's 95 % interval, in layers.")] = 1.0,
     by: By = "task_type",
     measure: Measure = "p",
+    target: Target = None,
     output: Output = "text",
     as_json: AsJson = False,
 ) -> None:
     """Print how many more images each RUN needs until the interval of its half depth is that narrow."""
     form = _checked(output, as_json)
-    found = [one for run in load_runs(runs) for one in plan_samples(run, width=width, by=words(by), measure=measure)]
+    found = [
+        one
+        for run in load_runs(runs)
+        for one in plan_samples(run, width=width, by=words(by), measure=measure, target=target)
+    ]
+    if not found:
+        raise HorizonError(f"{', '.join(map(str, runs))} measured no sample: there is nothing to plan from")
     if form == "json":
         print(json.dumps(to_record(found), indent=2))
         return
@@ -175,6 +208,15 @@ def _records(parts: dict[str, Section]) -> dict[str, Any]:
     return {name: to_record(part.results) for name, part in parts.items()}
 
 
+def _print_csv(made: Sequence[dict[str, Section]], names: Sequence[str]) -> None:
+    """Each section once, with the rows of all runs; a comment line before each if there are several."""
+    merged = {name: [one for parts in made if name in parts for one in parts[name].results] for name in names}
+    held = {name: results for name, results in merged.items() if results}
+    for name, results in held.items():
+        title = f"# {name}\n" if len(held) > 1 else ""
+        print(title + to_csv(results), end="\n" if len(held) > 1 else "")
+
+
 def _print_sections(parts: Sequence[Section], form: str) -> None:
     """CSV with a comment line before each part if there are several; else tables, drawn as such in a terminal."""
     console = Console()
@@ -184,9 +226,10 @@ def _print_sections(parts: Sequence[Section], form: str) -> None:
             print(title + to_csv(part.results))
         elif form == "text" and console.is_terminal:
             table = with_notes(part.table)
-            shown = RichTable(*table.columns, title=table.title, title_justify="left")
+            # as Text: what stands in brackets is no markup
+            shown = RichTable(*map(escape, table.columns), title=Text(table.title), title_justify="left")
             for row in table.rows:
-                shown.add_row(*row)
+                shown.add_row(*map(Text, row))
             console.print(shown)
             for number, note in enumerate(table.notes, start=1):
                 console.print(f"[{number}] {note}", markup=False, highlight=False)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from synthetic_runs import step_curve, write_run
+from synthetic_runs import fade_curve, step_curve, write_run
 
 from analyses.runs import HorizonError
 from analyses.selection import SAME_SAMPLES, split_estimates, split_images
@@ -117,3 +117,21 @@ def test_what_cannot_be_split_says_so(tmp_path):
         split_estimates(run, criterion="query")
     with pytest.raises(HorizonError, match="unknown measure 'kl'"):
         split_estimates(run, measure="kl")
+
+
+@pytest.mark.parametrize(
+    ("effect", "entropy", "floor", "criterion", "reason"),
+    [
+        (np.full(L + 1, 0.5), None, 1e-6, "removal", "no effect to speak of"),
+        (fade_curve(L, 5), None, np.nan, "removal", "no noise floor was measured"),
+        (fade_curve(L, 5), np.full(L, 3.0), 1e-6, "query", "the entropy drops nowhere"),
+        (fade_curve(L, 5), np.linspace(3, 2, L), 1e-6, "query", "does not stand out"),
+    ],
+)
+def test_a_layer_that_cannot_be_claimed_is_not_scored(tmp_path, effect, entropy, floor, criterion, reason):
+    entropies = {} if entropy is None else {"query": {"ocr": np.tile(entropy, (40, 1))}}
+    run = write_run(tmp_path / "run", effects={"ocr": np.tile(effect, (40, 1))}, entropies=entropies, noise_floor=floor)
+    for found in split_estimates(run, criterion=criterion, repeats=3):
+        assert reason in found.reason
+        assert found.in_sample is None
+        assert found.held_out is None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from synthetic_runs import fade_curve, step_curve, write_run
 
 import vlm_horizon as vh
@@ -157,6 +158,31 @@ def test_sections_are_shown_when_asked_for(capsys, planted, sections, titles):
     code, out, _ = call(capsys, "show", str(planted), "--sections", sections, *options)
     assert code == 0
     assert [line for line in out.splitlines() if line.startswith("**")] == [f"**{title}**" for title in titles]
+
+
+def test_a_terminal_shows_what_stands_in_brackets(capsys, planted, monkeypatch):
+    monkeypatch.setattr(
+        "vlm_horizon.conclude.Console", lambda: Console(force_terminal=True, width=250, color_system=None)
+    )
+    _, out, _ = call(capsys, "show", str(planted), "--sections", "horizons", "--criterion", "removal")
+    for horizon in vh.find_horizon(vh.load_run(planted), criterion="removal"):
+        low, high = ("end" if end == 8 else str(end) for end in horizon.interval)
+        assert f"[{low}, {high}]" in out
+        assert f"[{horizon.half_depth_interval[0]:.2f}, {horizon.half_depth_interval[1]:.2f}]" in out
+
+
+def test_csv_of_several_runs_is_one_table(capsys, planted):
+    options = ("--sections", "horizons", "--criterion", "removal", "--format", "csv")
+    one = call(capsys, "show", str(planted), *options)[1].splitlines()
+    two = call(capsys, "show", str(planted), str(planted), *options)[1].splitlines()
+    assert two == [*one, *one[1:]]
+
+
+def test_sections_that_a_run_cannot_carry_are_named(capsys, tmp_path):
+    write_run(tmp_path / "run", effects={"ocr": np.tile(fade_curve(8, 5), (6, 1))})
+    code, _, err = call(capsys, "show", str(tmp_path / "run"), "--sections", "horizons,agreement")
+    assert code == 0
+    assert "carries nothing for the section agreement" in err
 
 
 def test_split_scores_the_layer_on_other_images(capsys, planted):
