@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analyses.collapse_rules import RESOLUTION, RULES
-from analyses.effects import EffectCurves, check_choice, entropy_curves, image_codes, split_groups
+from analyses.effects import EffectCurves, check_choice, entropy_curves, image_codes, nothing_whole, split_groups
 from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
 from analyses.runs import HorizonError, Run
 
@@ -115,7 +115,7 @@ class CollapseDetector:
             group={},
             stream="",
             layer=None,
-            reason=self._unclaimable(len(values), len(np.unique(images)), n_layers),
+            reason=self._unclaimable(len(values), len(used), len(np.unique(images)), n_layers),
             n_layers=n_layers,
             n_samples=len(values),
             n_images=len(np.unique(images)),
@@ -172,10 +172,10 @@ class CollapseDetector:
         first, last = percentile_interval(places, self.level, n_clusters=blank.n_images, method="inverted_cdf")
         return replace(judged, layer=layer, interval=(int(first), int(last)))
 
-    def _unclaimable(self, n_samples: int, n_images: int, n_layers: int) -> str:
+    def _unclaimable(self, n_samples: int, n_measured: int, n_images: int, n_layers: int) -> str:
         """Why this input cannot carry a claim, or ""."""
         if n_samples == 0:
-            return "no sample was measured"
+            return nothing_whole(n_measured)
         if n_images < 2:
             return "all samples show one image, so nothing is known about others"
         if n_layers < MIN_LAYERS:

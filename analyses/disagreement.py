@@ -134,13 +134,13 @@ def _why(one: Horizon, reference: Horizon, shift: int | None, apart: bool | None
     if shift is None:
         parts = [_missing(one, reference)]
     elif shift == 0:
-        parts = ["the same layer"]
+        parts = ["neither is reached before the end" if one.censored else "the same layer"]
     else:
         parts = [_deeper(one, reference) if shift > 0 else _shallower(one, reference)]
         if apart is False:
             parts.append("the intervals overlap, so the difference may be chance")
     if one.layer is not None:
-        parts += _peculiarities(one)
+        parts += _peculiarities(one, said=reference.censored)
     if one.n_samples != reference.n_samples:
         parts.append(f"it rests on {one.n_samples} samples, the default on {reference.n_samples}")
     return "; ".join(parts)
@@ -165,8 +165,8 @@ def _shallower(one: Horizon, reference: Horizon) -> str:
     return f"shallower: at layer {before} the {_state(reference, before)}, while the {_state(one, before)}"
 
 
-def _peculiarities(one: Horizon) -> list[str]:
-    """What the rule of this criterion leaves out of sight, where that matters here."""
+def _peculiarities(one: Horizon, *, said: bool) -> list[str]:
+    """What the rule of this criterion leaves out of sight, where that matters here; `said`: that nothing is reached."""
     rule = CRITERIA[one.criterion]
     later = one.layers >= one.layer
     above = later & is_above(rule, one.effect, one.threshold)
@@ -177,7 +177,7 @@ def _peculiarities(one: Horizon) -> list[str]:
     if rule.signed and (one.effect[later] < -one.threshold).any():
         rise = -one.effect[later].min()
         parts.append(f"only a {rule.looks_at} counts, not that it rises by up to {rise:.3g} there")
-    if one.censored:
+    if one.censored and not said:
         parts.append("not before the end")
     return parts
 

@@ -230,6 +230,13 @@ def image_codes(run: Run) -> pd.Series:
     return pd.Series(cluster_codes(run.ok["image_sha256"].fillna("")), index=run.ok.index, dtype=int)
 
 
+def nothing_whole(n_measured: int) -> str:
+    """Why there is not one whole curve among the measured ones."""
+    if n_measured == 0:
+        return "no sample was measured"
+    return f"none of the {n_measured} measured curves is whole: every one has values that are not numbers"
+
+
 def check_choice(what: str, value: str, choices: Sequence[str] | dict[str, str]) -> None:
     """Raise HorizonError with all choices if `value` is none of them."""
     if value not in choices:

@@ -13,7 +13,15 @@ import numpy as np
 
 from analyses.criteria import CRITERIA, criteria_of, settle
 from analyses.depths import half_depths
-from analyses.effects import NOISE_MEASURES, check_choice, check_target, image_codes, noise_floor, split_groups
+from analyses.effects import (
+    NOISE_MEASURES,
+    check_choice,
+    check_target,
+    image_codes,
+    noise_floor,
+    nothing_whole,
+    split_groups,
+)
 from analyses.resampling import (
     draw_counts,
     interval_warning,
@@ -154,7 +162,7 @@ class HorizonDetector:
             layer=None,
             censored=False,
             interval=None,
-            reason=_unclaimable(len(values), len(np.unique(images)), layers, noise_floor),
+            reason=_unclaimable(len(values), len(used), len(np.unique(images)), layers, noise_floor),
             half_depth=None,
             half_depth_interval=None,
             half_depth_reason="",
@@ -320,10 +328,10 @@ def find_horizon(
     return found
 
 
-def _unclaimable(n_samples: int, n_images: int, layers: np.ndarray, floor: float) -> str:
+def _unclaimable(n_samples: int, n_measured: int, n_images: int, layers: np.ndarray, floor: float) -> str:
     """Why this input cannot carry a claim, or ""."""
     if n_samples == 0:
-        return "no sample was measured"
+        return nothing_whole(n_measured)
     if n_images < 2:
         return "all samples show one image, so nothing is known about others"
     if layers[0] != 0:

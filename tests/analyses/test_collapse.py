@@ -137,7 +137,7 @@ def test_a_drop_on_the_edge_of_its_null_gives_none(rng):
     [
         (np.tile(step_curve(L, 4), (1, 1)), [0], "one image"),
         (np.tile(step_curve(L, 4), (7, 1)), [0] * 7, "one image"),
-        (np.full((7, L), np.nan), range(7), "no sample was measured"),
+        (np.full((7, L), np.nan), range(7), "none of the 7 measured curves is whole"),
         (np.tile(step_curve(4, 2), (7, 1)), range(7), "4 layers are too few"),
     ],
 )

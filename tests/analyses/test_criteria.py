@@ -211,7 +211,7 @@ def test_no_criterion_speaks_where_the_task_has_no_effect(tmp_path, rng):
     [
         (1, [0], False, "one image"),
         (9, [0] * 9, False, "one image"),
-        (9, range(9), True, "no sample was measured"),
+        (9, range(9), True, "measured curves is whole"),
     ],
 )
 def test_what_cannot_carry_a_claim_gives_none_and_the_reason(tmp_path, criterion, n, images, gaps, reason):

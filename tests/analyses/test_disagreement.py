@@ -97,7 +97,7 @@ def test_agreement_chance_and_censoring_are_said(tmp_path):
     run = write_run(tmp_path / "run", effects={"ocr": p}, grids={"ocr": grids})
     found = {v.criterion: v for v in compare_criteria(run, detector=QUICK)}
     assert (found["information"].layer, found["information"].censored) == (L, True)
-    assert found["information"].why == "the same layer; not before the end"
+    assert found["information"].why == "neither is reached before the end"
     near = np.where(np.arange(L + 1) < 4, 0.1, 0.9) - 0.0395 * (np.arange(L + 1) == 4)
     kl = np.where(np.arange(L + 1) < 5, 0.2, 0.0)
     run = write_run(tmp_path / "b", effects={"ocr": np.tile(near, (40, 1))}, kl={"ocr": np.tile(kl, (40, 1))})

@@ -117,7 +117,7 @@ def test_not_reached_is_censored(tmp_path, rng):
         (np.full((40, L + 1), 0.6), range(40), "no effect to speak of: 0, lower bound 0"),
         (fade_curve(L, 4)[None], range(1), "one image"),
         (np.tile(fade_curve(L, 4), (9, 1)), [0] * 9, "one image"),
-        (np.full((9, L + 1), np.nan), range(9), "no sample was measured"),
+        (np.full((9, L + 1), np.nan), range(9), "none of the 9 measured curves is whole"),
         (np.tile(0.9 - 0.8 * fade_curve(L, 4), (9, 1)), range(9), "no effect to speak of: -0.64"),
     ],
 )
