@@ -32,16 +32,18 @@ def as_runs(runs: Runs) -> list[Run]:
 
 
 def with_probe(runs: Runs, probe: str) -> list[Run]:
-    """Those of the runs that were made with a probe.
+    """Those of the runs that were made with a probe and measured any sample.
 
     Raises:
         HorizonError: none was.
     """
     opened = as_runs(runs)
-    found = [run for run in opened if probe in run.config.probes]
+    found = [run for run in opened if probe in run.config.probes and len(run.ok)]
     if not found:
         names = ", ".join(run.name for run in opened) or "no run"
-        raise HorizonError(f"nothing to draw in {names}: run it again with the probe {probe!r}")
+        empty = any(probe in run.config.probes for run in opened)
+        remedy = "no sample was measured" if empty else f"run it again with the probe {probe!r}"
+        raise HorizonError(f"nothing to draw in {names}: {remedy}")
     return found
 
 

@@ -118,6 +118,8 @@ def compare(
         target=target,
         permutations=permutations,
     )
+    if not comparison.groups:
+        raise HorizonError(f"{', '.join(map(str, runs))} measured no sample: there is nothing to compare")
     across = []
     if between == "model" and len(opened) > 2:
         across = correlate_models(

@@ -228,6 +228,22 @@ def test_an_empty_file_is_nothing_to_measure(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_without_samples_yet_is_said_to_be_one(capsys, planted, tmp_path):
+    """As a kill before the first flush leaves it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_bytes((planted / "run.json").read_bytes())
+    run = str(tmp_path / "run")
+    assert call(capsys, "show", run)[0] == 0
+    for command in ("compare", "plan"):
+        code, _, err = call(capsys, command, run)
+        assert code == 2
+        assert "measured no sample" in err
+    code, out, err = call(capsys, "figures", run, "--formats", "svg", "--widths", "column")
+    assert (code, out) == (0, "")
+    assert err.count("was not drawn") == 6
+    assert err.count("no sample was measured") == 3  # the others had not been asked for to begin with
+
+
 def test_a_place_that_cannot_be_written_is_a_sentence(capsys):
     code, _, err = call(capsys, "run", MODEL, OCR, "--limit", "1", "--out", "/proc/nowhere/run")
     assert code == 2
