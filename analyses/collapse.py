@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analyses.collapse_rules import RESOLUTION, RULES
-from analyses.effects import EffectCurves, check_choice, entropy_curves, image_codes, nothing_whole, split_groups
+from analyses.effects import EffectCurves, check_choice, entropy_curves, image_codes, split_groups, too_little
 from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
 from analyses.runs import HorizonError, Run
 
@@ -174,10 +174,9 @@ class CollapseDetector:
 
     def _unclaimable(self, n_samples: int, n_measured: int, n_images: int, n_layers: int) -> str:
         """Why this input cannot carry a claim, or ""."""
-        if n_samples == 0:
-            return nothing_whole(n_measured)
-        if n_images < 2:
-            return "all samples show one image, so nothing is known about others"
+        few = too_little(n_samples, n_measured, n_images)
+        if few:
+            return few
         if n_layers < MIN_LAYERS:
             return f"{n_layers} layers are too few to tell a sharp drop from the other steps (at least {MIN_LAYERS})"
         return ""

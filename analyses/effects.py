@@ -230,11 +230,19 @@ def image_codes(run: Run) -> pd.Series:
     return pd.Series(cluster_codes(run.ok["image_sha256"].fillna("")), index=run.ok.index, dtype=int)
 
 
-def nothing_whole(n_measured: int) -> str:
-    """Why there is not one whole curve among the measured ones."""
+def too_little(n_samples: int, n_measured: int, n_images: int) -> str:
+    """Why so few whole curves cannot carry any claim, or "".
+
+    Args:
+        n_samples: whole curves.
+        n_measured: curves measured, those with gaps among them.
+        n_images: distinct images behind the whole ones.
+    """
     if n_measured == 0:
         return "no sample was measured"
-    return f"none of the {n_measured} measured curves is whole: every one has values that are not numbers"
+    if n_samples == 0:
+        return f"none of the {n_measured} measured curves is whole: every one has values that are not numbers"
+    return "all samples show one image, so nothing is known about others" if n_images < 2 else ""
 
 
 def check_choice(what: str, value: str, choices: Sequence[str] | dict[str, str]) -> None:
@@ -271,11 +279,7 @@ def _token_rows(run: Run, context: str, target: str) -> list[int]:
         raise HorizonError(
             f"run {run.name} holds no {context} token grids: run it again with the probe 'information' in that context"
         )
-    rows = run.token_rows(context)
-    if "removal" not in run.config.probes:
-        return rows
-    targeted = set(run.curves.loc[run.curves["target"] == target, "row"])
-    return [row for row in rows if row in targeted]
+    return run.token_rows(context, target)
 
 
 def _mean(grids: TokenGrids, measure: str) -> np.ndarray:

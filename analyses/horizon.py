@@ -19,8 +19,8 @@ from analyses.effects import (
     check_target,
     image_codes,
     noise_floor,
-    nothing_whole,
     split_groups,
+    too_little,
 )
 from analyses.resampling import (
     draw_counts,
@@ -330,10 +330,9 @@ def find_horizon(
 
 def _unclaimable(n_samples: int, n_measured: int, n_images: int, layers: np.ndarray, floor: float) -> str:
     """Why this input cannot carry a claim, or ""."""
-    if n_samples == 0:
-        return nothing_whole(n_measured)
-    if n_images < 2:
-        return "all samples show one image, so nothing is known about others"
+    few = too_little(n_samples, n_measured, n_images)
+    if few:
+        return few
     if layers[0] != 0:
         return f"layer 0 was not measured (the first is {layers[0]}), so there is no whole effect to compare with"
     if np.isnan(floor):

@@ -24,7 +24,6 @@ from probes.information import (
     removal_ablations,
     removal_curves,
     window_ablations,
-    window_table,
 )
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
@@ -95,7 +94,7 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
         )
         if plan.tokens and "information" in config.probes:
             grids = _token_grids(model, captured, targets, config, removals)
-            entry["windows"] = window_table(tile_windows(captured.prompt.grids, config.window)).to_dict("records")
+            entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
         floor = _floor(model, captured, targets, removals, grids, config)
         entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
         curves += _removal_rows(removals)
@@ -162,12 +161,12 @@ def _floor(
     name, target = next(iter(targets.items()))
     curve = removals[name]
     cuts = curve.layers[:-1].tolist()
+    windows = tile_windows(captured.prompt.grids, config.window)
     witnesses = [removal_witness(captured, curve)]
     batches = [removal_ablations(captured, cuts, config.kind)]
     for (measured, context), grid in grids.items():
         if measured == name:
             witnesses.append(grid_witness(captured, grid, config.window, config.kind))
-            windows = tile_windows(captured.prompt.grids, config.window)
             batches.append(window_ablations(captured, windows, context, cuts, config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
     return noise_floor(model, captured, target, witnesses, batch_rows=rows)
