@@ -48,6 +48,8 @@ class Capture:
         inputs: L tensors (token, hidden): the input of each layer.
         final: (token, hidden): the input of the final norm.
         arguments: L mappings: the other arguments of each layer's call.
+        additions: k -> (token, hidden): what the model itself adds between layer k and the next, where it does
+            (visual features that enter again, as in Qwen3-VL).
         keys, values: L tensors (key head, token, head_dim): keys after rotary embedding, and values.
         log_probs: (place, vocabulary) log-softmax of the model's own forward at the prompt's readout positions.
         visual: the visual tokens' states of the streams asked for.
@@ -57,6 +59,7 @@ class Capture:
     inputs: list[torch.Tensor]
     final: torch.Tensor
     arguments: Sequence[Mapping[str, Any]]
+    additions: Mapping[int, torch.Tensor]
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     log_probs: torch.Tensor
@@ -87,12 +90,11 @@ def check_streams(streams: Sequence[str]) -> None:
 def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -> Capture:
     """Run one prompt once and keep what replays and the streams need."""
     check_streams(streams)
-    _check_projections(model, streams)
     cache = DynamicCache()  # without a config every layer keeps all its keys, sliding ones too
     with torch.no_grad():
-        calls, queries, raw_keys, final, logits = _trace(model, prompt, streams, cache)
-    inputs = [(args[0] if args else kwargs["hidden_states"])[0] for args, kwargs in calls]
-    arguments = [{key: value for key, value in kwargs.items() if key != "hidden_states"} for _, kwargs in calls]
+        calls, additions, queries, raw_keys, final, logits = _trace(model, prompt, streams, cache)
+    inputs = [_hidden(call)[0] for call in calls]
+    arguments = [_other_arguments(model, call) for call in calls]
     keys, values = [layer.keys[0] for layer in cache.layers], [layer.values[0] for layer in cache.layers]
     at = prompt.visual  # indexed copies, so that no full sequence stays alive for the streams
     makers = {
@@ -108,17 +110,22 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
     }
     states = {stream: torch.stack(makers[stream]()) for stream in streams}
     visual = VisualStates(states, at, prompt.grids)
-    return Capture(prompt, inputs, final[0], arguments, keys, values, log_softmax(logits[0]), visual)
+    return Capture(prompt, inputs, final[0], arguments, additions, keys, values, log_softmax(logits[0]), visual)
 
 
-def _check_projections(model: ProbedModel, streams: Sequence[str]) -> None:
-    """Queries and keys are read at their projections, which is wrong where a norm follows these."""
-    read = sorted({"query", "query_raw", "key_raw"} & set(streams))
-    if read and hasattr(model.layers[0].self_attn, "q_norm"):
+def _hidden(call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    """(1, token, hidden) of the arguments that a layer was called with."""
+    args, kwargs = call
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _other_arguments(model: ProbedModel, call: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    args, kwargs = call
+    if len(args) > 1:
         raise HorizonError(
-            f"{model.name!r} normalizes its queries and keys after projecting them, for which the streams "
-            f"{', '.join(read)} have no rule yet; key, value and hidden are exact"
+            f"the layers of {model.name!r} take {len(args)} positional arguments, and replays have a rule for one only"
         )
+    return {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -133,16 +140,43 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
     visual, n_places = prompt.visual, len(prompt.readout)
     wants_query, wants_raw_key = bool({"query", "query_raw"} & set(streams)), "key_raw" in streams
     with envoy.trace(**arguments):
-        calls, queries, raw_keys = nnsight.save([]), nnsight.save([]), nnsight.save([])
-        for layer in decoder.layers:
+        calls, queries, raw_keys, additions = nnsight.save([]), nnsight.save([]), nnsight.save([]), nnsight.save({})
+        output = None
+        for k, layer in enumerate(decoder.layers):
             calls.append(layer.inputs)
+            _note_addition(additions, k - 1, _hidden(calls[-1]), output)
             if wants_query:
-                queries.append(layer.self_attn.q_proj.output[0, visual])
+                queries.append(_visual_rows(_projection(layer.self_attn, "q").output[0], visual, model.n_heads))
             if wants_raw_key:
-                raw_keys.append(layer.self_attn.k_proj.output[0, visual])
+                raw_keys.append(
+                    _visual_rows(_projection(layer.self_attn, "k").output[0], visual, model.n_key_value_heads)
+                )
+            output = layer.output
         final = nnsight.save(decoder.norm.input)
+        _note_addition(additions, model.n_layers - 1, final, output)
         logits = nnsight.save(envoy.output.logits[:, -n_places:])
-    return calls, queries, raw_keys, final, logits
+    return calls, additions, queries, raw_keys, final, logits
+
+
+def _note_addition(additions: dict[int, torch.Tensor], k: int, following: torch.Tensor, output: Any) -> None:
+    """Keep what lies between the output of layer k and what follows it, if anything does."""
+    if output is None:
+        return
+    between = following - (output[0] if isinstance(output, tuple) else output)
+    if bool(between.any()):
+        additions[k] = between[0]
+
+
+def _projection(attention: Any, letter: str) -> Any:
+    """Where queries ("q") or keys ("k") are read before the rotation: their projection, or the norm behind it."""
+    return getattr(attention, f"{letter}_norm" if hasattr(attention, f"{letter}_norm") else f"{letter}_proj")
+
+
+def _visual_rows(projected: torch.Tensor, visual: torch.Tensor, heads: int) -> torch.Tensor:
+    """(token, dim), (token, head, head_dim) or (head, token, head_dim) -> (visual token, dim)."""
+    if projected.ndim == 3 and projected.shape[0] == heads and projected.shape[1] != heads:
+        projected = projected.transpose(0, 1)
+    return projected[visual].flatten(1)
 
 
 def _envoys(model: ProbedModel) -> tuple[Any, Any]:
@@ -169,7 +203,12 @@ def _rotate(
     layer: Any, query: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor], at: torch.Tensor, head_dim: int
 ) -> torch.Tensor:
     """Rotary embedding by the function of the layer's own architecture, on the visual rows only."""
-    rotary = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
+    architecture = type(layer.self_attn)
+    rotary = getattr(sys.modules[architecture.__module__], "apply_rotary_pos_emb", None)
+    if rotary is None:
+        raise HorizonError(
+            f"{architecture.__name__} rotates its queries by a rule of its own: leave the stream 'query' out"
+        )
     heads = query.unflatten(-1, (-1, head_dim)).transpose(0, 1)[None]
     cos, sin = (part[:, at] for part in embeddings)
     return _concatenate_heads(rotary(heads, heads, cos, sin)[0][0])

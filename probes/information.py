@@ -256,7 +256,7 @@ def visual_mask(captured: Capture) -> torch.Tensor:
 
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
     """All visual tokens removed at every cut."""
-    return Ablations(*cross(cuts, visual_mask(captured)[None]), kind)
+    return Ablations.at_every(cuts, visual_mask(captured)[None], kind)
 
 
 def window_ablations(
@@ -270,7 +270,7 @@ def window_ablations(
     masks = visual.new_zeros(len(windows), len(visual))
     for mask, window in zip(masks, windows, strict=True):
         mask[list(window.positions)] = True
-    return Ablations(*cross(cuts, visual & ~masks if context == "keep-one" else masks), kind)
+    return Ablations.at_every(cuts, visual & ~masks if context == "keep-one" else masks, kind)
 
 
 def window_table(windows: Sequence[Window]) -> pd.DataFrame:
@@ -293,12 +293,6 @@ def _target_log_p(
 def kl_divergence(log_probs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """KL(ablated || all) over the vocabulary in nats; rounding can make it a little negative, which it is not."""
     return (log_probs.exp() * (log_probs - own)).sum(-1).clamp(min=0.0)
-
-
-def cross(cuts: Sequence[int], masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every mask at every cut, cut-major: layers (cut x mask,) and removed (cut x mask, token)."""
-    layers = torch.tensor(list(cuts), device=masks.device).repeat_interleave(len(masks))
-    return layers, masks.repeat(len(cuts), 1)
 
 
 def _chosen(targets: dict[str, Target], name: str, sample: Sample) -> Target:

@@ -14,7 +14,6 @@ from probes.information import (
     InformationGrid,
     RemovalCurve,
     as_numpy,
-    cross,
     kl_divergence,
     removal_ablations,
     window_ablations,
@@ -100,7 +99,7 @@ def _null_replays(model: ProbedModel, captured: Capture, batch_rows: int) -> tor
     recompute = torch.arange(captured.prompt.n_tokens, device=model.device) >= captured.prompt.visual[0]
     copies = max(1, batch_rows // (len(spread) * int(recompute.sum())))
     nothing = torch.zeros(copies, captured.prompt.n_tokens, dtype=torch.bool, device=model.device)
-    null = Ablations(*cross(spread, nothing))
+    null = Ablations.at_every(spread, nothing)
     return torch.cat([found for _, found in replay(model, captured, null, batch_size=len(null), recompute=recompute)])
 
 
