@@ -46,18 +46,23 @@ class Witness:
 
 
 def removal_witness(captured: Capture, curve: RemovalCurve) -> Witness:
-    """The removal at the middle cut of a curve."""
-    middle = (len(curve.layers) - 1) // 2
-    ablation = removal_ablations(captured, [int(curve.layers[middle])], curve.kind)
-    return Witness(ablation, float(curve.log_p[middle]), float(curve.kl[middle]))
+    """The removal of a curve that rounding moves most."""
+    cut = _most_sensitive(curve.log_p[:-1])
+    ablation = removal_ablations(captured, [int(curve.layers[cut])], curve.kind)
+    return Witness(ablation, float(curve.log_p[cut]), float(curve.kl[cut]))
 
 
 def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness:
-    """The middle window at the middle cut of a token grid."""
-    layer, place = (n // 2 for n in grid.log_p.shape)
+    """The ablation of a token grid that rounding moves most."""
+    layer, place = np.unravel_index(_most_sensitive(grid.log_p), grid.log_p.shape)
     chosen = tile_windows(captured.prompt.grids, window)[place : place + 1]
     ablation = window_ablations(captured, chosen, grid.context, [int(grid.layers[layer])], kind)
     return Witness(ablation, float(grid.log_p[layer, place]))
+
+
+def _most_sensitive(log_p: np.ndarray) -> int:
+    """Flat index of the p nearest to one half: where p is near 0 or 1, an error in the logits hardly moves it."""
+    return int(np.nanargmin(np.abs(np.exp(log_p) - 0.5)))
 
 
 def noise_floor(
