@@ -2,7 +2,8 @@
 
 A plant lives inside a module of the decoder, in a subclass with the same children, and it recognizes visual rows by the
 position that their rotary embedding encodes. So it holds in a plain forward, under a trace, and where layers are called
-one by one on some of the rows, with the caller's own masks and cached rows, as long as no visual row is a cached one.
+one by one on some of the rows, with the caller's own masks and cached rows, as long as no visual row is a cached one,
+or one whose keys a call that was broken off has just computed.
 """
 
 from __future__ import annotations
@@ -23,21 +24,30 @@ def rotary_positions(position_embeddings, rotary) -> torch.Tensor:
 class CutAttention(LlamaAttention):
     """Attention in which no token outside `visual` (positions) attends to one inside."""
 
+    _before: torch.Tensor | None = None
+
     def plant(self, rotary, visual: range) -> None:
         self._rotary, self._visual = (rotary,), visual  # in a tuple: no child module, the names stay as they were
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
         positions = rotary_positions(position_embeddings, self._rotary[0])
-        visual = (positions >= self._visual.start) & (positions < self._visual.stop)
-        n = visual.shape[-1]
+        before, self._before = self._before, positions  # stays where the caller breaks this call off
+        queries = self._is_visual(positions)
+        keys = queries if before is None else torch.cat([self._is_visual(before), queries], dim=1)
+        n = keys.shape[-1]
         if attention_mask is None:  # causal
-            attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=visual.device).tril()
+            attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=keys.device).tril()
         # the newest n columns are the rows at hand; any before them are cached text from before the image
-        cut = torch.zeros(len(visual), 1, *attention_mask.shape[2:], dtype=torch.bool, device=visual.device)
-        cut[..., -n:] = (~visual)[:, None, :, None] & visual[:, None, None, :]
+        cut = torch.zeros(len(keys), 1, *attention_mask.shape[2:], dtype=torch.bool, device=keys.device)
+        cut[..., -n:] = (~queries)[:, None, :, None] & keys[:, None, None, :]
         blocked = False if attention_mask.dtype == torch.bool else torch.finfo(attention_mask.dtype).min
         attention_mask = torch.where(cut, blocked, attention_mask)
-        return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        output = super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        self._before = None
+        return output
+
+    def _is_visual(self, positions):
+        return (positions >= self._visual.start) & (positions < self._visual.stop)
 
 
 class CollapsingLayer(LlamaDecoderLayer):
