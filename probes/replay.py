@@ -132,45 +132,47 @@ def replay(
         HorizonError: the removal kind is unknown.
     """
     check_kind(ablations.kind)
-    for indices in _batches(model, capture, ablations, batch_size):
+    for indices, _ in _batches(model, capture, ablations, batch_size):
         yield from _replay_or_halve(model, capture, ablations, indices, recompute)
 
 
 def _batches(
     model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None
-) -> Iterator[torch.Tensor]:
-    """Indices of ablations that run together: the same number of tokens gone, the first of them close together.
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Indices of ablations that run together, and how many tokens each of them runs.
 
-    Inside a batch ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
+    They lack the same number of tokens, the first of them close together: what lies before is shared. Inside a batch
+    ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
     """
     counts = ablations.of_each(ablations.masks.sum(1))
     first = ablations.of_each(ablations.masks.int().argmax(1))
     for count in counts.unique().tolist():
         same = (counts == count).nonzero()[:, 0]
         order = same[torch.argsort(first[same], stable=True)]
-        size = batch_size or _default_batch(model, capture, count, ablations.kind)
-        for part in order.split(size):
-            yield part[torch.argsort(ablations.layers[part], stable=True)]
+        while len(order):
+            rows = _rows_from(capture, int(first[order[0]]), count, ablations.kind)
+            part, order = order.tensor_split([batch_size or _default_batch(model, capture, rows, count)])
+            yield part[torch.argsort(ablations.layers[part], stable=True)], rows
 
 
 def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
     """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
-    removed = int(ablations.masks.sum(1).min())
-    size = batch_size or _default_batch(model, capture, removed, ablations.kind)
-    return min(size, len(ablations)) * _most_rows(capture, removed, ablations.kind)
+    return max(len(indices) * rows for indices, rows in _batches(model, capture, ablations, batch_size))
 
 
-def _default_batch(model: ProbedModel, capture: Capture, removed: int, kind: str) -> int:
-    rows = _most_rows(capture, removed, kind)
-    columns = rows + int(capture.prompt.visual[0])
-    own_mask = any(kwargs["attention_mask"] is not None for kwargs in capture.arguments)
-    return default_batch(model, Shape(rows, columns, len(capture.prompt.readout), own_mask))
+def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:
+    columns = max(rows, capture.prompt.n_tokens - removed)
+    return default_batch(model, Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture)))
 
 
-def _most_rows(capture: Capture, removed: int, kind: str) -> int:
-    """Tokens from the first visual one on, which an ablation runs at most, without those that are gone."""
-    rows = capture.prompt.n_tokens - int(capture.prompt.visual[0])
+def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
+    """Tokens that an ablation runs: those from its first removed one on, all of them where some see forward."""
+    rows = capture.prompt.n_tokens - (first if _is_causal(capture) else 0)
     return max(1, rows - removed if kind == "delete" else rows)
+
+
+def _is_causal(capture: Capture) -> bool:
+    return all(kwargs["attention_mask"] is None for kwargs in capture.arguments)
 
 
 def _replay_or_halve(
@@ -194,8 +196,9 @@ def _replay_or_halve(
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
     half = len(indices) // 2
-    removed = int(ablations[indices].removed.sum(1).min())
-    model.memo["largest_batch_rows"] = half * _most_rows(capture, removed, ablations.kind)
+    mask = ablations[indices].removed[0]
+    rows = _rows_from(capture, int(mask.int().argmax()), int(mask.sum()), ablations.kind)
+    model.memo["largest_batch_rows"] = half * rows
     LOG.warning("out of memory with %d ablations at once on %s: going on with %d", len(indices), model.device, half)
     for part in indices.split(half):
         yield from _replay_or_halve(model, capture, ablations, part, recompute)

@@ -47,6 +47,11 @@ def layer_operations(rows: int, pairs: float) -> float:
     return 2 * weights * rows + 4 * WIDTH * pairs
 
 
+def last_layer_operations(rows: int, columns: int) -> float:
+    """The last layer of a replay: one row is read, the `rows` - 1 others give queries, keys and values alone."""
+    return layer_operations(1, columns) + 2 * 3 * WIDTH**2 * (rows - 1)
+
+
 def tower_operations() -> float:
     """The vision tower, class token included, and the projector."""
     rows = VISUAL + 1
