@@ -19,6 +19,7 @@ from analyses.runs import STREAMS, HorizonError
 from probes.grids import TokenGrid
 from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
+from probes.readout import log_softmax, note_logits
 from probes.samples import Sample
 
 
@@ -110,6 +111,8 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
     }
     states = {stream: torch.stack(makers[stream]()) for stream in streams}
     visual = VisualStates(states, at, prompt.grids)
+    with torch.no_grad():
+        note_logits(model, final[0, prompt.readout], logits[0])
     return Capture(prompt, inputs, final[0], arguments, additions, keys, values, log_softmax(logits[0]), visual)
 
 
@@ -126,11 +129,6 @@ def _other_arguments(model: ProbedModel, call: tuple[tuple[Any, ...], dict[str, 
             f"the layers of {model.name!r} take {len(args)} positional arguments, and replays have a rule for one only"
         )
     return {key: value for key, value in kwargs.items() if key != "hidden_states"}
-
-
-def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Over the vocabulary, in float32 at least."""
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
 def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: DynamicCache) -> tuple[Any, ...]:

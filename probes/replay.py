@@ -17,8 +17,9 @@ import torch
 
 from analyses.runs import KINDS, HorizonError
 from probes.batching import Shape, default_batch, is_out_of_memory
-from probes.capture import Capture, log_softmax
+from probes.capture import Capture
 from probes.models import ProbedModel
+from probes.readout import read_out
 from probes.visibility import Rows, additive, affected_rows, attention_mask, rows_to_run
 
 LOG = logging.getLogger("vlm_horizon")
@@ -226,7 +227,7 @@ def _replay_batch(
         else:
             states = _run_layer(model, capture, begun, states, k)
         states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
-    return log_softmax(model.head(model.norm(states[:, -places:])))
+    return read_out(model, states[:, -places:])
 
 
 def _add_between(capture: Capture, active: torch.Tensor, states: torch.Tensor, k: int) -> torch.Tensor:
