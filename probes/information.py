@@ -13,7 +13,7 @@ from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.capture import Capture, capture_prompt
 from probes.grids import Window, tile_windows
 from probes.models import ProbedModel
-from probes.prompts import encode
+from probes.prompts import Prompt, encode
 from probes.replay import Ablations, check_kind, replay
 from probes.samples import Sample, SampleError
 from probes.targets import Target, check_targets, forced_ids, resolve_targets
@@ -149,10 +149,29 @@ def prepare(
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
     """
+    return capture_targets(model, sample, encode_forced(model, sample, targets), targets, streams)
+
+
+def encode_forced(model: ProbedModel, sample: Sample, targets: Sequence[str]) -> Prompt:
+    """The sample encoded with what its targets must be read after; needs no forward pass.
+
+    Raises:
+        SampleError: the sample cannot be encoded, or an answer is needed and missing.
+    """
     if sample.error:
         raise SampleError(sample.error)
-    forced = forced_ids(targets, model.tokenizer, sample)
-    captured = capture_prompt(model, encode(model, sample, forced), streams)
+    return encode(model, sample, forced_ids(targets, model.tokenizer, sample))
+
+
+def capture_targets(
+    model: ProbedModel, sample: Sample, prompt: Prompt, targets: Sequence[str], streams: Sequence[str] = ()
+) -> tuple[Capture, dict[str, Target]]:
+    """The second half of `prepare`: run the prompt and resolve the targets.
+
+    Raises:
+        HorizonError: a stream is unknown. SampleError: the model's output is not finite, or a target has no tokens.
+    """
+    captured = capture_prompt(model, prompt, streams)
     if not torch.isfinite(captured.log_probs).all():
         raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
     return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs)

@@ -1,4 +1,7 @@
-"""Measure one sample: entropies, removals, token grids and noise floor from one capture, as a record to write."""
+"""Measure one sample: entropies, removals, token grids and noise floor from one capture, as a record to write.
+
+In three stages, so that a run can encode the next sample and finish the last one while the model is at work.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,16 @@ from probes.grids import TokenGrid, tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
+    capture_targets,
+    encode_forced,
     information_grids,
-    prepare,
     removal_ablations,
     removal_curves,
     window_ablations,
 )
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
+from probes.prompts import Prompt
 from probes.replay import largest_batch
 from probes.samples import Sample, image_sha256
 from probes.targets import Target, answer_length
@@ -51,8 +56,57 @@ def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
     return [*probes, "spectra"] if plan.spectra and config.streams else probes
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A sample before its forward pass: the prompt, or the reason why there is none.
+
+    Attributes:
+        entry: the `SAMPLES` columns that the sample itself gives.
+        sample: what was asked.
+        plan: what it gets.
+        prompt: None where the sample cannot be encoded.
+        error: why not.
+        seconds: spent on it so far, waiting not included.
+    """
+
+    entry: dict[str, Any]
+    sample: Sample
+    plan: Plan
+    prompt: Prompt | None
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A sample after all that needs the model.
+
+    Attributes:
+        entry: the `SAMPLES` columns that the sample itself gives.
+        record: what the model gave; empty where it could not be measured.
+        states: stream -> (layer, token, dim), whose entropies are still to be taken.
+        image: the decoded image.
+        plan: what it gets.
+        error: why it could not be measured, or "".
+        seconds: spent on it so far, waiting not included.
+    """
+
+    entry: dict[str, Any]
+    record: Record
+    states: dict[str, torch.Tensor]
+    image: Image.Image | None
+    plan: Plan
+    error: str
+    seconds: float
+
+
 def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Record:
     """Measure one sample; whatever goes wrong with it becomes its record, with the reason."""
+    return finish(measure(model, encode_sample(model, row, sample, config, plan), config), config)
+
+
+def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Encoded:
+    """First stage: decode the image and encode the prompt. Runs nothing of the model."""
     started = time.monotonic()
     entry: dict[str, Any] = {
         "row": row,
@@ -63,30 +117,66 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
         "question": sample.question,
         "answers": list(sample.answers),
     }
+    prompt, error = None, ""
     try:
-        measured = _measure(model, sample, config, plan)
-    except Exception as error:  # one bad sample never ends a run
-        reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
-        return Record({**entry, "status": "failed", "error": reason, "seconds": time.monotonic() - started})
+        prompt = encode_forced(model, sample, _replayed_targets(config))
+    except Exception as caught:  # one bad sample never ends a run
+        error = _reason(caught)
+    return Encoded(entry, sample, plan, prompt, error, time.monotonic() - started)
+
+
+def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured:
+    """Second stage: the capture and every replay. Only this one traces, so it belongs to one thread."""
+    started = time.monotonic()
+    record, error = Record({}), encoded.error
+    states: dict[str, torch.Tensor] = {}
+    image = encoded.prompt.image if encoded.prompt else None
+    if encoded.prompt is not None:
+        try:
+            record, states = _measure(model, encoded.sample, encoded.prompt, config, encoded.plan)
+        except Exception as caught:  # one bad sample never ends a run
+            error = _reason(caught)
+    seconds = encoded.seconds + time.monotonic() - started
+    return Measured(encoded.entry, record, states, image, encoded.plan, error, seconds)
+
+
+def finish(measured: Measured, config: RunConfig) -> Record:
+    """Third stage: entropies of the captured states, and what is kept of the image. Needs no model."""
+    started = time.monotonic()
+    error = measured.error
+    if not error:
+        try:
+            record = _finish(measured, config)
+        except Exception as caught:  # one bad sample never ends a run
+            error = _reason(caught)
+    seconds = measured.seconds + time.monotonic() - started
+    if error:
+        return Record({**measured.entry, "status": "failed", "error": error, "seconds": seconds})
     done = {
         "status": "ok",
         "error": "",
-        "probes": wanted_probes(config, plan),
+        "probes": wanted_probes(config, measured.plan),
         "batch_size": config.batch_size,
-        "seconds": time.monotonic() - started,
+        "seconds": seconds,
     }
-    return replace(measured, sample={**entry, **measured.sample, **done})
+    return replace(record, sample={**measured.entry, **record.sample, **done})
 
 
-def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -> Record:
-    replayed = bool({"removal", "information"} & set(config.probes))
-    captured, targets = prepare(model, sample, config.targets if replayed else (), config.streams)
-    states = captured.visual.states
-    how = {"center": config.center, "normalize_rows": config.normalize_rows}
-    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
-    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if plan.spectra}
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
+
+
+def _replayed_targets(config: RunConfig) -> tuple[str, ...]:
+    return config.targets if {"removal", "information"} & set(config.probes) else ()
+
+
+def _measure(
+    model: ProbedModel, sample: Sample, prompt: Prompt, config: RunConfig, plan: Plan
+) -> tuple[Record, dict[str, torch.Tensor]]:
+    """What the model gives, and the states whose entropies are to be taken."""
+    captured, targets = capture_targets(model, sample, prompt, _replayed_targets(config), config.streams)
     entry = _entry(model, sample, captured, targets.get(config.targets[0]))
-    curves = list(_entropy_rows(entropies))
+    curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
     if targets:
         removals = removal_curves(
@@ -98,7 +188,18 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
         floor = _floor(model, captured, targets, removals, grids, config)
         entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
         curves += _removal_rows(removals)
-    return Record(entry, curves, _token_arrays(grids), spectra)
+    return Record(entry, curves, _token_arrays(grids)), captured.visual.states
+
+
+def _finish(measured: Measured, config: RunConfig) -> Record:
+    states, record = measured.states, measured.record
+    how = {"center": config.center, "normalize_rows": config.normalize_rows}
+    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
+    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
+    entry = dict(record.sample)
+    if measured.image is not None:
+        entry.update(image_sha256=image_sha256(measured.image), thumbnail=_thumbnail(measured.image))
+    return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
 
 
 def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
@@ -107,7 +208,6 @@ def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target
     there = own[target.place if target else 0]
     best = there.argmax()
     entry: dict[str, Any] = {
-        "image_sha256": image_sha256(prompt.image),
         "prediction": model.tokenizer.decode([int(best)]),
         "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
         "answer_tokens": answer_length(model.tokenizer, sample),
@@ -115,7 +215,6 @@ def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target
         "n_placeless": prompt.placeless,
         "n_prompt": int(prompt.readout[0]) + 1,
         "crops": [_crop(grid) for grid in prompt.grids],
-        "thumbnail": _thumbnail(prompt.image),
     }
     if target:
         log_p = float(target.log_p(own))

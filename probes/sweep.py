@@ -6,7 +6,10 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
@@ -20,8 +23,9 @@ from probes.capture import check_streams
 from probes.entropy import check_alpha
 from probes.grids import tile_windows
 from probes.information import check_context, check_layers
-from probes.measure import Plan, measure_sample, wanted_probes
+from probes.measure import Encoded, Measured, Plan, encode_sample, finish, measure, wanted_probes
 from probes.models import ProbedModel, fingerprint
+from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
 from probes.prompts import chat_text
 from probes.replay import check_kind
@@ -30,6 +34,7 @@ from probes.targets import check_targets
 from probes.writer import RunWriter
 
 FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
+AHEAD, BEHIND = 2, 1  # samples encoded before their turn; samples measured, their states still held, before finished
 
 
 def run(
@@ -57,6 +62,7 @@ def run(
     retry_failed: bool = False,
     progress: bool = True,
     sources: Sequence[str] = (),
+    overlap: bool = True,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -84,6 +90,8 @@ def run(
         retry_failed: measure samples again that failed before.
         progress: show a progress bar on standard error.
         sources: where the samples came from, recorded.
+        overlap: while the model is at work, read and encode the next samples and finish and write the last ones in
+            two threads beside it; the results are the same without.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -130,7 +138,7 @@ def run(
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
-        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
+        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed, overlap)
     return load_run(out)
 
 
@@ -183,9 +191,44 @@ def _sweep(
     token_samples: int | None,
     spectra: int,
     retry_failed: bool,
+    overlap: bool,
 ) -> None:
+    """Measure what is not there yet, in this thread, which alone may trace; the threads beside it do the rest."""
+    config = writer.config
+    jobs = _jobs(samples, writer, bar, shard, token_samples, spectra, retry_failed)
+    encoded: Iterator[Encoded] = (encode_sample(model, job.row, job.sample, config, job.plan) for job in jobs)
+    records = _Records(writer, bar)
+    with ExitStack() as threads:
+        submit = threads.enter_context(Behind(depth=BEHIND)).submit if overlap else _now
+        for one in threads.enter_context(Ahead(encoded, depth=AHEAD)) if overlap else encoded:
+            # no name for what was measured: it would keep the states until the next sample is measured
+            submit(partial(records.keep, measure(model, one, config)))
+
+
+def _now(call: Callable[[], object]) -> None:
+    call()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A sample that is to be measured."""
+
+    row: int
+    sample: Sample
+    plan: Plan
+
+
+def _jobs(
+    samples: Iterator[Sample],
+    writer: RunWriter,
+    bar: RunProgress,
+    shard: tuple[int, int],
+    token_samples: int | None,
+    spectra: int,
+    retry_failed: bool,
+) -> Iterator[_Job]:
+    """The samples of a shard that are not on disk with everything that they should carry."""
     seen: Counter[str] = Counter()
-    flushed = time.monotonic()
     for row, sample in enumerate(samples):
         sample = with_template(sample, writer.config.prompt)
         place = seen[sample.task]
@@ -198,16 +241,30 @@ def _sweep(
         if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
             bar.skip()
             continue
-        record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, there))
-        failed = record.sample["status"] == "failed"
+        yield _Job(row, sample, _with_what_is_there(plan, there))
+
+
+class _Records:
+    """Finishes records and commits them, many at a time."""
+
+    def __init__(self, writer: RunWriter, bar: RunProgress) -> None:
+        self._writer, self._bar = writer, bar
+        self._flushed = time.monotonic()
+
+    def keep(self, measured: Measured) -> None:
+        """Finish one sample's record; a failure does not replace an earlier measurement."""
+        writer = self._writer
+        sample = (record := finish(measured, writer.config)).sample
+        failed = sample["status"] == "failed"
+        there = writer.committed.get(sample["row"])
         if failed and there is not None and there["status"] == "ok":
-            bar.say(f"{sample.id}: {record.sample['error']} (its earlier measurement is kept)")
+            self._bar.say(f"{sample['id']}: {sample['error']} (its earlier measurement is kept)")
         else:
             writer.add(record)
-        bar.advance(failed=failed)
-        if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
+        self._bar.advance(failed=failed)
+        if len(writer) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             writer.flush()
-            flushed = time.monotonic()
+            self._flushed = time.monotonic()
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:

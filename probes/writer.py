@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ class Record:
 class RunWriter:
     """Adds records to one shard of a run directory; `flush` commits what was added since the last flush.
 
-    A context manager: it holds a lock on its shard until it is left, and flushes then.
+    A context manager: it holds a lock on its shard until it is left, and flushes then. Threads may share it.
     """
 
     def __init__(self, path: str | Path, config: RunConfig, *, shard: tuple[int, int] = (0, 1)) -> None:
@@ -58,6 +59,7 @@ class RunWriter:
         self.path, self.config = Path(path), config
         self.label = f"{shard[0]}of{shard[1]}"
         self._pending: list[Record] = []
+        self._flushing = threading.Lock()  # whoever leaves in haste may flush while another thread still does
         self._open()
         self._lock = FileLock(self.path / f".lock-{self.label}", timeout=0)
         try:
@@ -118,9 +120,12 @@ class RunWriter:
 
     def flush(self) -> None:
         """Commit everything added since the last flush as one part; does nothing if there is none."""
-        if not self._pending:
-            return
-        records, self._pending = self._pending, []
+        with self._flushing:
+            records, self._pending = self._pending, []
+            if records:
+                self._commit(records)
+
+    def _commit(self, records: list[Record]) -> None:
         part = f"part-{self.label}-{self._next_number():05d}"
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
