@@ -110,9 +110,23 @@ def test_a_case_covers_what_its_family_is_known_for():
     assert masks["llava"] == [None] * LAYERS
     assert bool(masks["paligemma"][0].all())  # the whole prompt attends in both directions
     sliding, full = masks["gemma3"][0][0, 0], masks["gemma3"][1][0, 0]
-    assert not bool(sliding[-1].all()) and bool(full[-1].all())  # the window does not reach the first token
+    assert bool(full[-1].all())
+    assert not bool(sliding[-1, 0])  # the window does not reach the first token
     first = cases["gemma3"].grids[0].ravel()
     assert bool(full[first[0], first[-1]])  # an image's first token sees its last
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.enters_again], ids=named)
+def test_features_that_enter_again_are_no_part_of_hidden_states(case):
+    model = case.build()
+    with torch.no_grad():
+        states = model(**case.inputs, use_cache=False, output_hidden_states=True).hidden_states
+    entering = [rows for rows, _ in recorded_inputs(model, case.inputs)]
+    for layer in range(1, LAYERS):
+        added = (entering[layer] - states[layer][0]).abs().amax(-1)
+        where = added.nonzero()[:, 0].tolist()
+        assert where == (case.visual.tolist() if layer - 1 in case.enters_again else [])
+        assert not where or float(added.max()) > 0.1
 
 
 def test_text_alone_is_what_mllama_gives_without_its_states():

@@ -1,7 +1,7 @@
 """What an ablation must give, by torch hooks on the plain model: slow, and simple enough to be trusted at sight.
 
-Nothing here comes from the project. `layer` is the 0-based decoder layer from whose input on the rows are gone; `removed`
-is (token,) bool, and in a model with cross-attention (state,) bool over the rows of its visual states.
+Nothing here comes from the project. `layer` is the 0-based decoder layer from whose input on the rows are gone.
+`removed` is (token,) bool, and in a model with cross-attention (state,) bool over the rows of its visual states.
 """
 
 from __future__ import annotations

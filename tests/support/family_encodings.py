@@ -239,13 +239,14 @@ def qwen3_vl_video_case() -> FamilyCase:
         tuple(run.reshape(2, 3) for run in runs),
         cells=block_cells([(2, 3), (2, 3)], "pixel_values_videos"),
         required=("mm_token_type_ids", "video_grid_thw"),
+        enters_again=(0, 1),
     )
 
 
 def internvl_case() -> FamilyCase:
     """Two tiles and their thumbnail, then an image of one tile."""
     inputs, runs = lay_out([(TEXT, 2), (START, 1), (IMAGE, 27), (END, 1), (START, 1), (IMAGE, 9), (END, 1), (TEXT, 3)])
-    blocks = np.split(runs[0], 3) + [runs[1]]
+    blocks = [*np.split(runs[0], 3), runs[1]]
     return FamilyCase(
         "internvl",
         partial(fm.internvl, 3),
@@ -364,7 +365,7 @@ CASES: tuple[FamilyCase, ...] = (
     qwen_case("qwen2_5_vl", fm.qwen2_5_vl),
     qwen_video_case("qwen2_vl-video", fm.qwen2_vl),
     qwen_video_case("qwen2_5_vl-video", fm.qwen2_5_vl),
-    qwen_case("qwen3_vl", fm.qwen3_vl, notes="visual features enter again after layers 0 and 1"),
+    qwen_case("qwen3_vl", fm.qwen3_vl, enters_again=(0, 1)),
     qwen3_vl_video_case(),
     internvl_case(),
     crops_case("idefics3", partial(fm.idefics3, 3)),
