@@ -5,27 +5,18 @@ Mllama is not among them: its visual tokens are no rows of the decoder.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 from deletion_oracle import deleted_logits, last_logits, recorded_inputs, recorded_states
+from family_bench import Bench, bench_of, mask_of
 from family_encodings import CASES
 from family_models import LAYERS, FamilyCase
-from PIL import Image
 
-from probes.capture import capture_prompt
-from probes.families import Family
-from probes.grids import TokenGrid
-from probes.models import ProbedModel, _probed
-from probes.prompts import Prompt
-from probes.replay import Ablations, replay
+from analyses.runs import HorizonError
+from probes.replay import Ablations
 
 POWER = 0.01  # in the probability of some token
-# Transformers' eager attention takes its softmax in float32, whatever the model's precision.
-TOLERANCE = {"sdpa": 1e-9, "eager": 2e-5}
 IN_SEQUENCE = [case for case in CASES if not case.cross_attention]
 
 NO_RULE = "the streams query, query_raw and key_raw have no rule where a norm over heads follows the projection"
@@ -42,34 +33,6 @@ NEEDS_ENGINE: dict[tuple[str, str], str] = {
 }
 
 
-@dataclass(frozen=True)
-class Bench:
-    """One family as the project sees it, and as the plain model does; the two models share no object."""
-
-    case: FamilyCase
-    attn: str
-    model: torch.nn.Module
-    probed: ProbedModel
-    prompt: Prompt
-
-    @property
-    def tolerance(self) -> float:
-        return TOLERANCE[self.attn]
-
-
-def bench_of(case: FamilyCase, attn: str) -> Bench:
-    probed = _probed(case.build(attn=attn), None, case.name, None, Family(case.name, lambda _: []), attn, None)
-    prompt = Prompt(
-        inputs=dict(case.inputs),
-        text="",
-        visual=case.visual,
-        grids=tuple(TokenGrid(grid) for grid in case.grids),
-        readout=torch.tensor([case.n_tokens - 1]),
-        image=Image.new("RGB", (1, 1)),
-    )
-    return Bench(case, attn, case.build(attn=attn), probed, prompt)
-
-
 RUNS = [(case, attn) for case in IN_SEQUENCE for attn in case.attention]
 
 
@@ -79,10 +42,10 @@ def bench(request) -> Bench:
 
 
 def expect_gap(request, bench: Bench, test: str) -> None:
-    """Mark a test of what the engine does not do yet: it has to fail."""
+    """Mark a test of what the engine does not do yet: it has to fail, by a wrong number or a refusal."""
     reason = NEEDS_ENGINE.get((bench.case.name, test))
     if reason:
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=(AssertionError, HorizonError)))
 
 
 def removals(case: FamilyCase) -> torch.Tensor:
@@ -94,23 +57,8 @@ def removals(case: FamilyCase) -> torch.Tensor:
     return torch.stack([*found, placeless] if case.placeless else found)
 
 
-def mask_of(case: FamilyCase, positions: torch.Tensor) -> torch.Tensor:
-    mask = torch.zeros(case.n_tokens, dtype=torch.bool)
-    mask[positions] = True
-    return mask
-
-
-def replayed(bench: Bench, ablations: Ablations, **options) -> torch.Tensor:
-    """(ablation, vocabulary) log p by the project."""
-    captured = capture_prompt(bench.probed, bench.prompt, ())
-    found = torch.full((len(ablations), bench.probed.vocab_size), math.nan, dtype=torch.float64)
-    for indices, log_probs in replay(bench.probed, captured, ablations, **options):
-        found[indices] = log_probs[:, 0]
-    return found
-
-
 def test_captured_inputs_are_those_the_model_computes(bench):
-    captured = capture_prompt(bench.probed, bench.prompt, ())
+    captured = bench.capture()
     with torch.no_grad():
         states = bench.model(**bench.case.inputs, use_cache=False, output_hidden_states=True).hidden_states
     calls = recorded_inputs(bench.model, bench.case.inputs)
@@ -127,7 +75,7 @@ def test_every_ablation_at_every_layer_equals_deletion(bench, request):
     expect_gap(request, bench, "ablation")
     each = removals(bench.case)
     ablations = Ablations(torch.arange(LAYERS).repeat_interleave(len(each)), each.repeat(LAYERS, 1))
-    found = replayed(bench, ablations)
+    found = bench.replay(ablations)
     logits = [
         deleted_logits(bench.model, bench.case.inputs, layer, removed) for layer in range(LAYERS) for removed in each
     ]
@@ -141,7 +89,7 @@ def test_a_replay_of_everything_gives_the_models_own_output(bench, request):
     expect_gap(request, bench, "null")
     n = bench.case.n_tokens
     null = Ablations(torch.arange(LAYERS), torch.zeros(LAYERS, n, dtype=torch.bool))
-    found = replayed(bench, null, recompute=torch.ones(n, dtype=torch.bool))
+    found = bench.replay(null, recompute=torch.ones(n, dtype=torch.bool))
     own = last_logits(bench.model, bench.case.inputs).log_softmax(-1)
     torch.testing.assert_close(found, own.expand(LAYERS, -1), rtol=0, atol=bench.tolerance)
 
@@ -149,7 +97,7 @@ def test_a_replay_of_everything_gives_the_models_own_output(bench, request):
 @pytest.mark.parametrize("streams", [("key", "value", "hidden"), ("query",), ("query_raw", "key_raw")], ids="-".join)
 def test_streams_are_what_the_attention_function_receives(bench, streams, request):
     expect_gap(request, bench, "-".join(streams))
-    captured = capture_prompt(bench.probed, bench.prompt, streams)
+    captured = bench.capture(*streams)
     recorded = recorded_states(bench.model, bench.case.inputs)
     for stream in streams:
         torch.testing.assert_close(

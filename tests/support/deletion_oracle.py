@@ -21,6 +21,12 @@ Change = Callable[[torch.Tensor, dict[str, Any]], tuple[torch.Tensor, dict[str, 
 After = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def decoder_of(model) -> torch.nn.Module:
+    """The module that holds the decoder's layers; Llama 4 hides it one deeper."""
+    decoder = model.get_decoder()
+    return decoder if hasattr(decoder, "layers") else decoder.model
+
+
 def visual_tokens(model, inputs) -> torch.Tensor:
     """(token,) bool: placeholders of images and videos."""
     ids = [getattr(model.config, f"{kind}_token_id", None) for kind in ("image", "video")]
@@ -46,7 +52,7 @@ def changed_layers(model, changes: dict[int, Change], afters: dict[int, After] |
     def after(k: int, finish: After):
         return lambda _layer, _args, output: finish(given[k], output)
 
-    layers = model.get_decoder().layers
+    layers = decoder_of(model).layers
     handles = [layers[k].register_forward_pre_hook(before(k, c), with_kwargs=True) for k, c in changes.items()]
     handles += [layers[k].register_forward_hook(after(k, finish)) for k, finish in (afters or {}).items()]
     try:
@@ -88,7 +94,7 @@ def deleted_logits(model, inputs, layer: int, removed: torch.Tensor) -> torch.Te
 
     if _cross_attention_layers(model):
         return _deleted_states(model, inputs, layer, removed)
-    later = range(layer, len(model.get_decoder().layers))
+    later = range(layer, len(decoder_of(model).layers))
     return last_logits(model, inputs, dict.fromkeys(later, gather), dict.fromkeys(later, scatter))
 
 
@@ -112,7 +118,7 @@ def masked_logits(model, inputs, layer: int, removed: torch.Tensor) -> torch.Ten
 
     if _cross_attention_layers(model):
         return _masked_states(model, inputs, layer, removed)
-    return last_logits(model, inputs, dict.fromkeys(range(layer, len(model.get_decoder().layers)), hide))
+    return last_logits(model, inputs, dict.fromkeys(range(layer, len(decoder_of(model).layers)), hide))
 
 
 def visible(mask: torch.Tensor | None, n: int) -> torch.Tensor:
@@ -173,7 +179,7 @@ def replaced_logits(model, inputs, layer: int, removed: torch.Tensor, kind: str)
         hidden[:, removed] = 0.0 if kind == "zero" else hidden[:, visual].mean(1, keepdim=True)
         return hidden, kwargs
 
-    return last_logits(model, inputs, {layer: overwrite} if layer < len(model.get_decoder().layers) else None)
+    return last_logits(model, inputs, {layer: overwrite} if layer < len(decoder_of(model).layers) else None)
 
 
 def ablated_logits(model, inputs, layer: int, removed: torch.Tensor, kind: str = "delete") -> torch.Tensor:
@@ -197,7 +203,7 @@ def recorded_inputs(model, inputs) -> list[tuple[torch.Tensor, dict[str, Any]]]:
         calls.append((hidden[0], kwargs))
         return hidden, kwargs
 
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     handle = decoder.norm.register_forward_pre_hook(lambda _m, args: calls.append((args[0][0], {})))
     last_logits(model, inputs, dict.fromkeys(range(len(decoder.layers)), record))
     handle.remove()
@@ -215,7 +221,7 @@ def recorded_states(model, inputs) -> dict[str, torch.Tensor]:
     streams: dict[str, list[torch.Tensor]] = {
         name: [] for name in ("query", "key", "query_raw", "key_raw", "value", "hidden")
     }
-    decoder = model.get_decoder()
+    decoder = decoder_of(model)
     _record_attention(model, streams)
     for layer in decoder.layers:
         attention = layer.self_attn
@@ -233,7 +239,7 @@ def recorded_states(model, inputs) -> dict[str, torch.Tensor]:
 
 def _record_attention(model, streams: dict[str, list[torch.Tensor]]) -> None:
     """Send every query and key of the decoder's attention past `streams`."""
-    attention = model.get_decoder().layers[0].self_attn
+    attention = decoder_of(model).layers[0].self_attn
     sdpa = model.config.get_text_config()._attn_implementation == "sdpa"
     own = sdpa_attention_forward if sdpa else sys.modules[type(attention).__module__].eager_attention_forward
 
