@@ -101,7 +101,8 @@ def test_no_layer_of_a_replay_is_told_positions_with_gaps():
         layer.register_forward_pre_hook(lambda _m, _args, kw: told.append(kw["position_ids"]), with_kwargs=True)
     ablations = Ablations(torch.zeros(1, dtype=torch.long), removal(case, 2)[None])
     list(replay(bench.probed, captured, ablations))
-    assert told == [None] * LAYERS
+    assert len(told) >= LAYERS
+    assert all(positions is None for positions in told)
     assert captured.arguments[0]["position_ids"] is not None
 
 
