@@ -96,7 +96,7 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
         calls, additions, queries, raw_keys, final, logits = _trace(model, prompt, streams, cache)
     inputs = [_hidden(call)[0] for call in calls]
     arguments = [_other_arguments(model, call) for call in calls]
-    keys, values = [layer.keys[0] for layer in cache.layers], [layer.values[0] for layer in cache.layers]
+    keys, values = _keys_and_values(model, cache)
     at = prompt.visual  # indexed copies, so that no full sequence stays alive for the streams
     makers = {
         "hidden": lambda: [*(rows[at] for rows in inputs), final[0, at]],
@@ -105,8 +105,8 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
         "key_raw": lambda: raw_keys,
         "query_raw": lambda: queries,
         "query": lambda: [
-            _rotate(layer, query, kwargs["position_embeddings"], at, model.head_dim)
-            for layer, query, kwargs in zip(model.layers, queries, arguments, strict=True)
+            _rotated_query(model, k, query, raw_keys[k][-1:], keys[k], arguments[k]["position_embeddings"], at)
+            for k, query in enumerate(queries)
         ],
     }
     states = {stream: torch.stack(makers[stream]()) for stream in streams}
@@ -114,6 +114,17 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
     with torch.no_grad():
         note_logits(model, final[0, prompt.readout], logits[0])
     return Capture(prompt, inputs, final[0], arguments, additions, keys, values, log_softmax(logits[0]), visual)
+
+
+def _keys_and_values(model: ProbedModel, cache: DynamicCache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(key head, token, head_dim) of every layer."""
+    held = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    if len(held) != model.n_layers or any(not isinstance(part, torch.Tensor) for pair in held for part in pair):
+        raise HorizonError(
+            f"{model.name!r} has layers that keep no keys and values of their own (recurrent ones, or keys shared "
+            "between layers): replays have no rule for them"
+        )
+    return [keys[0] for keys, _ in held], [values[0] for _, values in held]
 
 
 def _hidden(call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
@@ -136,7 +147,9 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
     envoy, decoder = _envoys(model)
     arguments = {**prompt.inputs, "past_key_values": cache, "use_cache": True, **_logits_to_keep(model, prompt)}
     visual, n_places = prompt.visual, len(prompt.readout)
-    wants_query, wants_raw_key = bool({"query", "query_raw"} & set(streams)), "key_raw" in streams
+    wants_query = bool({"query", "query_raw"} & set(streams))
+    # of rotated queries, one key a layer tells whether the layer rotates at all
+    wants_key = slice(None) if "key_raw" in streams else slice(-1, None) if "query" in streams else None
     with envoy.trace(**arguments):
         calls, queries, raw_keys, additions = nnsight.save([]), nnsight.save([]), nnsight.save([]), nnsight.save({})
         output = None
@@ -145,10 +158,9 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
             _note_addition(additions, k - 1, _hidden(calls[-1]), output)
             if wants_query:
                 queries.append(_visual_rows(_projection(layer.self_attn, "q").output[0], visual, model.n_heads))
-            if wants_raw_key:
-                raw_keys.append(
-                    _visual_rows(_projection(layer.self_attn, "k").output[0], visual, model.n_key_value_heads)
-                )
+            if wants_key is not None:
+                projected = _projection(layer.self_attn, "k").output[0]
+                raw_keys.append(_visual_rows(projected, visual[wants_key], model.n_key_value_heads))
             output = layer.output
         final = nnsight.save(decoder.norm.input)
         _note_addition(additions, model.n_layers - 1, final, output)
@@ -195,6 +207,37 @@ def _logits_to_keep(model: ProbedModel, prompt: Prompt) -> dict[str, int]:
 def _concatenate_heads(per_head: torch.Tensor) -> torch.Tensor:
     """(head, token, head_dim) -> (token, head x head_dim)."""
     return per_head.transpose(0, 1).flatten(1)
+
+
+def _rotated_query(
+    model: ProbedModel,
+    k: int,
+    query: torch.Tensor,
+    raw_key: torch.Tensor,
+    keys: torch.Tensor,
+    embeddings: tuple[torch.Tensor, torch.Tensor],
+    at: torch.Tensor,
+) -> torch.Tensor:
+    """(token, dim) queries as attention receives them, judged by what becomes of a key: some layers rotate neither.
+
+    Args:
+        model: as loaded.
+        k: the layer.
+        query: (token, dim) before the rotation.
+        raw_key: (1, dim) of the last visual token, before the rotation.
+        keys: (key head, position, head_dim) as attention received them.
+        embeddings: the layer's (cos, sin).
+        at: (token,) positions of the visual tokens.
+    """
+    received = _concatenate_heads(keys[:, at[-1:]])
+    turned = _rotate(model.layers[k], raw_key, embeddings, at[-1:], model.head_dim)
+    apart, still = (float((one - received).abs().max()) for one in (turned, raw_key))
+    if min(apart, still) > 0.05 * float(received.abs().max()):
+        raise HorizonError(
+            f"layer {k} of {model.name!r} makes more of its keys and queries than its rotary embedding does: "
+            "leave the stream 'query' out"
+        )
+    return query if still < apart else _rotate(model.layers[k], query, embeddings, at, model.head_dim)
 
 
 def _rotate(

@@ -13,25 +13,10 @@ from family_bench import Bench, bench_of, mask_of
 from family_encodings import CASES
 from family_models import LAYERS, FamilyCase
 
-from analyses.runs import HorizonError
 from probes.replay import Ablations
 
 POWER = 0.01  # in the probability of some token
 IN_SEQUENCE = [case for case in CASES if not case.cross_attention]
-
-NO_RULE = "the streams query, query_raw and key_raw have no rule where a norm over heads follows the projection"
-BETWEEN = "features that the model adds between layers are missing from replays: log p off by 0.1 to 0.7"
-CAPPED = "replays end in head(norm(x)), without the text configuration's final_logit_softcapping: log p off by 1 to 2"
-# (case, test) -> what the engine lacks. Entries must fail; what no longer does has to go from here.
-NEEDS_ENGINE: dict[tuple[str, str], str] = {
-    **{(name, "ablation"): BETWEEN for name in ("qwen3_vl", "qwen3_vl-video")},
-    **{(name, "null"): BETWEEN for name in ("qwen3_vl", "qwen3_vl-video")},
-    **{(name, "query"): NO_RULE for name in ("qwen3_vl", "qwen3_vl-video", "gemma3")},
-    **{(name, "query_raw-key_raw"): NO_RULE for name in ("qwen3_vl", "qwen3_vl-video", "gemma3")},
-    ("paligemma-2", "ablation"): CAPPED,
-    ("paligemma-2", "null"): CAPPED,
-}
-
 
 RUNS = [(case, attn) for case in IN_SEQUENCE for attn in case.attention]
 
@@ -39,13 +24,6 @@ RUNS = [(case, attn) for case in IN_SEQUENCE for attn in case.attention]
 @pytest.fixture(scope="module", params=RUNS, ids=[f"{case.name}-{attn}" for case, attn in RUNS])
 def bench(request) -> Bench:
     return bench_of(*request.param)
-
-
-def expect_gap(request, bench: Bench, test: str) -> None:
-    """Mark a test of what the engine does not do yet: it has to fail, by a wrong number or a refusal."""
-    reason = NEEDS_ENGINE.get((bench.case.name, test))
-    if reason:
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=(AssertionError, HorizonError)))
 
 
 def removals(case: FamilyCase) -> torch.Tensor:
@@ -71,8 +49,7 @@ def test_captured_inputs_are_those_the_model_computes(bench):
     torch.testing.assert_close(captured.log_probs[0], own, rtol=0, atol=bench.tolerance)
 
 
-def test_every_ablation_at_every_layer_equals_deletion(bench, request):
-    expect_gap(request, bench, "ablation")
+def test_every_ablation_at_every_layer_equals_deletion(bench):
     each = removals(bench.case)
     ablations = Ablations(torch.arange(LAYERS).repeat_interleave(len(each)), each.repeat(LAYERS, 1))
     found = bench.replay(ablations)
@@ -85,8 +62,7 @@ def test_every_ablation_at_every_layer_equals_deletion(bench, request):
     assert float((expected.exp() - own).abs().amax(1).median()) >= POWER
 
 
-def test_a_replay_of_everything_gives_the_models_own_output(bench, request):
-    expect_gap(request, bench, "null")
+def test_a_replay_of_everything_gives_the_models_own_output(bench):
     n = bench.case.n_tokens
     null = Ablations(torch.arange(LAYERS), torch.zeros(LAYERS, n, dtype=torch.bool))
     found = bench.replay(null, recompute=torch.ones(n, dtype=torch.bool))
@@ -95,8 +71,7 @@ def test_a_replay_of_everything_gives_the_models_own_output(bench, request):
 
 
 @pytest.mark.parametrize("streams", [("key", "value", "hidden"), ("query",), ("query_raw", "key_raw")], ids="-".join)
-def test_streams_are_what_the_attention_function_receives(bench, streams, request):
-    expect_gap(request, bench, "-".join(streams))
+def test_streams_are_what_the_attention_function_receives(bench, streams):
     captured = bench.capture(*streams)
     recorded = recorded_states(bench.model, bench.case.inputs)
     for stream in streams:

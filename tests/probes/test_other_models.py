@@ -8,7 +8,6 @@ from deletion_oracle import last_logits, masked_logits, recorded_states
 from family_bench import Bench, bench_of, mask_of
 from family_models import LAYERS, FamilyCase
 from other_encodings import OTHERS
-from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from analyses.runs import HorizonError
 from probes.replay import Ablations
@@ -18,37 +17,8 @@ REFUSED = ("llama4", "lfm2_vl", "gemma4", "gemma4-shared", "qwen3_5")
 EXACT = [case for case in OTHERS if case.name not in REFUSED]
 RUNS = [(case, attn) for case in EXACT for attn in case.attention]
 
-NO_RULE = "queries have no rule where a norm over heads follows the projection"
-NO_POSITIONS = "full layers of Cohere 2 rotate nothing, and the query stream is rotated in all: off by 7"
-HEADS_DIFFER = "head_dim differs by layer, and reading it raises an error of transformers' own"
-RECURRENT = "layers without attention cache no keys: an IndexError instead of a sentence"
-# (case, test) -> what the engine lacks. Entries must fail; what no longer does has to go from here.
-NEEDS_ENGINE: dict[tuple[str, str], str] = {
-    ("qwen3_vl_moe", "ablation"): "features that the model adds between layers are missing from replays",
-    ("qwen3_vl_moe", "streams"): NO_RULE,
-    ("granite4_vision", "ablation"): "the same, and logits are divided by the text configuration's logits_scaling",
-    ("cohere2_vision", "streams"): NO_POSITIONS,
-    ("aya_vision", "streams"): NO_POSITIONS,
-    ("gemma4", "refusal"): HEADS_DIFFER,
-    ("gemma4-shared", "refusal"): HEADS_DIFFER,
-    ("qwen3_5", "refusal"): RECURRENT,
-}
-
-
-HOW = {
-    "ablation": AssertionError,
-    "streams": (AssertionError, HorizonError),
-    "refusal": (AmbiguousGlobalPerLayerAttributeError, IndexError),
-}
 # nnsight says so of a Q-Former's attention, which no trace here touches
 pytestmark = pytest.mark.filterwarnings("ignore:Module '.*' has a submodule named 'output'")
-
-
-def expect_gap(request, case: FamilyCase, test: str) -> None:
-    """Mark a test of what the engine does not do yet: it has to fail, and in the way that is said."""
-    reason = NEEDS_ENGINE.get((case.name, test))
-    if reason:
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=HOW[test]))
 
 
 @pytest.fixture(scope="module", params=RUNS, ids=[f"{case.name}-{attn}" for case, attn in RUNS])
@@ -62,8 +32,7 @@ def removals(case: FamilyCase) -> torch.Tensor:
     return torch.stack([every, every & ~one, one])
 
 
-def test_ablations_equal_the_models_own_masked_run(bench, request):
-    expect_gap(request, bench.case, "ablation")
+def test_ablations_equal_the_models_own_masked_run(bench):
     each = removals(bench.case)
     found = bench.replay(Ablations(torch.arange(LAYERS).repeat_interleave(len(each)), each.repeat(LAYERS, 1)))
     logits = [
@@ -76,8 +45,7 @@ def test_ablations_equal_the_models_own_masked_run(bench, request):
 
 
 @pytest.mark.parametrize("case", EXACT, ids=lambda case: case.name)
-def test_streams_are_what_the_attention_function_receives(case, request):
-    expect_gap(request, case, "streams")
+def test_streams_are_what_the_attention_function_receives(case):
     bench = bench_of(case, case.attention[0])
     recorded = recorded_states(bench.model, case.inputs)
     found = bench.capture(*recorded).visual.states
@@ -87,7 +55,6 @@ def test_streams_are_what_the_attention_function_receives(case, request):
 
 @pytest.mark.filterwarnings("ignore:Casting complex values")
 @pytest.mark.parametrize("case", [case for case in OTHERS if case.name in REFUSED], ids=lambda case: case.name)
-def test_what_cannot_be_measured_is_refused_with_a_sentence(case, request):
-    expect_gap(request, case, "refusal")
+def test_what_cannot_be_measured_is_refused_with_a_sentence(case):
     with pytest.raises(HorizonError, match=case.name):
         bench_of(case, "sdpa").replay(Ablations(torch.zeros(1, dtype=torch.long), removals(case)[:1]))
