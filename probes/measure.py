@@ -28,7 +28,7 @@ from probes.information import (
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
 from probes.replay import largest_batch
-from probes.samples import Sample, image_sha256
+from probes.samples import Sample, pictures_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
 
@@ -107,7 +107,7 @@ def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target
     there = own[target.place if target else 0]
     best = there.argmax()
     entry: dict[str, Any] = {
-        "image_sha256": image_sha256(prompt.image),
+        "image_sha256": pictures_sha256(prompt.images),
         "prediction": model.tokenizer.decode([int(best)]),
         "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
         "answer_tokens": answer_length(model.tokenizer, sample),
@@ -195,7 +195,8 @@ def _token_arrays(grids: Grids) -> dict[str, np.ndarray]:
 
 def _crop(grid: TokenGrid) -> dict[str, float]:
     left, top, right, bottom = grid.box
-    return {"rows": grid.rows, "columns": grid.columns, "left": left, "top": top, "right": right, "bottom": bottom}
+    box = {"left": left, "top": top, "right": right, "bottom": bottom}
+    return {"rows": grid.rows, "columns": grid.columns, **box, "image": grid.image}
 
 
 def _thumbnail(image: Image.Image) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
+from probes.admission import check_grids
 from probes.capture import check_streams
 from probes.entropy import check_alpha
 from probes.grids import tile_windows
@@ -157,6 +158,8 @@ def _check(
         raise HorizonError("the probe 'entropy' needs at least one stream")
     if "information" in probes and not contexts:
         raise HorizonError("the probe 'information' needs at least one context")
+    if "information" in probes:
+        check_grids(model.name, model.family)
     check_streams(streams)
     check_alpha(alpha)
     check_targets(targets)

@@ -245,7 +245,7 @@ def test_a_text_only_model_is_named(tiny, tmp_path):
         shutil.copy(tiny / name, tmp_path)
     with pytest.raises(HorizonError, match=rf"^model '{tmp_path}' \(llama\) has no vision tower: it is a text-only"):
         load_model(tmp_path)
-    with pytest.raises(HorizonError, match=r"LlamaForCausalLM \(llama\) has no vision tower"):
+    with pytest.raises(HorizonError, match=r"LlamaForCausalLM' \(llama\) has no vision tower"):
         load_model(text_only(), processor=random_processor())
 
 
