@@ -123,19 +123,31 @@ def find_parts(name: str, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         model: the transformers model.
 
     Raises:
-        HorizonError: there is no decoder whose layers can be captured and replayed.
+        HorizonError: there is none.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None or not all(hasattr(decoder, part) for part in ("layers", "norm")):
         raise HorizonError(f"model {name!r}: no decoder with layers, final norm and output embedding was found")
-    odd = [k for k, layer in enumerate(decoder.layers) if not hasattr(layer, "self_attn")]  # type: ignore[union-attr]
+    return decoder, head  # type: ignore[return-value]
+
+
+def check_layers(name: str, layers: nn.ModuleList) -> None:
+    """Refuse decoders from whose layers tokens cannot be removed.
+
+    Args:
+        name: of the model.
+        layers: of its decoder.
+
+    Raises:
+        HorizonError: a layer does not attend.
+    """
+    odd = [k for k, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
     if odd:
         raise HorizonError(
             f"model {name!r}: layer {odd[0]} has no self-attention ({len(odd)} such layers), and removing tokens from "
             "a recurrent or cross-attention layer has no rule here: take a model whose decoder attends in every layer"
         )
-    return decoder, head  # type: ignore[return-value]
 
 
 def find_visual_tokens(name: str, config: Any) -> tuple[int, ...]:

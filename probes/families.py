@@ -97,7 +97,7 @@ def llava_grid(layout: Layout) -> list[Block]:
 def pixtral_grid(layout: Layout) -> list[Block]:
     """Pixtral: the resized image in merged patches, row-major; the row markers are text."""
     step = layout.config.vision_config.patch_size * getattr(layout.config, "spatial_merge_size", 1)
-    sizes = layout.inputs["image_sizes"].tolist()
+    sizes = layout.counts("image_sizes")
     return [Block(height // step, width // step, WHOLE, i) for i, (height, width) in enumerate(sizes)]
 
 
@@ -135,7 +135,7 @@ def _tower_side(config: Any) -> int:
 def merged_grids(layout: Layout) -> list[Block]:
     """Qwen-VL: merged patches, row-major; of a video one grid for each group of frames that is encoded together."""
     vision = layout.config.vision_config
-    sizes = layout.inputs["video_grid_thw" if layout.video else "image_grid_thw"].tolist()
+    sizes = layout.counts("video_grid_thw" if layout.video else "image_grid_thw")
     together = vision.temporal_patch_size if layout.video else 1
     return [
         Block(rows // vision.spatial_merge_size, columns // vision.spatial_merge_size, WHOLE, i + group * together)

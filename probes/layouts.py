@@ -37,8 +37,21 @@ class Layout:
     video: bool = False
 
     def box(self, image: int) -> Box:
-        """What resizing and center cropping leave of one image or frame."""
-        return center_crop_box(self.image_processor, self.sizes[image])
+        """What padding to a square, or resizing and center cropping, leave of one image or frame."""
+        processor = self.image_processor
+        if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
+            return padded_square_box(self.sizes[image])
+        return center_crop_box(processor, self.sizes[image])
+
+    def counts(self, name: str) -> list[list[int]]:
+        """An input that counts pixels or patches, one row an image.
+
+        Raises:
+            HorizonError: it is not there.
+        """
+        if name not in self.inputs:
+            raise HorizonError(f"the encoding lacks {name}, which says how the visual tokens lie")
+        return self.inputs[name].tolist()
 
     def runs(self) -> list[int]:
         """Lengths of the stretches of visual tokens that no other token interrupts."""

@@ -107,7 +107,7 @@ def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target
     there = own[target.place if target else 0]
     best = there.argmax()
     entry: dict[str, Any] = {
-        "image_sha256": pictures_sha256(prompt.images),
+        "image_sha256": pictures_sha256(prompt.images or (prompt.image,)),
         "prediction": model.tokenizer.decode([int(best)]),
         "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
         "answer_tokens": answer_length(model.tokenizer, sample),

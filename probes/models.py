@@ -18,7 +18,14 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from analyses.runs import HorizonError
-from probes.admission import check_attention, check_config, check_processor, find_parts, find_visual_tokens
+from probes.admission import (
+    check_attention,
+    check_config,
+    check_layers,
+    check_processor,
+    find_parts,
+    find_visual_tokens,
+)
 from probes.families import Family, find_family
 
 ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}  # ours -> transformers'
@@ -118,7 +125,7 @@ def load_model(
     check_attention(place, attn, config, family)
     processor = processor or _load_processor(place, source, commit)
     model = _load_weights(place, source, commit, device_map, dtype, attn, quantization)
-    return _probed(model, processor, name or place, commit, family, attn, quantization)
+    return _checked(_probed(model, processor, name or place, commit, family, attn, quantization))
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -248,7 +255,7 @@ def _wrap_built(model: nn.Module, processor: Any, name: str | None, dtype: str |
     if dtype != "auto":
         model = model.to(_as_dtype(dtype))
     model.set_attn_implementation(ATTENTION[attn])  # type: ignore[operator]
-    return _probed(model, processor, name, None, family, attn, _quantized(model))
+    return _checked(_probed(model, processor, name, None, family, attn, _quantized(model)))
 
 
 def _probed(
@@ -264,7 +271,6 @@ def _probed(
     decoder, head = find_parts(name, model)
     text = config.get_text_config(decoder=True)
     ids = find_visual_tokens(name, config)
-    check_processor(name, processor, ids, model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
     layers: Any = decoder.layers
     vocabulary: Any = head.weight
     return ProbedModel(
@@ -280,7 +286,7 @@ def _probed(
         n_layers=len(layers),
         n_heads=text.num_attention_heads,
         n_key_value_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-        head_dim=_head_dim(layers[0].self_attn, text),
+        head_dim=_head_dim(layers[0], text),
         hidden_size=text.hidden_size,
         vocab_size=vocabulary.shape[0],
         visual_token_ids=ids,
@@ -289,9 +295,17 @@ def _probed(
     )
 
 
-def _head_dim(attention: Any, text: Any) -> int:
+def _checked(probed: ProbedModel) -> ProbedModel:
+    """The same, once its layers and its processor are known to be of use."""
+    embeddings = probed.model.get_input_embeddings().weight  # type: ignore[operator]
+    check_layers(probed.name, probed.layers)
+    check_processor(probed.name, probed.processor, probed.visual_token_ids, embeddings.shape[0])
+    return probed
+
+
+def _head_dim(layer: Any, text: Any) -> int:
     """As the layer has it, else as configured: some configurations leave it to be computed."""
-    declared = getattr(attention, "head_dim", None) or getattr(text, "head_dim", None)
+    declared = getattr(getattr(layer, "self_attn", None), "head_dim", None) or getattr(text, "head_dim", None)
     return declared or text.hidden_size // text.num_attention_heads
 
 

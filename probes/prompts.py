@@ -18,6 +18,7 @@ from probes.models import ProbedModel
 from probes.samples import Sample, SampleError
 
 NO_INPUT = ("labels",)  # what a processor adds for training
+RENAMED = {"pixel_values_images": "pixel_values"}  # processors that lag behind their models (Video-LLaVA)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Prompt:
         readout: (place,) long, positions whose next-token distribution is measured: the last prompt token, then
             the tokens of a teacher-forced answer except its last.
         image: the decoded image, the first where there are several.
-        images: all decoded images or frames.
+        images: all decoded images or frames, where there are several.
     """
 
     inputs: dict[str, Any]
@@ -41,7 +42,7 @@ class Prompt:
     grids: tuple[TokenGrid, ...]
     readout: torch.Tensor
     image: Image.Image
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -79,7 +80,7 @@ def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = ())
     last = inputs["input_ids"].shape[1] - 1
     inputs = _append(model, inputs, answer_ids)
     readout = torch.arange(last, last + max(1, len(answer_ids)), device=model.device)
-    return Prompt(inputs, text, visual, tuple(grids), readout, images[0], tuple(images))
+    return Prompt(inputs, text, visual, tuple(grids), readout, images[0], tuple(images) if len(images) > 1 else ())
 
 
 def chat_text(model: ProbedModel, question: str, *, n_images: int = 1, video: bool = False) -> str:
@@ -139,7 +140,8 @@ def _process(model: ProbedModel, sample: Sample, images: list[Image.Image], text
         raise SampleError(
             f"sample {sample.id!r}: the processor of {model.name!r} refuses its image with the prompt {text!r}: {error}"
         ) from error
-    inputs = {key: torch.as_tensor(value).to(model.device) for key, value in found.items() if key not in NO_INPUT}
+    named = {RENAMED.get(key, key): value for key, value in found.items() if key not in NO_INPUT}
+    inputs = {key: torch.as_tensor(value).to(model.device) for key, value in named.items()}
     pixels = [key for key, value in inputs.items() if key.startswith("pixel_values") and value.is_floating_point()]
     return inputs | {key: inputs[key].to(model.dtype) for key in pixels}
 
