@@ -62,7 +62,9 @@ def check_attention(name: str, attn: str, config: Any, family: Family) -> None:
     window = sliding_window(config)
     if family.bidirectional or window:
         reason = (
-            f"its {family.bidirectional} attends both ways" if family.bidirectional else f"layers slide by {window}"
+            f"its {family.bidirectional} attends both ways"
+            if family.bidirectional
+            else f"some layers see {window} tokens back only"
         )
         raise HorizonError(f"attention 'flash' is not exact for {name!r} ({family.name}): {reason}; choose sdpa")
     if find_spec("flash_attn") is None:
