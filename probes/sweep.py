@@ -250,8 +250,10 @@ def _processor_digest(model: ProbedModel) -> str:
     processor, tokenizer = model.processor, model.tokenizer
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     images = processor.image_processor.to_dict()
-    described = json.dumps([template, images, sorted(tokenizer.get_vocab().items())], sort_keys=True, default=str)
-    return sha256(described.encode()).hexdigest()[:16]
+    described: list[Any] = [template, images, sorted(tokenizer.get_vocab().items())]
+    if getattr(processor, "video_processor", None) is not None:
+        described.append(processor.video_processor.to_dict())
+    return sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _device_name(model: ProbedModel) -> str:

@@ -335,7 +335,7 @@ def test_dimensions_that_a_configuration_leaves_out_are_found():
     ("name", "reason"),
     [
         ("paligemma", "its prefix attends both ways; choose sdpa"),
-        ("gemma3", "its image attends both ways; choose sdpa"),
+        ("gemma3", "its image attends both ways and some layers see 8 tokens back only; choose sdpa"),
     ],
 )
 def test_flash_attention_is_refused_where_it_is_not_exact(name, reason):
