@@ -42,6 +42,7 @@ CROP = pa.struct(
     [("rows", pa.int32()), ("columns", pa.int32())]
     # the part of the original image that the grid covers, as fractions of its width and height
     + [(name, pa.float32()) for name in ("left", "top", "right", "bottom")]
+    + [("image", pa.int32())]  # which image or frame of the sample, from 0; null in older runs, which have one
 )
 
 SAMPLES = pa.schema(
@@ -51,7 +52,8 @@ SAMPLES = pa.schema(
         ("task", pa.string()),
         ("task_type", pa.string()),
         ("category", pa.string()),
-        ("image_sha256", pa.string()),  # of the decoded RGB pixels; the cluster of every resampling
+        # of the decoded RGB pixels, of all images or frames together; the cluster of every resampling
+        ("image_sha256", pa.string()),
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),
         ("status", pa.string()),  # "ok" or "failed"
@@ -74,7 +76,7 @@ SAMPLES = pa.schema(
         ("seconds", pa.float64()),
         ("crops", pa.list_(CROP)),
         ("windows", pa.list_(WINDOW)),  # of the token grids; empty where none was measured
-        ("thumbnail", pa.binary()),  # PNG, at most 256 px
+        ("thumbnail", pa.binary()),  # PNG, at most 256 px, of the first image or frame
     ]
 )
 

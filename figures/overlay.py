@@ -183,8 +183,8 @@ def figure_token_heatmap(
 ) -> Figure:
     """Information of each patch over the image, small multiples over layers, one color scale for all.
 
-    All panels show one sample; a run that carries no token grids of it is left out. Crops that overlap, such as the
-    tiles of an image and the image as a whole, are drawn apart.
+    All panels show one sample, of several images or frames the first; a run that carries no token grids of it is left
+    out. Crops that overlap, such as the tiles of an image and the image as a whole, are drawn apart.
 
     Args:
         runs: one run or several.
@@ -200,7 +200,7 @@ def figure_token_heatmap(
     """
     figure_width(width)
     found = _rows_of_sample(as_runs(runs), sample, context)
-    n_views = sum(len(split_views(_record(run, row)["crops"])) for run, row in found)
+    n_views = sum(len(_views(run, row)) for run, row in found)
     most, n_columns = SMALL_MULTIPLES[width, n_views > 1]
     blocks = []
     for run, row in found:
@@ -236,14 +236,21 @@ def _measured(grids: TokenGrids, layers: Sequence[int]) -> np.ndarray:
     return np.asarray(layers, dtype=int)
 
 
+def _views(run: Run, row: int) -> list[list[int]]:
+    """`split_views` of a sample's first image or frame, as indices into all its crops."""
+    crops = list(_record(run, row)["crops"])
+    first = [i for i, crop in enumerate(crops) if not crop.get("image")]
+    return [[first[i] for i in view] for view in split_views([crops[i] for i in first])]
+
+
 def _blocks_of(
     run: Run, row: int, grids: TokenGrids, layers: np.ndarray, measure: str, *, several: bool
 ) -> list[_Block]:
-    """One block for each view of a sample."""
+    """One block for each view of a sample's first image, the one that the run keeps a thumbnail of."""
     crops = list(_record(run, row)["crops"])
     information = grids.information(measure)[np.searchsorted(grids.layers, layers)]
     boxes = window_boxes(grids.windows, crops)
-    views = split_views(crops)
+    views = _views(run, row)
     blocks = []
     for i, view in enumerate(views):
         inside = grids.windows["crop"].isin(view).to_numpy()

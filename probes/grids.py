@@ -17,10 +17,12 @@ class TokenGrid:
     Attributes:
         positions: (rows, columns) int, the position of each token in the prompt.
         box: left, top, right, bottom of the part of the original image that the grid covers, as fractions.
+        image: which image or frame of the sample it shows, from 0.
     """
 
     positions: np.ndarray
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    image: int = 0
 
     @property
     def rows(self) -> int:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from analyses.runs import CONTEXTS, HorizonError, TokenGrids
+from probes.admission import check_grids
 from probes.capture import Capture, capture_prompt
 from probes.grids import Window, tile_windows
 from probes.models import ProbedModel
@@ -124,9 +125,11 @@ def token_information(
         batch_size: ablations at once; by default as many as fit a fixed number of rows.
 
     Raises:
-        HorizonError: a context, window, layer, target or kind is unknown. SampleError: the sample cannot be measured.
+        HorizonError: a context, window, layer, target or kind is unknown, or the model's family has no grid rule.
+        SampleError: the sample cannot be measured.
     """
     check_targets((target,))
+    check_grids(model.name, model.family)
     captured, targets = prepare(model, sample, (target,))
     chosen = _chosen(targets, target, sample)
     return information_grids(

@@ -33,7 +33,7 @@ from probes.models import ProbedModel
 from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
 from probes.prompts import Prompt
 from probes.replay import largest_batch
-from probes.samples import Sample, image_sha256
+from probes.samples import Sample, pictures_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
 
@@ -85,7 +85,7 @@ class Measured:
         entry: the `SAMPLES` columns that the sample itself gives.
         record: what the model gave; empty where it could not be measured.
         states: stream -> (layer, token, dim), whose entropies are still to be taken.
-        image: the decoded image.
+        images: the decoded image, or all images or frames.
         plan: what it gets.
         error: why it could not be measured, or "".
         seconds: spent on it so far, waiting not included.
@@ -94,7 +94,7 @@ class Measured:
     entry: dict[str, Any]
     record: Record
     states: dict[str, torch.Tensor]
-    image: Image.Image | None
+    images: tuple[Image.Image, ...]
     plan: Plan
     error: str
     seconds: float
@@ -130,14 +130,14 @@ def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured
     started = time.monotonic()
     record, error = Record({}), encoded.error
     states: dict[str, torch.Tensor] = {}
-    image = encoded.prompt.image if encoded.prompt else None
+    images = (encoded.prompt.images or (encoded.prompt.image,)) if encoded.prompt else ()
     if encoded.prompt is not None:
         try:
             record, states = _measure(model, encoded.sample, encoded.prompt, config, encoded.plan)
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
-    return Measured(encoded.entry, record, states, image, encoded.plan, error, seconds)
+    return Measured(encoded.entry, record, states, images, encoded.plan, error, seconds)
 
 
 def finish(measured: Measured, config: RunConfig) -> Record:
@@ -197,8 +197,8 @@ def _finish(measured: Measured, config: RunConfig) -> Record:
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
     entry = dict(record.sample)
-    if measured.image is not None:
-        entry.update(image_sha256=image_sha256(measured.image), thumbnail=_thumbnail(measured.image))
+    if measured.images:
+        entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=_thumbnail(measured.images[0]))
     return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
 
 
@@ -294,7 +294,8 @@ def _token_arrays(grids: Grids) -> dict[str, np.ndarray]:
 
 def _crop(grid: TokenGrid) -> dict[str, float]:
     left, top, right, bottom = grid.box
-    return {"rows": grid.rows, "columns": grid.columns, "left": left, "top": top, "right": right, "bottom": bottom}
+    box = {"left": left, "top": top, "right": right, "bottom": bottom}
+    return {"rows": grid.rows, "columns": grid.columns, **box, "image": grid.image}
 
 
 def _thumbnail(image: Image.Image) -> bytes:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from analyses.runs import HorizonError
+from probes.admission import (
+    check_attention,
+    check_config,
+    check_layers,
+    check_processor,
+    find_parts,
+    find_visual_tokens,
+)
 from probes.families import Family, find_family
 
-ATTENTION = ("sdpa", "eager")
-VISUAL_TOKEN_ATTRIBUTES = ("image_token_id", "video_token_id")
+ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}  # ours -> transformers'
 NO_PROCESSOR = "copy its processor and tokenizer files beside the weights, or pass processor="
 
 
@@ -98,11 +106,12 @@ def load_model(
         device_map: as in transformers; by default the first GPU if there is one, else the CPU.
         dtype: a torch dtype or its name; "auto" is the checkpoint's on a GPU and float32 on a CPU, where half
             precision is slow.
-        attn: "sdpa" or "eager".
-        quantization: "4bit" or "8bit" (needs bitsandbytes and a GPU).
+        attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
+        quantization: "4bit" or "8bit" (needs bitsandbytes and a GPU); states are then those of the quantized model.
 
     Raises:
-        HorizonError: nothing is there, it has no processor, or it is no decoder-only vision-language model.
+        HorizonError: nothing is there, it has no processor or that of another model, it is no decoder-only
+            vision-language model, or of a family that is refused.
     """
     if attn not in ATTENTION:
         raise HorizonError(f"attention {attn!r} is not supported; choose one of {', '.join(ATTENTION)}")
@@ -110,10 +119,13 @@ def load_model(
         return _wrap_built(name_or_path_or_model, processor, name, dtype, attn)
     place = str(name_or_path_or_model)
     source, commit = _resolve(place, revision)
-    family = find_family(_load_config(place, source, commit))
+    config = _load_config(place, source, commit)
+    family = find_family(config)
+    check_config(place, config, family)
+    check_attention(place, attn, config, family)
     processor = processor or _load_processor(place, source, commit)
     model = _load_weights(place, source, commit, device_map, dtype, attn, quantization)
-    return _probed(model, processor, name or place, commit, family, attn, quantization)
+    return _checked(_probed(model, processor, name or place, commit, family, attn, quantization))
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -142,12 +154,9 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
 
 def _load_config(name: str, source: str, commit: str | None) -> Any:
     try:
-        config = AutoConfig.from_pretrained(source, revision=commit)
+        return AutoConfig.from_pretrained(source, revision=commit)
     except (OSError, ValueError) as error:
         raise HorizonError(f"the configuration of model {name!r} cannot be read: {_first(error)}") from error
-    if getattr(config, "vision_config", None) is None:
-        raise HorizonError(f"model {name!r} ({config.model_type}) has no vision tower: it is a text-only model")
-    return config
 
 
 def _load_processor(name: str, source: str, commit: str | None) -> Any:
@@ -184,7 +193,12 @@ def _load_weights(
     try:
         with _quiet_loading():
             model, report = AutoModelForImageTextToText.from_pretrained(
-                source, revision=commit, dtype=wanted, attn_implementation=attn, output_loading_info=True, **extra
+                source,
+                revision=commit,
+                dtype=wanted,
+                attn_implementation=ATTENTION[attn],
+                output_loading_info=True,
+                **extra,
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
@@ -211,6 +225,10 @@ def _as_dtype(dtype: str | torch.dtype) -> Any:
 def _quantization_config(quantization: str) -> Any:
     if quantization not in {"4bit", "8bit"}:
         raise HorizonError(f"quantization {quantization!r} is unknown; choose 4bit or 8bit")
+    if find_spec("bitsandbytes") is None:
+        raise HorizonError(
+            f"quantization {quantization!r} needs bitsandbytes: pip install 'vlm-horizon[quantized]', or leave it out"
+        )
     return transformers.BitsAndBytesConfig(**{f"load_in_{quantization}": True})
 
 
@@ -230,12 +248,14 @@ def _wrap_built(model: nn.Module, processor: Any, name: str | None, dtype: str |
     if processor is None:
         raise HorizonError(f"a built model needs its processor: load_model({type(model).__name__}, processor=...)")
     config: Any = model.config
-    if getattr(config, "vision_config", None) is None:
-        raise HorizonError(f"{type(model).__name__} ({config.model_type}) has no vision tower: it is a text-only model")
+    name = name or type(model).__name__
+    family = find_family(config)
+    check_config(name, config, family)
+    check_attention(name, attn, config, family)
     if dtype != "auto":
         model = model.to(_as_dtype(dtype))
-    model.set_attn_implementation(attn)  # type: ignore[operator]
-    return _probed(model, processor, name or type(model).__name__, None, find_family(config), attn, None)
+    model.set_attn_implementation(ATTENTION[attn])  # type: ignore[operator]
+    return _checked(_probed(model, processor, name, None, family, attn, _quantized(model)))
 
 
 def _probed(
@@ -247,19 +267,12 @@ def _probed(
     attn: str,
     quantization: str | None,
 ) -> ProbedModel:
-    decoder, head = model.get_decoder(), model.get_output_embeddings()  # type: ignore[operator]
-    if not hasattr(decoder, "layers") or not hasattr(decoder, "norm") or head is None:
-        raise HorizonError(f"model {name!r}: no decoder with layers, final norm and output embedding was found")
-    text = model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
-    ids = tuple(
-        dict.fromkeys(
-            int(token)
-            for attribute in VISUAL_TOKEN_ATTRIBUTES
-            if (token := getattr(model.config, attribute, None)) is not None
-        )
-    )
-    if not ids:
-        raise HorizonError(f"model {name!r} declares no image token: its visual tokens cannot be found in a prompt")
+    config: Any = model.config
+    decoder, head = find_parts(name, model)
+    text = config.get_text_config(decoder=True)
+    ids = find_visual_tokens(name, config)
+    layers: Any = decoder.layers
+    vocabulary: Any = head.weight
     return ProbedModel(
         model=model.eval(),
         processor=processor,
@@ -267,19 +280,39 @@ def _probed(
         revision=revision,
         family=family,
         decoder=decoder,
-        layers=decoder.layers,
-        norm=decoder.norm,
+        layers=layers,
+        norm=decoder.norm,  # type: ignore[arg-type]
         head=head,
-        n_layers=len(decoder.layers),
+        n_layers=len(layers),
         n_heads=text.num_attention_heads,
-        n_key_value_heads=text.num_key_value_heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        n_key_value_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        head_dim=_head_dim(layers[0], text),
         hidden_size=text.hidden_size,
-        vocab_size=head.weight.shape[0],
+        vocab_size=vocabulary.shape[0],
         visual_token_ids=ids,
         attn=attn,
         quantization=quantization,
     )
+
+
+def _checked(probed: ProbedModel) -> ProbedModel:
+    """The same, once its layers and its processor are known to be of use."""
+    embeddings = probed.model.get_input_embeddings().weight  # type: ignore[operator]
+    check_layers(probed.name, probed.layers)
+    check_processor(probed.name, probed.processor, probed.visual_token_ids, embeddings.shape[0])
+    return probed
+
+
+def _head_dim(layer: Any, text: Any) -> int:
+    """As the layer has it, else as configured: some configurations leave it to be computed."""
+    declared = getattr(getattr(layer, "self_attn", None), "head_dim", None) or getattr(text, "head_dim", None)
+    return declared or text.hidden_size // text.num_attention_heads
+
+
+def _quantized(model: nn.Module) -> str | None:
+    """What a model that was built elsewhere says of itself."""
+    bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
+    return next((name for attribute, name in bits.items() if getattr(model, attribute, False)), None)
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from PIL import Image
+from transformers.video_utils import VideoMetadata
 
-from probes.families import Layout
+from analyses.runs import HorizonError
 from probes.grids import TokenGrid
+from probes.layouts import Layout
 from probes.models import ProbedModel
 from probes.samples import Sample, SampleError
+
+NO_INPUT = ("labels",)  # what a processor adds for training
+RENAMED = {"pixel_values_images": "pixel_values"}  # processors that lag behind their models (Video-LLaVA)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Prompt:
         grids: the patch grids; their tokens are a subset of `visual`.
         readout: (place,) long, positions whose next-token distribution is measured: the last prompt token, then
             the tokens of a teacher-forced answer except its last.
-        image: the decoded image.
+        image: the decoded image, the first where there are several.
+        images: all decoded images or frames, where there are several.
     """
 
     inputs: dict[str, Any]
@@ -35,6 +42,7 @@ class Prompt:
     grids: tuple[TokenGrid, ...]
     readout: torch.Tensor
     image: Image.Image
+    images: tuple[Image.Image, ...] = ()
 
     @property
     def n_tokens(self) -> int:
@@ -48,57 +56,94 @@ class Prompt:
 
 
 def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = ()) -> Prompt:
-    """Encode image and question through the model's chat template, then the answer's tokens if they are forced.
+    """Encode pictures and question through the model's chat template, then the answer's tokens if they are forced.
 
     Args:
         model: as loaded.
-        sample: one image, one question.
+        sample: one question about one image, several, or the frames of a video.
         answer_ids: tokens appended after the prompt for the `answer` target.
 
     Raises:
-        SampleError: the row or image cannot be read, the processor refuses the prompt, or this holds no visual token
-            or not those of the grid.
+        SampleError: the row or an image cannot be read, the processor refuses the prompt, or this lacks an input that
+            the family needs, holds no visual token, or not those that the family's rule explains.
     """
     if sample.error:
         raise SampleError(sample.error)
-    image = sample.load_image()
-    text = chat_text(model, sample.question)
-    inputs = _process(model, sample, image, text)
-    if inputs.get("pixel_values") is not None:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    images, video = sample.load_images(), bool(sample.frames)
+    if video:
+        _check_video(model, sample, images)
+    text = chat_text(model, sample.question, n_images=len(images), video=video)
+    inputs = _without_padding(sample, _process(model, sample, images, text))
+    _check_inputs(model, sample, inputs, video)
     visual = _visual_positions(model, sample, inputs["input_ids"][0])
-    layout = Layout(model.model.config, inputs, visual.cpu().numpy(), image.size, model.processor.image_processor)
-    grids = model.family.grids(layout)
+    grids = _grids(model, sample, inputs, visual, images)
     last = inputs["input_ids"].shape[1] - 1
-    _check_grids(model, sample, grids, visual)
-    inputs = _append(inputs, answer_ids)
+    inputs = _append(model, inputs, answer_ids)
     readout = torch.arange(last, last + max(1, len(answer_ids)), device=model.device)
-    return Prompt(inputs, text, visual, tuple(grids), readout, image)
+    return Prompt(inputs, text, visual, tuple(grids), readout, images[0], tuple(images) if len(images) > 1 else ())
 
 
-def chat_text(model: ProbedModel, question: str) -> str:
+def chat_text(model: ProbedModel, question: str, *, n_images: int = 1, video: bool = False) -> str:
     """The prompt's text by the model's own chat template, ending where the answer begins.
 
+    Args:
+        model: as loaded.
+        question: without chat markup.
+        n_images: how many images stand before the question.
+        video: they are the frames of one video.
+
     Raises:
-        SampleError: the processor has no chat template.
+        SampleError: the processor has no chat template, and the family none that it was trained with.
     """
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    plain = model.family.plain_prompt
+    if plain and getattr(model.processor, "chat_template", None) is None:
+        return plain.format(images=model.processor.image_token * n_images, question=question)
+    pictures = [{"type": "video"}] if video else [{"type": "image"}] * n_images
+    turn = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
     try:
         return model.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
-    except ValueError as error:
+    except (ValueError, TemplateError) as error:
         raise SampleError(
             f"the processor of {model.name!r} has no chat template that renders an image and a question: {error}"
         ) from error
 
 
-def _process(model: ProbedModel, sample: Sample, image: Image.Image, text: str) -> dict[str, Any]:
+def _check_video(model: ProbedModel, sample: Sample, frames: list[Image.Image]) -> None:
+    if not model.family.video:
+        raise SampleError(
+            f"sample {sample.id!r} has video frames, for which the family {model.family.name!r} has no rule: give them "
+            "as images"
+        )
+    if getattr(model.processor, "video_processor", None) is None:
+        raise SampleError(
+            f"sample {sample.id!r} has video frames, and the processor of {model.name!r} was loaded without its video "
+            "processor, which needs torchvision: install the build that belongs to your torch"
+        )
+    if len({frame.size for frame in frames}) > 1:
+        raise SampleError(f"sample {sample.id!r}: its video frames differ in size")
+
+
+def _process(model: ProbedModel, sample: Sample, images: list[Image.Image], text: str) -> dict[str, Any]:
+    """What the processor makes of it, as tensors on the model's device, pixels in its precision."""
+    # nested, as the processors' own chat method hands pictures over: some treat several images otherwise than one
+    pictures: dict[str, Any] = {"images": [images]}
+    if sample.frames:
+        shown = VideoMetadata(len(images), fps=sample.fps, frames_indices=list(range(len(images))))
+        pictures = {
+            "videos": [np.stack([np.asarray(image) for image in images])],
+            "video_metadata": [shown],
+            "do_sample_frames": False,
+        }
     try:
-        found = model.processor(images=[image], text=[text], return_tensors="pt", **_special_tokens(model, text))
-    except ValueError as error:
+        found = model.processor(text=[text], return_tensors="pt", **pictures, **_special_tokens(model, text))
+    except (ValueError, IndexError, StopIteration) as error:
         raise SampleError(
             f"sample {sample.id!r}: the processor of {model.name!r} refuses its image with the prompt {text!r}: {error}"
         ) from error
-    return {key: value.to(model.device) for key, value in found.items() if isinstance(value, torch.Tensor)}
+    named = {RENAMED.get(key, key): value for key, value in found.items() if key not in NO_INPUT}
+    inputs = {key: torch.as_tensor(value).to(model.device) for key, value in named.items()}
+    pixels = [key for key, value in inputs.items() if key.startswith("pixel_values") and value.is_floating_point()]
+    return inputs | {key: inputs[key].to(model.dtype) for key in pixels}
 
 
 def _special_tokens(model: ProbedModel, text: str) -> dict[str, bool]:
@@ -115,16 +160,61 @@ def _visual_positions(model: ProbedModel, sample: Sample, ids: torch.Tensor) -> 
     return positions
 
 
-def _check_grids(model: ProbedModel, sample: Sample, grids: list[TokenGrid], visual: torch.Tensor) -> None:
-    placed = np.concatenate([grid.positions.ravel() for grid in grids])
-    if len(np.unique(placed)) != len(placed) or not np.isin(placed, visual.cpu().numpy()).all():
+def _without_padding(sample: Sample, inputs: dict[str, Any]) -> dict[str, Any]:
+    """A batch of one without padding at its ends.
+
+    Raises:
+        SampleError: there are more rows than one, or tokens in the middle are masked.
+    """
+    shape = tuple(inputs["input_ids"].shape)
+    if shape[0] != 1:
+        raise SampleError(f"sample {sample.id!r}: its input_ids have shape {shape}; one row is expected")
+    mask = inputs.get("attention_mask")
+    if mask is None or bool(mask.all()):
+        return inputs
+    kept = mask[0].nonzero()[:, 0]
+    if len(kept) == 0 or int(kept[-1] - kept[0]) + 1 != len(kept):
+        raise SampleError(f"sample {sample.id!r}: its attention mask hides tokens inside the prompt; mask only padding")
+    rows = {key for key, value in inputs.items() if value.shape == mask.shape}
+    return {key: value[:, kept] if key in rows else value for key, value in inputs.items()}
+
+
+def _check_inputs(model: ProbedModel, sample: Sample, inputs: dict[str, Any], video: bool) -> None:
+    missing = [name for name in model.family.required(video) if name not in inputs]
+    if missing:
         raise SampleError(
-            f"sample {sample.id!r}: the grids of {model.family.name} place {len(placed)} tokens, "
-            f"not distinct visual tokens among the {len(visual)} in the prompt"
+            f"sample {sample.id!r}: the processor of {model.name!r} gives no {' and no '.join(missing)}, without which "
+            f"the family {model.family.name!r} is silently wrong: take the processor of the installed transformers"
+        )
+    ids, known = inputs["input_ids"][0], model.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    outside = [token for token in ids.unique().tolist() if token >= known and token not in model.visual_token_ids]
+    if outside:
+        raise SampleError(
+            f"sample {sample.id!r}: token id {outside[0]} lies beyond the {known} embeddings of {model.name!r}: its "
+            "processor belongs to another model"
         )
 
 
-def _append(inputs: dict[str, Any], answer_ids: tuple[int, ...]) -> dict[str, Any]:
+def _grids(
+    model: ProbedModel, sample: Sample, inputs: dict[str, Any], visual: torch.Tensor, images: list[Image.Image]
+) -> list[TokenGrid]:
+    """The family's grids over the visual tokens, all of which it must explain."""
+    video = bool(sample.frames)
+    layout = Layout(
+        config=model.model.config,
+        inputs=inputs,
+        positions=visual.cpu().numpy(),
+        sizes=tuple(image.size for image in images),
+        image_processor=model.processor.video_processor if video else model.processor.image_processor,
+        video=video,
+    )
+    try:
+        return model.family.grids(layout)
+    except HorizonError as error:
+        raise SampleError(f"sample {sample.id!r}: {model.name!r} ({model.family.name}): {error}") from error
+
+
+def _append(model: ProbedModel, inputs: dict[str, Any], answer_ids: tuple[int, ...]) -> dict[str, Any]:
     """Teacher forcing: the last answer token is never read from, so it is not appended."""
     forced = answer_ids[:-1]
     if not forced:
@@ -132,7 +222,8 @@ def _append(inputs: dict[str, Any], answer_ids: tuple[int, ...]) -> dict[str, An
     ids = inputs["input_ids"]
     extended = dict(inputs)
     extended["input_ids"] = torch.cat([ids, ids.new_tensor([forced])], dim=1)
-    for key, fill in (("attention_mask", 1), ("token_type_ids", 0), ("mm_token_type_ids", 0)):
+    fills = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0, **dict(model.family.answer_types)}
+    for key, fill in fills.items():
         if key in inputs:
             row = inputs[key]
             extended[key] = torch.cat([row, row.new_full((1, len(forced)), fill)], dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 
 from analyses.runs import HorizonError
 
-FIELDS = ("id", "image", "question", "answers", "task", "task_type", "category", "options")
+PICTURES = ("image", "images", "frames")
 
 
 class SampleError(HorizonError):
@@ -24,11 +24,11 @@ class SampleError(HorizonError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image.
+    """One question about one image, several, or the frames of a video.
 
     Attributes:
         id: unique within its task.
-        image: a file, or a decoded image.
+        image: a file, or a decoded image; None where `images` or `frames` are given instead.
         question: as the user asks it, without chat markup.
         answers: what annotators gave; the most frequent normalized one is the gold answer.
         task: the benchmark, for example "textvqa".
@@ -36,6 +36,9 @@ class Sample:
         category: a finer division inside the task, "" if there is none.
         options: the option letters' texts of a multiple-choice question; then answers are letters.
         error: why the row could not be read; a run records such a sample as failed.
+        images: several images, in the order in which the prompt shows them.
+        frames: the frames of one video, in order.
+        fps: frames a second, at which the frames were taken; some families tell the model the time.
     """
 
     id: str
@@ -47,24 +50,47 @@ class Sample:
     category: str = ""
     options: tuple[str, ...] = ()
     error: str = ""
+    images: tuple[Path | Image.Image, ...] = ()
+    frames: tuple[Path | Image.Image, ...] = ()
+    fps: float = 1.0
 
     def load_image(self) -> Image.Image:
-        """Decode to RGB.
+        """Decode the image, or the first of several, to RGB.
 
         Raises:
             SampleError: the sample has no image, or its file is missing or unreadable.
         """
-        if isinstance(self.image, Image.Image):
-            return _as_rgb(self.image, self.id)
-        if self.image is None:
-            raise SampleError(f"sample {self.id!r} has no image")
-        try:
-            with Image.open(self.image) as image:
-                return _as_rgb(image, self.id)
-        except FileNotFoundError as error:
-            raise SampleError(f"sample {self.id!r}: image {self.image} does not exist") from error
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them all
-            raise SampleError(f"sample {self.id!r}: image {self.image} cannot be decoded ({error})") from error
+        return _decode(_pictures(self)[0], self.id)
+
+    def load_images(self) -> list[Image.Image]:
+        """Decode the image, all images, or all frames to RGB, in order.
+
+        Raises:
+            SampleError: there is none, they are given in more than one way, or a file is missing or unreadable.
+        """
+        return [_decode(picture, self.id) for picture in _pictures(self)]
+
+
+def _pictures(sample: Sample) -> tuple[Path | Image.Image, ...]:
+    image = () if sample.image is None else (sample.image,)
+    given = [pictures for pictures in (image, sample.images, sample.frames) if pictures]
+    if not given:
+        raise SampleError(f"sample {sample.id!r} has no image")
+    if len(given) > 1:
+        raise SampleError(f"sample {sample.id!r}: give one of image, images and frames, not {len(given)} of them")
+    return given[0]
+
+
+def _decode(picture: Path | Image.Image, sample_id: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return _as_rgb(picture, sample_id)
+    try:
+        with Image.open(picture) as image:
+            return _as_rgb(image, sample_id)
+    except FileNotFoundError as error:
+        raise SampleError(f"sample {sample_id!r}: image {picture} does not exist") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises them all
+        raise SampleError(f"sample {sample_id!r}: image {picture} cannot be decoded ({error})") from error
 
 
 def _as_rgb(image: Image.Image, sample_id: str) -> Image.Image:
@@ -91,6 +117,15 @@ def image_sha256(image: Image.Image) -> str:
     return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
 
 
+def pictures_sha256(images: Sequence[Image.Image]) -> str:
+    """`image_sha256` of a single image; of several one digest over all, in order.
+
+    Two samples that share some of their images but not all are two clusters.
+    """
+    digests = [image_sha256(image) for image in images]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
 def read_samples(
     path: str | Path,
     *,
@@ -101,6 +136,7 @@ def read_samples(
 ) -> Iterator[Sample]:
     """Read a JSONL file, one object a line with the keys id, image, question, answers (or answer).
 
+    Instead of `image`, `images` may list several and `frames` the frames of a video (with `fps`, frames a second).
     Optional keys are task, task_type, category and options. Image paths are relative to the file. A line that does
     not parse or lacks a key is yielded as a Sample whose `error` says so, with its line number.
 
@@ -166,12 +202,16 @@ def _unread(path: Path, number: int, task: str | None, task_type: str | None, re
 def _sample_of(record: Any, path: Path, number: int, task: str | None, task_type: str | None, template: str) -> Sample:
     if not isinstance(record, dict):
         raise SampleError(f"a JSON {type(record).__name__} where an object is expected")
-    missing = [key for key in ("image", "question") if not record.get(key)]
+    given = [key for key in PICTURES if record.get(key)]
+    missing = [key for key, there in (("image", given), ("question", record.get("question"))) if not there]
     if missing:
         raise SampleError(f"no {' and no '.join(missing)} among the keys {sorted(record)}")
-    odd = [f"{key} is {record[key]!r}" for key in ("image", "question") if not isinstance(record[key], str)]
+    if len(given) > 1:
+        raise SampleError(f"{' and '.join(given)} are given; one of them is expected")
+    odd = [f"{key} is {record[key]!r}" for key in ("image", "question") if not isinstance(record.get(key) or "", str)]
     if odd:
         raise SampleError(f"{' and '.join(odd)}; a text is expected")
+    pictures = _picture_paths(record, path)
     options = record.get("options") or []
     if not isinstance(options, list):
         raise SampleError(f"options are {options!r}; a list of texts is expected")
@@ -181,11 +221,30 @@ def _sample_of(record: Any, path: Path, number: int, task: str | None, task_type
         raise SampleError(f"answers are {answers!r}; a text or a list of texts is expected")
     return Sample(
         id=f"{path.stem}:{number}" if record.get("id") is None else str(record["id"]),
-        image=path.parent / record["image"],
+        image=pictures[0] if given == ["image"] else None,
         question=template.replace("{question}", record["question"]),
         answers=tuple(str(answer) for answer in answers),
         task=task or str(record.get("task") or path.stem),
         task_type=task_type or str(record.get("task_type") or ""),
         category=str(record.get("category") or ""),
         options=tuple(str(option) for option in options),
+        images=pictures if given == ["images"] else (),
+        frames=pictures if given == ["frames"] else (),
+        fps=_frame_rate(record),
     )
+
+
+def _picture_paths(record: dict[str, Any], path: Path) -> tuple[Path, ...]:
+    """The files that a line names, whichever of the three keys it uses."""
+    key = next(key for key in PICTURES if record.get(key))
+    names = [record[key]] if key == "image" else record[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SampleError(f"{key} are {names!r}; a list of paths is expected")
+    return tuple(path.parent / name for name in names)
+
+
+def _frame_rate(record: dict[str, Any]) -> float:
+    rate = record.get("fps", 1.0)
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
+        raise SampleError(f"fps is {rate!r}; a number above 0 is expected")
+    return float(rate)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
+from probes.admission import check_grids
 from probes.capture import check_streams
 from probes.entropy import check_alpha
 from probes.grids import tile_windows
@@ -165,6 +166,8 @@ def _check(
         raise HorizonError("the probe 'entropy' needs at least one stream")
     if "information" in probes and not contexts:
         raise HorizonError("the probe 'information' needs at least one context")
+    if "information" in probes:
+        check_grids(model.name, model.family)
     check_streams(streams)
     check_alpha(alpha)
     check_targets(targets)
@@ -304,8 +307,10 @@ def _processor_digest(model: ProbedModel) -> str:
     processor, tokenizer = model.processor, model.tokenizer
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     images = processor.image_processor.to_dict()
-    described = json.dumps([template, images, sorted(tokenizer.get_vocab().items())], sort_keys=True, default=str)
-    return sha256(described.encode()).hexdigest()[:16]
+    described: list[Any] = [template, images, sorted(tokenizer.get_vocab().items())]
+    if getattr(processor, "video_processor", None) is not None:
+        described.append(processor.video_processor.to_dict())
+    return sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _device_name(model: ProbedModel) -> str:

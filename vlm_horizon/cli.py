@@ -107,9 +107,9 @@ def run(
     batch_size: Annotated[int | None, typer.Option(help="Ablations at once.", min=1)] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
-    attn: Annotated[str, typer.Option(help="Attention implementation: sdpa or eager.")] = "sdpa",
+    attn: Annotated[str, typer.Option(help="Attention: sdpa, eager, or flash where it is exact.")] = "sdpa",
     device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit (needs bitsandbytes).")] = None,
     retry_failed: Annotated[bool, typer.Option(help="Measure again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:

@@ -196,7 +196,8 @@ def headline(run: Run) -> str:
     shares = ", ".join(f"{name or 'all'} {share:.1%}" for name, share in accuracy(run).items())
     failed = f", {len(run.failed)} failed" if len(run.failed) else ""
     right = f"; first token right: {shares}" if shares else ""
-    return f"{run.path}: {run.model}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}{right}\n"
+    bits = f" (states of the model quantized to {run.config.quantization})" if run.config.quantization else ""
+    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}{right}\n"
 
 
 def _checked(output: str, as_json: bool) -> str:
