@@ -118,7 +118,7 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
 
 def _keys_and_values(model: ProbedModel, cache: DynamicCache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(key head, token, head_dim) of every layer."""
-    held = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    held: list[Any] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     if len(held) != model.n_layers or any(not isinstance(part, torch.Tensor) for pair in held for part in pair):
         raise HorizonError(
             f"{model.name!r} has layers that keep no keys and values of their own (recurrent ones, or keys shared "

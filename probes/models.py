@@ -272,6 +272,7 @@ def _probed(
     text = config.get_text_config(decoder=True)
     ids = find_visual_tokens(name, config)
     layers: Any = decoder.layers
+    check_layers(name, layers)
     vocabulary: Any = head.weight
     return ProbedModel(
         model=model.eval(),
@@ -298,7 +299,6 @@ def _probed(
 def _checked(probed: ProbedModel) -> ProbedModel:
     """The same, once its layers and its processor are known to be of use."""
     embeddings = probed.model.get_input_embeddings().weight  # type: ignore[operator]
-    check_layers(probed.name, probed.layers)
     check_processor(probed.name, probed.processor, probed.visual_token_ids, embeddings.shape[0])
     return probed
 
