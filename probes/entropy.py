@@ -166,8 +166,10 @@ def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.
     gram = torch.zeros(len(states), min(n, d), min(n, d), dtype=torch.float64, device=states.device)
     if n <= d:
         for block in _blocks(states, -1):
-            rows = block.double()
-            _add_products(gram, rows - rows.mean(-2, keepdim=True) if center else rows)
+            rows = block.to(torch.float64, copy=True)
+            if center:
+                rows -= rows.mean(-2, keepdim=True)
+            _add_products(gram, rows)
     else:
         mean = _mean_row(states) if center else 0.0
         for block in _blocks(states, -2):
@@ -211,7 +213,7 @@ def _add_products(gram: torch.Tensor, sides: torch.Tensor) -> None:
     """Add sides @ sides.mT to the lower triangle of `gram`: panels that end at the diagonal, half the operations."""
     for start in range(0, sides.shape[-2], PANEL_ROWS):
         stop = min(start + PANEL_ROWS, sides.shape[-2])
-        gram[:, start:stop, :stop] += sides[:, start:stop] @ sides[:, :stop].mT
+        gram[:, start:stop, :stop].baddbmm_(sides[:, start:stop], sides[:, :stop].mT)
 
 
 def _power_trace(gram: torch.Tensor, order: int) -> torch.Tensor:
