@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from analyses.runs import HorizonError, RunConfig
-from probes.capture import Capture
+from analyses.runs import PROBES, HorizonError, RunConfig
+from probes.capture import Capture, check_streams
 from probes.entropy import matrix_entropy, matrix_spectrum
 from probes.grids import TokenGrid, tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
+    check_context,
     information_grids,
     prepare,
     removal_ablations,
@@ -43,6 +44,21 @@ class Plan:
 
     tokens: bool
     spectra: bool
+
+
+def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
+    """Raise HorizonError unless all probes, streams and contexts are known, and none lacks what it needs."""
+    unknown = [probe for probe in probes if probe not in PROBES]
+    if unknown or not probes:
+        named = ", ".join(map(repr, unknown)) or "()"
+        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    if "entropy" in probes and not streams:
+        raise HorizonError("the probe 'entropy' needs at least one stream")
+    if "information" in probes and not contexts:
+        raise HorizonError("the probe 'information' needs at least one context")
+    check_streams(streams)
+    for context in contexts:
+        check_context(context)
 
 
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
@@ -85,7 +101,7 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if plan.spectra}
-    entry = _entry(model, sample, captured, targets.get(config.targets[0]))
+    entry = sample_entry(model, sample, captured, targets.get(config.targets[0]))
     curves = list(_entropy_rows(entropies))
     grids: Grids = {}
     if targets:
@@ -101,7 +117,7 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     return Record(entry, curves, _token_arrays(grids), spectra)
 
 
-def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
+def sample_entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
     """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
     prompt, own = captured.prompt, captured.log_probs
     there = own[target.place if target else 0]
@@ -115,7 +131,7 @@ def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target
         "n_placeless": prompt.placeless,
         "n_prompt": int(prompt.readout[0]) + 1,
         "crops": [_crop(grid) for grid in prompt.grids],
-        "thumbnail": _thumbnail(prompt.image),
+        "thumbnail": thumbnail(prompt.image),
     }
     if target:
         log_p = float(target.log_p(own))
@@ -198,7 +214,8 @@ def _crop(grid: TokenGrid) -> dict[str, float]:
     return {"rows": grid.rows, "columns": grid.columns, "left": left, "top": top, "right": right, "bottom": bottom}
 
 
-def _thumbnail(image: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
+    """PNG of an image, at most `THUMBNAIL` pixels a side."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stored = io.BytesIO()

@@ -16,20 +16,17 @@ from typing import Any
 import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
-from probes.capture import check_streams
 from probes.entropy import check_alpha
 from probes.grids import tile_windows
-from probes.information import check_context, check_layers
-from probes.measure import Plan, measure_sample, wanted_probes
+from probes.information import check_layers
+from probes.measure import Plan, check_probes, measure_sample, wanted_probes
 from probes.models import ProbedModel, fingerprint
 from probes.progress import RunProgress
 from probes.prompts import chat_text
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
-from probes.writer import RunWriter
-
-FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
+from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS, RunWriter
 
 
 def run(
@@ -149,19 +146,9 @@ def _check(
     limit: int | None,
     prompt: str | None,
 ) -> None:
-    unknown = [probe for probe in probes if probe not in PROBES]
-    if unknown or not probes:
-        named = ", ".join(map(repr, unknown)) or "()"
-        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
-    if "entropy" in probes and not streams:
-        raise HorizonError("the probe 'entropy' needs at least one stream")
-    if "information" in probes and not contexts:
-        raise HorizonError("the probe 'information' needs at least one context")
-    check_streams(streams)
+    check_probes(probes, streams, contexts)
     check_alpha(alpha)
     check_targets(targets)
-    for context in contexts:
-        check_context(context)
     tile_windows((), window)
     check_template(prompt)
     check_layers(model, layers)
