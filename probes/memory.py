@@ -128,7 +128,7 @@ def _replays(model: ProbedModel, subject: Subject, config: RunConfig, batch: Bat
         f"3 x ({inner} + {d})" if feed_forward >= attention else f"5 x {d} + its keys, values and mask ({columns} long)"
     )
     text = (
-        f"{count} replays of {rows:,} rows x ({larger}) x {b} bytes, {masks / 1e6:.1f} MB of masks, "
-        f"{tables / 1e6:.1f} MB over the vocabulary"
+        f"{count} replays of {rows:,} rows x ({larger}) x {b} bytes, {masks:,} bytes of masks, "
+        f"{tables:,} over the vocabulary"
     )
     return max(feed_forward, attention) + masks + tables, text

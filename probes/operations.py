@@ -19,10 +19,10 @@ from torch import nn
 from probes.capture import Capture
 from probes.models import ProbedModel
 from probes.replay import Ablations, largest_batch
+from probes.visibility import affected_rows, visible
 
 QUERIES = {"q_proj": 1, "query": 1, "qkv": 3, "qkv_proj": 3}  # a linear layer's name -> its width in query widths
 INNER = ("q_proj", "k_proj", "v_proj", "qkv_proj")  # what every row pays that others attend to
-ENOUGH = 4096  # ablations: no batch holds more
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,17 @@ class Work:
 
     Attributes:
         replays: ablations run.
-        calls: of decoder layers, over all batches.
         rows: tokens recomputed, over ablations and layers.
         operations: multiplications and additions.
     """
 
     replays: int = 0
-    calls: int = 0
     rows: int = 0
     operations: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
             self.replays + other.replays,
-            self.calls + other.calls,
             self.rows + other.rows,
             self.operations + other.operations,
         )
@@ -123,7 +120,6 @@ def _batch_work(weights: DecoderWeights, batch: Batch, n_places: int) -> Work:
     operations = 2.0 * (from_layer[batch.layers].sum() + len(batch.layers) * n_places * weights.head)
     return Work(
         replays=len(batch.layers),
-        calls=n_layers - int(batch.layers.min()),
         rows=int((n_layers - batch.layers).sum()) * batch.rows,
         operations=float(operations),
     )
@@ -158,8 +154,8 @@ def make_batches(
     """
     changed = ablations.removed if recompute is None else ablations.removed | recompute
     first = np.where(changed.any(1).cpu(), changed.int().argmax(1).cpu(), captured.prompt.n_tokens - 1)
-    if not is_causal(captured):
-        first = np.zeros_like(first)  # in doubt all rows are run again
+    if not is_causal(captured):  # rows before a change may see it: as many as see any of the changes
+        first = np.full_like(first, int((~affected_rows(captured.arguments, changed.any(0))).sum()))
     gone = ablations.removed.sum(1).cpu().numpy()
     layers = ablations.layers.cpu().numpy()
     if cuts is not None:
@@ -194,19 +190,15 @@ def largest_rows(model: ProbedModel, captured: Capture, ablations: Ablations, cu
 
 def _alike(removed: torch.Tensor, kind: str, n: int) -> Ablations:
     """Ablations with one mask, which is held once."""
-    asked = min(n, ENOUGH)
-    return Ablations(removed.new_zeros(asked, dtype=torch.long), removed.expand(asked, -1), kind)
+    layers = removed.new_zeros(n, dtype=torch.long)
+    return Ablations(layers, removed[None], kind, layers)
 
 
 def is_causal(captured: Capture) -> bool:
     """Whether no token sees a later one, in any layer."""
     masks = {id(mask): mask for arguments in captured.arguments if (mask := arguments["attention_mask"]) is not None}
-    for mask in masks.values():
-        matrix = mask[0, 0]
-        visible = matrix if matrix.dtype == torch.bool else matrix > torch.finfo(matrix.dtype).min / 2
-        if visible.triu(1).any():
-            return False
-    return True
+    matrices = [visible(mask) for mask in masks.values()]
+    return not any(matrix is not None and matrix.triu(1).any() for matrix in matrices)
 
 
 def entropy_operations(n_tokens: int, dim: int, layers: int, *, eigenvalues: bool = True) -> float:

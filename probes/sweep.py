@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
+from probes.cost import TRIED, Amount, announcement
 from probes.entropy import check_alpha
 from probes.grids import tile_windows
 from probes.information import check_layers
@@ -127,6 +128,8 @@ def run(
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
+        if progress:
+            samples = _announced(model, samples, limit, writer, bar, shard, token_samples, spectra, retry_failed)
         _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
     return load_run(out)
 
@@ -195,6 +198,49 @@ def _sweep(
         if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
             writer.flush()
             flushed = time.monotonic()
+
+
+def _announced(
+    model: ProbedModel,
+    samples: Iterable[Sample],
+    limit: int | None,
+    writer: RunWriter,
+    bar: RunProgress,
+    shard: tuple[int, int],
+    token_samples: int | None,
+    spectra: int,
+    retry_failed: bool,
+) -> Iterable[Sample]:
+    """Say what is left to do and what it takes; the samples, of which a stream loses none."""
+    stream = iter(samples)
+    head = list(stream) if isinstance(samples, Sequence) else list(islice(stream, TRIED))
+    left = list(_left(head[:limit], writer, shard, token_samples, spectra, retry_failed))
+    sure = isinstance(samples, Sequence)
+    amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
+    bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
+    return chain(head, stream)
+
+
+def _left(
+    samples: Iterable[Sample],
+    writer: RunWriter,
+    shard: tuple[int, int],
+    token_samples: int | None,
+    spectra: int,
+    retry_failed: bool,
+) -> Iterator[tuple[Sample, Plan]]:
+    """Readable samples that are not committed as they should be, and what they will get."""
+    seen: Counter[str] = Counter()
+    for row, sample in enumerate(samples):
+        sample = with_template(sample, writer.config.prompt)
+        place = seen[sample.task]
+        seen[sample.task] += 1
+        if row % shard[1] != shard[0] or sample.error:
+            continue
+        there = _committed(writer, row, sample)
+        plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
+        if there is None or not _suffices(there, wanted_probes(writer.config, plan), retry_failed):
+            yield sample, _with_what_is_there(plan, there)
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:
