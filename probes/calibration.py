@@ -126,11 +126,12 @@ class _Stopwatch:
         return seconds * self.work.replays[part].operations / done.operations
 
     def _time(self, function: Callable[[], Any]) -> float:
-        """Median of a few calls after a first one, or that one alone where it takes long."""
+        """Median of a few calls after a first one, or the second alone, or the first where even that takes long."""
         first, _ = timed(self.model, function, self.clock)
-        if first * (REPEATS + 1) > self.share:
+        if first > self.share:
             return first
-        return float(np.median([timed(self.model, function, self.clock)[0] for _ in range(REPEATS)]))
+        repeats = 1 if first * REPEATS > self.share else REPEATS
+        return float(np.median([timed(self.model, function, self.clock)[0] for _ in range(repeats)]))
 
 
 def time_parts(
@@ -159,7 +160,7 @@ def time_parts(
     Raises:
         SampleError: replays do not reproduce the model.
     """
-    share = budget / (len(config.streams) * (1 + spectra) + len(work.batches) + 2)
+    share = budget / (2 + bool(config.streams) + spectra + len(work.batches))
     rate = work.operations["forward"] / subject.seconds
     watch = _Stopwatch(model, subject, config, work, share, clock, rate)
     how = {"center": config.center, "normalize_rows": config.normalize_rows}

@@ -126,6 +126,7 @@ def estimate_cost(
     prompt: str | None = None,
     batch_size: int | None = None,
     n_samples: int | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Cost:
     """What `run` with the same options would take on this machine. Runs parts of one sample for up to a few seconds.
 
@@ -149,6 +150,7 @@ def estimate_cost(
         prompt: question template with `{question}`.
         batch_size: ablations at once.
         n_samples: how many samples there will be, tasks in the same proportions; as many as given by default.
+        clock: gives seconds; `time.process_time` tells more where a machine is busy.
 
     Raises:
         HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
@@ -173,7 +175,7 @@ def estimate_cost(
     )
     check_probes(probes, streams, contexts)
     amount = _amount(Counter(sample.task for sample in given), token_samples, spectra, n_samples)
-    return cost_of(model, [with_template(sample, prompt) for sample in given], config, amount)
+    return cost_of(model, [with_template(sample, prompt) for sample in given], config, amount, clock=clock)
 
 
 def cost_of(
@@ -191,7 +193,7 @@ def cost_of(
         samples: the first of them that can be measured stands for all.
         config: of the run.
         amount: how many samples are left to measure.
-        clock: gives seconds; processor time tells more where a machine is busy.
+        clock: gives seconds.
 
     Raises:
         HorizonError: there is no sample, or none of the first few can be measured.
