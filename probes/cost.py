@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 
 TRIED = 5  # samples, until one can be measured
 SHARE, LEAST, MOST = 0.03, 0.3, 2.0  # a calibration takes this share of the run, but within so many seconds
-PICTURES = 4  # thumbnails looked at, for their mean size
+PICTURES = 8  # thumbnails looked at, for their mean size
+DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def estimate_cost(
     given = [samples] if isinstance(samples, Sample) else list(samples)
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
-    config = _configuration(
+    config = planned_config(
         model,
         probes=tuple(probes),
         streams=tuple(streams) if "entropy" in probes else (),
@@ -198,6 +200,7 @@ def cost_of(
     Raises:
         HorizonError: there is no sample, or none of the first few can be measured.
     """
+    amount = Amount(amount.samples, amount.grids * bool(config.contexts), amount.spectra * bool(config.streams))
     subject = _first_measurable(model, samples, config, clock)
     work = sample_work(model, subject, config)
     seconds = time_parts(
@@ -214,6 +217,7 @@ def cost_of(
     replays = _weighted({part: done.replays for part, done in work.replays.items()}, amount)
     rows = _weighted({part: done.rows for part, done in work.replays.items()}, amount)
     counted = work.operations | {part: done.operations for part, done in work.replays.items()}
+    together = _samples_a_part(sum(times.values()), amount.samples)
     disk = disk_parts(
         model,
         subject,
@@ -221,8 +225,8 @@ def cost_of(
         samples=amount.samples,
         grids=amount.grids,
         spectra=amount.spectra,
-        samples_a_part=_samples_a_part(sum(times.values()), amount.samples),
-        thumbnail=_mean_thumbnail(samples),
+        samples_a_part=together,
+        thumbnail=_mean_thumbnail(samples, together),
     )
     memory, formulas = memory_parts(model, subject, config, work)
     prompt = subject.captured.prompt
@@ -231,7 +235,7 @@ def cost_of(
     gc.collect()  # what is resident now is there when nothing is being measured
     return Cost(
         samples=amount.samples,
-        grid_samples=amount.grids if config.contexts else 0,
+        grid_samples=amount.grids,
         replays={part: int(count) for part, count in replays.items()},
         layer_rows={part: int(count) for part, count in rows.items()},
         operations=_weighted(counted, amount),
@@ -243,7 +247,7 @@ def cost_of(
     )
 
 
-def _configuration(model: ProbedModel, **options: Any) -> RunConfig:
+def planned_config(model: ProbedModel, **options: Any) -> RunConfig:
     """What `run` would record, as far as it costs anything.
 
     Raises:
@@ -316,15 +320,21 @@ def _samples_a_part(seconds: float, samples: int) -> int:
     return int(np.clip(FLUSH_SECONDS * samples / max(seconds, 1e-9), 1, FLUSH_SAMPLES))
 
 
-def _mean_thumbnail(samples: Sequence[Sample]) -> float | None:
-    """Bytes, over a few samples spread over all; None where none can be read."""
+def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
+    """Bytes a sample, from a few spread over all; a part holds a picture once. None where none can be read."""
     sizes = []
     for at in sorted({round(place) for place in np.linspace(0, len(samples) - 1, PICTURES)}):
         try:
             sizes.append(len(thumbnail(samples[at].load_image())))
         except SampleError:  # the run will say so
             continue
-    return float(np.mean(sizes)) if sizes else None
+    if not sizes:
+        return None
+    pictures = [sample.image if isinstance(sample.image, Path) else id(sample.image) for sample in samples]
+    parts = [set(pictures[start : start + together]) for start in range(0, len(pictures), together)]
+    distinct = sum(map(len, parts)) / len(pictures)
+    mean = float(np.mean(sizes))
+    return mean * distinct if mean * max(map(len, parts)) < DICTIONARY_BYTES else mean
 
 
 def announcement(model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount | None) -> str:
