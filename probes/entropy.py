@@ -140,9 +140,13 @@ def _check_shape(states: torch.Tensor) -> None:
 def _in_chunks(function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
     """Apply a function to (matrix, token, dim) chunks of (..., token, dim) states: their float64 copies stay small."""
     matrices = states.reshape(-1, *states.shape[-2:])
-    size = max(1, _block_values(states) // (states.shape[-2] * states.shape[-1]))
-    found = torch.cat([function(chunk) for chunk in matrices.split(size)])
+    found = torch.cat([function(chunk) for chunk in matrices.split(matrices_at_once(states))])
     return found.reshape((*states.shape[:-2], *found.shape[1:]))
+
+
+def matrices_at_once(states: torch.Tensor) -> int:
+    """How many of the (token, dim) matrices of some states go through at once."""
+    return max(1, _block_values(states) // (states.shape[-2] * states.shape[-1]))
 
 
 def _block_values(states: torch.Tensor) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from analyses.runs import HorizonError, RunConfig
-from probes.capture import Capture
+from analyses.runs import PROBES, HorizonError, RunConfig
+from probes.capture import Capture, check_streams
 from probes.entropy import matrix_entropy, matrix_spectrum
 from probes.grids import TokenGrid, tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
     capture_targets,
+    check_context,
     encode_forced,
     information_grids,
     removal_ablations,
@@ -48,6 +49,21 @@ class Plan:
 
     tokens: bool
     spectra: bool
+
+
+def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
+    """Raise HorizonError unless all probes, streams and contexts are known, and none lacks what it needs."""
+    unknown = [probe for probe in probes if probe not in PROBES]
+    if unknown or not probes:
+        named = ", ".join(map(repr, unknown)) or "()"
+        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    if "entropy" in probes and not streams:
+        raise HorizonError("the probe 'entropy' needs at least one stream")
+    if "information" in probes and not contexts:
+        raise HorizonError("the probe 'information' needs at least one context")
+    check_streams(streams)
+    for context in contexts:
+        check_context(context)
 
 
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
@@ -175,7 +191,7 @@ def _measure(
 ) -> tuple[Record, dict[str, torch.Tensor]]:
     """What the model gives, and the states whose entropies are to be taken."""
     captured, targets = capture_targets(model, sample, prompt, _replayed_targets(config), config.streams)
-    entry = _entry(model, sample, captured, targets.get(config.targets[0]))
+    entry = sample_entry(model, sample, captured, targets.get(config.targets[0]))
     curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
     if targets:
@@ -198,11 +214,11 @@ def _finish(measured: Measured, config: RunConfig) -> Record:
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
     entry = dict(record.sample)
     if measured.images:
-        entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=_thumbnail(measured.images[0]))
+        entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=thumbnail(measured.images[0]))
     return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
 
 
-def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
+def sample_entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
     """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
     prompt, own = captured.prompt, captured.log_probs
     there = own[target.place if target else 0]
@@ -298,7 +314,8 @@ def _crop(grid: TokenGrid) -> dict[str, float]:
     return {"rows": grid.rows, "columns": grid.columns, **box, "image": grid.image}
 
 
-def _thumbnail(image: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
+    """PNG of an image, at most `THUMBNAIL` pixels a side."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stored = io.BytesIO()

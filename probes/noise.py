@@ -98,13 +98,18 @@ def noise_floor(
     return NoiseFloor(*(float(value) for value in np.max(spreads, axis=0)))
 
 
-def _null_replays(model: ProbedModel, captured: Capture, batch_rows: int) -> torch.Tensor:
-    """(replay, place, vocabulary) log-softmax of unablated replays from four layers spread over the depth."""
+def null_ablations(model: ProbedModel, captured: Capture, batch_rows: int) -> tuple[Ablations, torch.Tensor]:
+    """Nothing removed from four layers spread over the depth, and the (token,) bool rows to run again regardless."""
     spread = sorted({round(k) for k in np.linspace(0, model.n_layers - 1, 4)})
     recompute = torch.arange(captured.prompt.n_tokens, device=model.device) >= captured.prompt.visual[0]
     copies = max(1, batch_rows // (len(spread) * int(recompute.sum())))
     nothing = torch.zeros(copies, captured.prompt.n_tokens, dtype=torch.bool, device=model.device)
-    null = Ablations.at_every(spread, nothing)
+    return Ablations.at_every(spread, nothing), recompute
+
+
+def _null_replays(model: ProbedModel, captured: Capture, batch_rows: int) -> torch.Tensor:
+    """(replay, place, vocabulary) log-softmax of unablated replays."""
+    null, recompute = null_ablations(model, captured, batch_rows)
     return torch.cat([found for _, found in replay(model, captured, null, batch_size=len(null), recompute=recompute)])
 
 

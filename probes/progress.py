@@ -65,7 +65,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)  # one line, however long
 
     def _show(self) -> None:
         self._bar.update(self._task, advance=1, rate=self._rate(), note=self._note())

@@ -133,11 +133,11 @@ def replay(
         HorizonError: the removal kind is unknown.
     """
     check_kind(ablations.kind)
-    for indices, _ in _batches(model, capture, ablations, batch_size):
+    for indices, _ in batches_of(model, capture, ablations, batch_size):
         yield from _replay_or_halve(model, capture, ablations, indices, recompute)
 
 
-def _batches(
+def batches_of(
     model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Indices of ablations that run together, and how many tokens each of them runs.
@@ -158,7 +158,7 @@ def _batches(
 
 def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
     """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
-    return max(len(indices) * rows for indices, rows in _batches(model, capture, ablations, batch_size))
+    return max(len(indices) * rows for indices, rows in batches_of(model, capture, ablations, batch_size))
 
 
 def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.admission import check_grids
-from probes.capture import check_streams
+from probes.cost import TRIED, Amount, announcement
 from probes.entropy import check_alpha
 from probes.grids import tile_windows
-from probes.information import check_context, check_layers
-from probes.measure import Encoded, Measured, Plan, encode_sample, finish, measure, wanted_probes
+from probes.information import check_layers
+from probes.measure import Encoded, Measured, Plan, check_probes, encode_sample, finish, measure, wanted_probes
 from probes.models import ProbedModel, fingerprint
 from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
@@ -32,9 +32,8 @@ from probes.prompts import chat_text
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
-from probes.writer import RunWriter
+from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS, RunWriter
 
-FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
 AHEAD, BEHIND = 2, 1  # samples encoded before their turn; samples measured, their states still held, before finished
 
 
@@ -139,6 +138,8 @@ def run(
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
+        if progress:
+            samples = _announced(model, samples, limit, writer, bar, shard, token_samples, spectra, retry_failed)
         _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed, overlap)
     return load_run(out)
 
@@ -158,21 +159,11 @@ def _check(
     limit: int | None,
     prompt: str | None,
 ) -> None:
-    unknown = [probe for probe in probes if probe not in PROBES]
-    if unknown or not probes:
-        named = ", ".join(map(repr, unknown)) or "()"
-        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
-    if "entropy" in probes and not streams:
-        raise HorizonError("the probe 'entropy' needs at least one stream")
-    if "information" in probes and not contexts:
-        raise HorizonError("the probe 'information' needs at least one context")
+    check_probes(probes, streams, contexts)
     if "information" in probes:
         check_grids(model.name, model.family)
-    check_streams(streams)
     check_alpha(alpha)
     check_targets(targets)
-    for context in contexts:
-        check_context(context)
     tile_windows((), window)
     check_template(prompt)
     check_layers(model, layers)
@@ -224,7 +215,7 @@ class _Job:
 def _jobs(
     samples: Iterator[Sample],
     writer: RunWriter,
-    bar: RunProgress,
+    bar: RunProgress | None,
     shard: tuple[int, int],
     token_samples: int | None,
     spectra: int,
@@ -237,12 +228,14 @@ def _jobs(
         place = seen[sample.task]
         seen[sample.task] += 1
         if row % shard[1] != shard[0]:
-            bar.pass_over()
+            if bar:
+                bar.pass_over()
             continue
         there = _committed(writer, row, sample)
         plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
         if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
-            bar.skip()
+            if bar:
+                bar.skip()
             continue
         yield _Job(row, sample, _with_what_is_there(plan, there))
 
@@ -268,6 +261,28 @@ class _Records:
         if len(writer) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             writer.flush()
             self._flushed = time.monotonic()
+
+
+def _announced(
+    model: ProbedModel,
+    samples: Iterable[Sample],
+    limit: int | None,
+    writer: RunWriter,
+    bar: RunProgress,
+    shard: tuple[int, int],
+    token_samples: int | None,
+    spectra: int,
+    retry_failed: bool,
+) -> Iterable[Sample]:
+    """Say what is left to do and what it takes; the samples, of which a stream loses none."""
+    stream = iter(samples)
+    head = list(stream) if isinstance(samples, Sequence) else list(islice(stream, TRIED))
+    jobs = _jobs(iter(head[:limit]), writer, None, shard, token_samples, spectra, retry_failed)
+    left = [(job.sample, job.plan) for job in jobs if not job.sample.error]
+    sure = isinstance(samples, Sequence)
+    amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
+    bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
+    return chain(head, stream)
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
+FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0  # after so many samples, or so long, a run commits a part
 COMMITTED = ("id", "task", "question", "answers", "status", "probes")
 
 

@@ -41,6 +41,7 @@ _NAMES = {
     "probes.capture": ("VisualStates", "capture"),
     "probes.entropy": ("matrix_entropy", "matrix_spectrum", "token_entropy"),
     "probes.information": ("InformationGrid", "RemovalCurve", "removal_curve", "token_information"),
+    "probes.cost": ("Cost", "estimate_cost"),
     "probes.sweep": ("run",),
     "vlm_horizon.demo": ("data_path", "run_demo"),
 }
@@ -51,6 +52,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "CollapseDetector",
     "CollapseLayer",
     "Comparison",
+    "Cost",
     "CriterionVerdict",
     "Difference",
     "Horizon",
@@ -84,6 +86,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "correlate_models",
     "data_path",
     "difference_table",
+    "estimate_cost",
     "figure_entropy_curves",
     "figure_horizon_comparison",
     "figure_removal_curves",

@@ -1,4 +1,4 @@
-"""The command line: `vlm-horizon demo`, `run`, `show`, `compare`, `plan`, `figures`.
+"""The command line: `vlm-horizon demo`, `run`, `cost`, `show`, `compare`, `plan`, `figures`.
 
 Exit codes: 0 done, 1 some samples failed (listed), 2 unusable arguments, 130 interrupted (what finished is on disk).
 """
@@ -15,7 +15,9 @@ from typing import Annotated
 import typer
 
 from analyses.runs import CONTEXTS, KINDS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
+from vlm_horizon.arguments import parse_layers
 from vlm_horizon.conclude import RunPaths, compare, plan, show, words
+from vlm_horizon.cost import cost
 
 LISTED_FAILURES = 10
 
@@ -57,7 +59,7 @@ def top(
         raise typer.Exit
 
 
-for command in (show, compare, plan):
+for command in (cost, show, compare, plan):
     app.command()(command)
 
 
@@ -140,7 +142,7 @@ def run(
             targets=words(targets),
             contexts=words(contexts),
             window=window,
-            layers=_parse_layers(layers),
+            layers=parse_layers(layers),
             kind=kind,
             alpha=alpha,
             token_samples=token_samples,
@@ -175,19 +177,6 @@ def figures(
         print(f"figure {name} was not drawn: {reason}", file=sys.stderr)
     for path in saved.written:
         print(path)
-
-
-def _parse_layers(text: str | None) -> list[int] | None:
-    """Read "0,4,8" or "0-7" as layers."""
-    if text is None:
-        return None
-    layers: list[int] = []
-    for word in words(text):
-        first, dash, last = word.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise HorizonError(f"layers {text!r} cannot be read; write them as 0,4,8 or 0-7")
-        layers += range(int(first), int(last if dash else first) + 1)
-    return layers
 
 
 def _parse_shard(text: str) -> tuple[int, int]:
