@@ -11,6 +11,7 @@ import torch
 
 from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.capture import Capture, capture_prompt
+from probes.gate import check_method, gate_effects, sum_windows
 from probes.grids import Window, tile_windows
 from probes.models import ProbedModel
 from probes.prompts import encode
@@ -93,7 +94,7 @@ def removal_curve(
     """
     check_targets((target,))
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
+    chosen = chosen_target(targets, target, sample)
     return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
 
 
@@ -106,6 +107,7 @@ def token_information(
     layers: Sequence[int] | None = None,
     target: str = "gold",
     kind: str = "delete",
+    method: str = "exact",
     batch_size: int | None = None,
 ) -> InformationGrid:
     """Effect of every window of visual tokens from layer k on, for every k.
@@ -121,14 +123,18 @@ def token_information(
         layers: cuts in 0..L-1; all by default.
         target: as in `removal_curve`.
         kind: delete, zero or mean.
+        method: "exact", one replay a window; or "gate", first order: the derivative by a gate on every visual token,
+            from one backward pass (keep-one: one a cut), summed over a window's tokens. Only for `delete`.
         batch_size: ablations at once; by default as many as fit a fixed number of rows.
 
     Raises:
-        HorizonError: a context, window, layer, target or kind is unknown. SampleError: the sample cannot be measured.
+        HorizonError: a context, window, layer, target, kind or method is unknown, or the method cannot measure this.
+        SampleError: the sample cannot be measured.
     """
     check_targets((target,))
+    check_method(method, kind, (context,), model.dtype)
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
+    chosen = chosen_target(targets, target, sample)
     return information_grids(
         model,
         captured,
@@ -137,6 +143,7 @@ def token_information(
         window=window,
         layers=layers,
         kind=kind,
+        method=method,
         batch_size=batch_size,
     )[target]
 
@@ -204,6 +211,7 @@ def information_grids(
     window: int = 2,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    method: str = "exact",
     batch_size: int | None = None,
     removal: dict[str, RemovalCurve] | None = None,
 ) -> dict[str, InformationGrid]:
@@ -211,23 +219,36 @@ def information_grids(
     cuts = check_layers(model, layers)
     check_context(context)
     check_kind(kind)
+    check_method(method, kind, (context,), model.dtype)
     windows = tile_windows(captured.prompt.grids, window)
-    ablations = window_ablations(captured, windows, context, cuts, kind)
-    found = _target_log_p(model, captured, ablations, targets, batch_size)
     removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
+    removed = {name: removal[name].log_p[np.searchsorted(removal[name].layers, cuts)] for name in targets}
+    if method == "gate":
+        effects = gate_effects(model, captured, targets, context, cuts)
+        sums = {name: sum_windows(effects[name], captured.prompt.visual, windows) for name in targets}
+        found = {name: _shifted(removal[name], removed[name], sums[name], context) for name in targets}
+    else:
+        ablations = window_ablations(captured, windows, context, cuts, kind)
+        found = _target_log_p(model, captured, ablations, targets, batch_size)
     table = window_table(windows)
     return {
         name: InformationGrid(
             log_p=found[name].reshape(len(cuts), len(windows)).astype(np.float64),
-            removed=removal[name].log_p[np.searchsorted(removal[name].layers, cuts)],
+            removed=removed[name],
             all=removal[name].log_p_all,
             layers=np.array(cuts),
             windows=table,
             context=context,
             target=name,
+            method=method,
         )
         for name in targets
     }
+
+
+def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
+    """(layer, window) log p that a context's effects, in nats, are the differences of."""
+    return removed[:, None] + effects if context == "keep-one" else removal.log_p_all - effects
 
 
 def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
@@ -301,7 +322,8 @@ def cross(cuts: Sequence[int], masks: torch.Tensor) -> tuple[torch.Tensor, torch
     return layers, masks.repeat(len(cuts), 1)
 
 
-def _chosen(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+def chosen_target(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+    """The target of that name; raises SampleError where the sample has none."""
     if name not in targets:
         raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")
     return targets[name]

@@ -15,6 +15,7 @@ from PIL import Image
 from analyses.runs import HorizonError, RunConfig
 from probes.capture import Capture
 from probes.entropy import matrix_entropy, matrix_spectrum
+from probes.gate_checks import check_rows
 from probes.grids import TokenGrid, tile_windows
 from probes.information import (
     InformationGrid,
@@ -43,12 +44,20 @@ class Plan:
 
     tokens: bool
     spectra: bool
+    gate_check: bool = False
 
 
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
     """What a committed row of this plan carries."""
     probes = [probe for probe in config.probes if probe != "information" or plan.tokens]
+    if checks_gates(config, plan):
+        probes.append("gate_check")
     return [*probes, "spectra"] if plan.spectra and config.streams else probes
+
+
+def checks_gates(config: RunConfig, plan: Plan) -> bool:
+    """Whether first-order token grids of this plan are held against exact ones."""
+    return plan.gate_check and plan.tokens and config.method == "gate" and "information" in config.probes
 
 
 def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Record:
@@ -95,6 +104,8 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
         if plan.tokens and "information" in config.probes:
             grids = _token_grids(model, captured, targets, config, removals)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
+            if checks_gates(config, plan):
+                curves += check_rows(model, captured, targets, grids, config, removals)
         floor = _floor(model, captured, targets, removals, grids, config)
         entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
         curves += _removal_rows(removals)
@@ -143,6 +154,7 @@ def _token_grids(
             window=config.window,
             layers=config.layers,
             kind=config.kind,
+            method=config.method,
             batch_size=config.batch_size,
             removal=removals,
         ).items()
@@ -165,7 +177,7 @@ def _floor(
     witnesses = [removal_witness(captured, curve)]
     batches = [removal_ablations(captured, cuts, config.kind)]
     for (measured, context), grid in grids.items():
-        if measured == name:
+        if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
             witnesses.append(grid_witness(captured, grid, config.window, config.kind))
             batches.append(window_ablations(captured, windows, context, cuts, config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)

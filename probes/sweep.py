@@ -18,6 +18,7 @@ import torch
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.capture import check_streams
 from probes.entropy import check_alpha
+from probes.gate import check_method
 from probes.grids import tile_windows
 from probes.information import check_context, check_layers
 from probes.measure import Plan, measure_sample, wanted_probes
@@ -44,10 +45,12 @@ def run(
     window: int = 2,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    method: str = "exact",
     alpha: float = 1.0,
     center: bool = True,
     normalize_rows: bool = True,
     token_samples: int | None = None,
+    gate_checks: int = 2,
     spectra: int = 0,
     prompt: str | None = None,
     limit: int | None = None,
@@ -71,10 +74,13 @@ def run(
         window: side of their windows in tokens.
         layers: cuts of removals and token grids, 0..L-1; all by default.
         kind: delete, zero or mean.
+        method: of the token grids: "exact", or first order by "gate" (see `token_information`).
         alpha: Renyi order of the entropies.
         center: center tokens before the Gram matrix.
         normalize_rows: scale tokens to length 1 before it.
         token_samples: token grids for the first so many samples of each task only; all by default.
+        gate_checks: with the method "gate", hold token grids of the first so many samples of each task against exact
+            ones at up to four layers; what the estimates are worth on this model is then part of the run.
         spectra: keep eigenvalues of the first so many samples of each task.
         prompt: question template with `{question}`.
         limit: measure at most the first so many samples.
@@ -92,6 +98,10 @@ def run(
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
     _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    if "information" in probes:
+        check_method(method, kind, contexts, model.dtype)
+    if gate_checks < 0:
+        raise HorizonError(f"gate_checks is {gate_checks}; it must be at least 0")
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -118,6 +128,7 @@ def run(
         window=window,
         layers=None if layers is None else tuple(sorted(set(layers))),
         kind=kind,
+        method=method if "information" in probes else "exact",
         seed=seed,
         n_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         versions={name: version(name) for name in ("vlm-horizon", "torch", "transformers", "nnsight", "numpy")},
@@ -130,7 +141,8 @@ def run(
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
-        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
+        counts = (token_samples, gate_checks, spectra)
+        _sweep(model, islice(samples, limit), writer, bar, shard, counts, retry_failed)
     return load_run(out)
 
 
@@ -180,10 +192,11 @@ def _sweep(
     writer: RunWriter,
     bar: RunProgress,
     shard: tuple[int, int],
-    token_samples: int | None,
-    spectra: int,
+    counts: tuple[int | None, int, int],
     retry_failed: bool,
 ) -> None:
+    """Measure what is not there yet; `counts` of each task get token grids, gate checks and spectra."""
+    token_samples, gate_checks, spectra = counts
     seen: Counter[str] = Counter()
     flushed = time.monotonic()
     for row, sample in enumerate(samples):
@@ -194,7 +207,11 @@ def _sweep(
             bar.pass_over()
             continue
         there = _committed(writer, row, sample)
-        plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
+        plan = Plan(
+            tokens=token_samples is None or place < token_samples,
+            spectra=place < spectra,
+            gate_check=place < gate_checks,
+        )
         if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
             bar.skip()
             continue
@@ -239,7 +256,11 @@ def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> b
 def _with_what_is_there(plan: Plan, there: dict[str, Any] | None) -> Plan:
     """A row that is measured again keeps what it had: its newest commit is the one that holds."""
     held = set(there["probes"]) if there is not None and there["status"] == "ok" else set()
-    return Plan(tokens=plan.tokens or "information" in held, spectra=plan.spectra or "spectra" in held)
+    return Plan(
+        tokens=plan.tokens or "information" in held,
+        spectra=plan.spectra or "spectra" in held,
+        gate_check=plan.gate_check or "gate_check" in held,
+    )
 
 
 def _processor_digest(model: ProbedModel) -> str:
