@@ -20,9 +20,10 @@ from probes.samples import Sample
 from probes.targets import Target, check_targets
 from probes.trajectories import path_trajectory
 
-# Log gates from which a path may start: the first at which the model answers as without visual tokens.
+# Log gates from which a path may start: where log p is as without visual tokens, up to a share of R_k or to rounding.
 STARTS = (-10.0, -20.0, -30.0, -40.0, -60.0, -80.0, -120.0, -160.0)
-AS_SHUT, AS_SHUT_HALF = 1e-4, 1e-2  # nats; half precision knows no better
+SHUT_SHARE = 1e-3
+ROUNDING, ROUNDING_HALF = 1e-5, 1e-2  # nats
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ def integrated_information(
     chosen = chosen_target(targets, target, sample)
     curve = removal_curves(model, captured, {target: chosen}, layers=layers)[target]
     cuts = curve.layers[:-1]
-    starts = [_start(model, captured, chosen, int(k), removed) for k, removed in zip(cuts, curve.log_p, strict=False)]
+    removals = zip(cuts.tolist(), curve.log_p, curve.effects("log_p"), strict=False)  # without the last, L
+    starts = [_start(model, captured, chosen, k, removed, effect) for k, removed, effect in removals]
     pairs = zip(cuts.tolist(), starts, strict=True)
     shares = np.stack([_shares(model, captured, chosen, k, start, measure, steps) for k, start in pairs])
     windows = tile_windows(captured.prompt.grids, window)
@@ -117,14 +119,17 @@ def integrated_information(
     )
 
 
-def _start(model: ProbedModel, captured: Capture, target: Target, cut: int, removed: float) -> float:
-    """The largest log gate of `STARTS` at which log p is as without visual tokens, or the least of them."""
-    close = AS_SHUT_HALF if model.dtype in (torch.float16, torch.bfloat16) else AS_SHUT
-    for start in STARTS[:-1]:
+def _start(model: ProbedModel, captured: Capture, target: Target, cut: int, removed: float, effect: float) -> float:
+    """The largest log gate of `STARTS` from which down log p is as without visual tokens; the least if none is."""
+    rounding = ROUNDING_HALF if model.dtype in (torch.float16, torch.bfloat16) else ROUNDING
+    close = max(rounding, SHUT_SHARE * abs(effect))
+    found = STARTS[-1]
+    for start in reversed(STARTS):
         path = path_trajectory(model, captured, cut, start)
-        if abs(log_p_at(model, target, path) - removed) < close:
-            return start
-    return STARTS[-1]
+        if abs(log_p_at(model, target, path) - removed) > close:
+            break
+        found = start
+    return found
 
 
 def _shares(

@@ -128,7 +128,7 @@ def test_keep_one_is_the_slope_from_deletion_to_a_small_gate(sdpa_case):
             none = case.log_p(opened(cut), name)
             for token in (0, 11, N_VISUAL - 1):
                 slopes = []
-                for gate in (1e-7, 5e-8):
+                for gate in (1e-9, 5e-10):
                     gates = opened(cut)
                     gates[cut:, token] = math.log(gate)
                     slopes.append((case.log_p(gates, name) - none) / gate)
@@ -144,7 +144,7 @@ def test_eager_and_sdpa_agree():
         for case in (random_case("sdpa"), random_case("eager"))
     ]
     for one, other in (effects[:2], effects[2:]):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
 
 
 # --- trajectories ----------------------------------------------------------------------------------------------------
@@ -165,13 +165,13 @@ def test_gates_at_0_are_removal_and_gates_between_are_those_of_the_plain_model(c
     assert abs(removed - case.log_p(gates)) > 1e-3
 
 
-@pytest.mark.parametrize("rows", [1, 3, 10])
+@pytest.mark.parametrize("rows", [3, 10])
 def test_chunks_of_rows_change_nothing(case, monkeypatch, rows):
-    whole = [gate_effects(case.probed, case.captured, case.targets, c, [0, 2]) for c in CONTEXTS]
+    whole = [gate_effects(case.probed, case.captured, case.targets, c, [2]) for c in CONTEXTS]
     sizes: list[int] = []
     handle = case.probed.layers[2].register_forward_pre_hook(lambda _m, args: sizes.append(args[0].shape[1]))
     monkeypatch.setattr(probes.trajectories, "CHUNK_PAIRS", rows * case.captured.prompt.n_tokens)
-    parts = [gate_effects(case.probed, case.captured, case.targets, c, [0, 2]) for c in CONTEXTS]
+    parts = [gate_effects(case.probed, case.captured, case.targets, c, [2]) for c in CONTEXTS]
     handle.remove()
     if case.probed.attn == "sdpa":
         assert max(sizes) == rows
@@ -209,7 +209,7 @@ def test_integrated_derivatives_sum_to_the_removal_effect(measure):
     model = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64")
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
     errors = []
-    for steps in (8, 24, 72):
+    for steps in (6, 18, 54):
         found = vh.integrated_information(model, sample, window=3, layers=[2, 3], measure=measure, steps=steps)
         errors.append(np.abs(found.error).max() / np.abs(found.removal).min())
         assert found.values.shape == (2, 4)
@@ -220,14 +220,14 @@ def test_integrated_derivatives_sum_to_the_removal_effect(measure):
 
 def test_integrated_derivatives_of_a_trained_model_sum_to_the_removal_effect():
     model = vh.load_model(vh.data_path("demo-models", "tiny-8"), dtype="float64")
-    for sample in demo_samples(1):
-        coarse, fine = (
-            vh.integrated_information(model, sample, window=4, layers=[6, 7], measure="log_p", steps=steps)
-            for steps in (12, 96)
-        )
-        assert (np.abs(fine.error) < 0.03 * np.abs(fine.removal) + 1e-4).all()
-        assert np.abs(fine.error).max() <= np.abs(coarse.error).max()
-        assert np.abs(fine.removal).max() > 1e-3
+    (sample,) = demo_samples(1, "ocr")
+    errors = []
+    for steps in (20, 160):
+        found = vh.integrated_information(model, sample, window=4, layers=[7], measure="log_p", steps=steps)
+        errors.append(abs(found.error[0] / found.removal[0]))
+    assert found.removal[0] > 1e-3
+    assert errors[1] < 2e-3
+    assert errors[0] > 10 * errors[1]
 
 
 def test_windows_sum_their_tokens(sdpa_case):
@@ -277,10 +277,11 @@ def test_nothing_is_worth_anything_from_a_planted_horizon_on(h):
     assert all(np.abs(row).max() > 1e-3 for row in found[:h])
 
 
-def test_small_effects_approach_exact_ones():
-    """With attention that hardly looks at the image every effect is first order: estimates equal exact values."""
+def test_estimates_are_exact_values_where_no_token_stands_out():
+    """Attention the same everywhere and hardly heard: one token of 30 to 40 leaves, or joins, next to linearly."""
     model = random_llava(SEED)
     for layer in model.get_decoder().layers:
+        layer.self_attn.q_proj.weight.data.zero_()
         layer.self_attn.o_proj.weight.data *= 1e-3
     probed = vh.load_model(double_norms(model), processor=random_processor(), dtype="float64")
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
@@ -289,8 +290,9 @@ def test_small_effects_approach_exact_ones():
             vh.token_information(probed, sample, context=context, window=1, method=method).effects("log_p")
             for method in ("exact", "gate")
         )
-        # a single gate may still move much of the attention: the slope is right in sign and order, not in size
-        assert all(rank_agreement(a, b) > 0.9 for a, b in zip(estimate, exact, strict=True))
+        for one, other in zip(estimate, exact, strict=True):
+            assert np.abs(one - other).max() < 0.2 * np.abs(other).max()
+            assert rank_agreement(one, other) > 0.99
 
 
 def test_weights_and_gradients_are_left_as_they_were(sdpa_case):
