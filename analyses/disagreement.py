@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.criteria import CRITERIA, is_above
+from analyses.criteria import CRITERIA, FIRST_ORDER, is_above
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.runs import HorizonError, Run
 
@@ -141,6 +141,8 @@ def _why(one: Horizon, reference: Horizon, shift: int | None, apart: bool | None
             parts.append("the intervals overlap, so the difference may be chance")
     if one.layer is not None:
         parts += _peculiarities(one, said=reference.censored)
+    if FIRST_ORDER in one.warning:
+        parts.append(FIRST_ORDER)
     if one.n_samples != reference.n_samples:
         parts.append(f"it rests on {one.n_samples} samples, the default on {reference.n_samples}")
     return "; ".join(parts)

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from analyses.criteria import CRITERIA, criteria_of
+from analyses.criteria import CRITERIA, criteria_of, method_warning
 from analyses.effects import (
     GROUP_COLUMNS,
     NOISE_MEASURES,
@@ -80,7 +80,8 @@ class Level:
             removal=self.removal,
             counts=counts,
         )
-        return replace(found, model=self.run.model, group=self.group, target=self.target)
+        warning = "; ".join(filter(None, (method_warning(self.run, self.criterion), found.warning)))
+        return replace(found, model=self.run.model, group=self.group, target=self.target, warning=warning)
 
 
 def find_levels(

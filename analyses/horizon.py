@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from analyses.criteria import CRITERIA, criteria_of, settle
+from analyses.criteria import CRITERIA, criteria_of, method_warning, settle
 from analyses.depths import half_depths
 from analyses.effects import (
     NOISE_MEASURES,
@@ -290,7 +290,8 @@ def find_horizon(
     Args:
         run: a run with the probe "removal" or "information".
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
-        criterion: one of `CRITERIA`; every one that the run can carry by default.
+        criterion: one of `CRITERIA`; every one that the run can carry by default, those on first-order token grids
+            (method "gate") only if asked for.
         measure: "p" or "log_p", of the removal effect and of every criterion that has no measure of its own.
         target: one of the run's targets; the first by default.
         detector: parameters.
@@ -324,7 +325,8 @@ def find_horizon(
                 removal=removal.values[inside, 0],
                 counts=counts,
             )
-            found.append(replace(one, model=run.model, group=group, target=target))
+            warning = "; ".join(filter(None, (method_warning(run, name), one.warning)))
+            found.append(replace(one, model=run.model, group=group, target=target, warning=warning))
     return found
 
 

@@ -35,6 +35,7 @@ CONTEXTS = ("keep-one", "leave-one-out")
 PROBES = ("entropy", "removal", "information")
 STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
 KINDS = ("delete", "zero", "mean")
+METHODS = ("exact", "gate")  # of token grids: one replay a window, or first order from a backward pass
 TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
 
 WINDOW = pa.struct([(name, pa.int32()) for name in ("crop", "row", "column", "height", "width")])
@@ -84,11 +85,15 @@ CURVES = pa.schema(
     [
         ("row", pa.int64()),
         ("target", pa.string()),  # "" for entropies
-        ("context", pa.string()),  # "removal" or "" for entropies
+        ("context", pa.string()),  # "removal", "" for entropies, or that of the token grids
         ("layer", pa.int16()),
         ("stream", pa.string()),  # "" for removals
         # entropies: "entropy" (nats). Removals: "log_p" of the target (nats), "kl" of (removed || all) (nats),
         # "correct" (argmax in the target set), "same" (argmax as with all tokens). At layer L: nothing removed.
+        # Checks of the method "gate" (context of the grids), first order against exact effects of a sample's windows:
+        # "gate_rank_correlation" (Spearman), "gate_top_overlap" (share of the tenth of the windows with the largest
+        # exact effects that is also the tenth with the largest estimates), "gate_largest_effect" (largest exact
+        # effect in p, without its sign).
         ("measure", pa.string()),
         ("value", pa.float64()),
     ]
@@ -142,6 +147,7 @@ class RunConfig:
     window: int = 2
     layers: tuple[int, ...] | None = None  # of removals and token grids; None for all, 0..L-1
     kind: str = "delete"
+    method: str = "exact"  # of token grids: "exact", or first order by "gate"
     positions: str = "keep"
     seed: int = 0
     schema_version: int = SCHEMA_VERSION
@@ -192,6 +198,8 @@ class TokenGrids:
         windows: DataFrame, one row a window: crop, row, column, height, width.
         context: "keep-one" or "leave-one-out".
         target: name of the target.
+        method: "exact", or "gate": `log_p` is the baseline and its first-order change, and effects in p are first
+            order too, p of the baseline times the change in log p.
     """
 
     log_p: np.ndarray
@@ -201,6 +209,7 @@ class TokenGrids:
     windows: pd.DataFrame
     context: str
     target: str
+    method: str = "exact"
 
     @property
     def weights(self) -> np.ndarray:
@@ -208,13 +217,20 @@ class TokenGrids:
         return (self.windows["height"] * self.windows["width"]).to_numpy(float)
 
     def information(self, measure: str = "p") -> np.ndarray:
-        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p."""
+        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p.
+
+        Of the method "gate" it is linear in the change of log p, in p as well.
+        """
         if measure not in ("p", "log_p"):
             raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
         value, removed, everything = (np.asarray(part, float) for part in (self.log_p, self.removed, self.all))
-        if measure == "p":
+        alone = self.context == "keep-one"
+        if measure == "p" and self.method == "exact":
             value, removed, everything = np.exp(value), np.exp(removed), np.exp(everything)
-        return value - removed[:, None] if self.context == "keep-one" else everything - value
+        effect = value - removed[:, None] if alone else everything - value
+        if measure == "p" and self.method == "gate":
+            effect *= np.exp(removed)[:, None] if alone else np.exp(everything)
+        return effect
 
 
 @dataclass(frozen=True)
@@ -344,6 +360,7 @@ class Run:
                 windows=pd.DataFrame(list(record["windows"])),
                 context=context,
                 target=target,
+                method=self.config.method,
             )
 
     def spectra(self, stream: str) -> dict[int, np.ndarray]:

@@ -21,7 +21,7 @@ from PIL import Image
 from analyses.effects import MEASURES, removal_effects
 from analyses.runs import HorizonError, Run, TokenGrids
 from figures.horizon import NO_BREAK
-from figures.information import SYMBOLS
+from figures.information import QUANTITY, SYMBOLS
 from figures.panels import Runs, as_runs, finish, new_axes, new_figure, retitle
 from figures.style import GRAY, WIDTHS, figure_width, paper_style
 
@@ -208,7 +208,9 @@ def figure_token_heatmap(
         shown = choose_layers(grids.layers, most) if layers is None else _measured(grids, layers)
         blocks += _blocks_of(run, row, grids, shown, measure, several=len(found) > 1)
     title = _question_words([_record(run, row) for run, row in found], width)
-    label = f"Token information\n${SYMBOLS[context]}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
+    methods = {run.config.method for run, _ in found}
+    quantity = QUANTITY["gate" if "gate" in methods else "exact"]
+    label = f"{quantity}\n${SYMBOLS[context]}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
     return finish(_draw_blocks(blocks, width, n_columns, label, title))
 
 

@@ -12,10 +12,11 @@ import torch
 from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.admission import check_grids
 from probes.capture import Capture, capture_prompt
+from probes.gate import check_method, gate_effects, sum_windows
 from probes.grids import Window, tile_windows
 from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
-from probes.replay import Ablations, check_kind, replay
+from probes.replay import Ablations, check_kind, replay, visual_mask
 from probes.samples import Sample, SampleError
 from probes.targets import Target, check_targets, forced_ids, resolve_targets
 
@@ -94,7 +95,7 @@ def removal_curve(
     """
     check_targets((target,))
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
+    chosen = chosen_target(targets, target, sample)
     return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
 
 
@@ -107,6 +108,7 @@ def token_information(
     layers: Sequence[int] | None = None,
     target: str = "gold",
     kind: str = "delete",
+    method: str = "exact",
     batch_size: int | None = None,
 ) -> InformationGrid:
     """Effect of every window of visual tokens from layer k on, for every k.
@@ -122,16 +124,19 @@ def token_information(
         layers: cuts in 0..L-1; all by default.
         target: as in `removal_curve`.
         kind: delete, zero or mean.
+        method: "exact", one replay a window; or "gate", first order: the derivative by a gate on every visual token,
+            from one backward pass (keep-one: one a cut), summed over a window's tokens. Only for `delete`.
         batch_size: ablations at once; by default as many as fit a fixed number of rows.
 
     Raises:
-        HorizonError: a context, window, layer, target or kind is unknown, or the model's family has no grid rule.
-        SampleError: the sample cannot be measured.
+        HorizonError: a context, window, layer, target, kind or method is unknown, the method cannot measure this, or
+            the model's family has no grid rule. SampleError: the sample cannot be measured.
     """
     check_targets((target,))
     check_grids(model.name, model.family)
+    check_method(method, kind, (context,), model.dtype)
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
+    chosen = chosen_target(targets, target, sample)
     return information_grids(
         model,
         captured,
@@ -140,6 +145,7 @@ def token_information(
         window=window,
         layers=layers,
         kind=kind,
+        method=method,
         batch_size=batch_size,
     )[target]
 
@@ -226,6 +232,7 @@ def information_grids(
     window: int = 2,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    method: str = "exact",
     batch_size: int | None = None,
     removal: dict[str, RemovalCurve] | None = None,
 ) -> dict[str, InformationGrid]:
@@ -233,23 +240,36 @@ def information_grids(
     cuts = check_layers(model, layers)
     check_context(context)
     check_kind(kind)
+    check_method(method, kind, (context,), model.dtype)
     windows = tile_windows(captured.prompt.grids, window)
-    ablations = window_ablations(captured, windows, context, cuts, kind)
-    found = _target_log_p(model, captured, ablations, targets, batch_size)
     removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
+    removed = {name: removal[name].log_p[np.searchsorted(removal[name].layers, cuts)] for name in targets}
+    if method == "gate":
+        effects = gate_effects(model, captured, targets, context, cuts)
+        sums = {name: sum_windows(effects[name], captured.prompt.visual, windows) for name in targets}
+        found = {name: _shifted(removal[name], removed[name], sums[name], context) for name in targets}
+    else:
+        ablations = window_ablations(captured, windows, context, cuts, kind)
+        found = _target_log_p(model, captured, ablations, targets, batch_size)
     table = window_table(windows)
     return {
         name: InformationGrid(
             log_p=found[name].reshape(len(cuts), len(windows)).astype(np.float64),
-            removed=removal[name].log_p[np.searchsorted(removal[name].layers, cuts)],
+            removed=removed[name],
             all=removal[name].log_p_all,
             layers=np.array(cuts),
             windows=table,
             context=context,
             target=name,
+            method=method,
         )
         for name in targets
     }
+
+
+def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
+    """(layer, window) log p that a context's effects, in nats, are the differences of."""
+    return removed[:, None] + effects if context == "keep-one" else removal.log_p_all - effects
 
 
 def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
@@ -267,13 +287,6 @@ def check_context(context: str) -> None:
     """Raise HorizonError unless the context is known."""
     if context not in CONTEXTS:
         raise HorizonError(f"context {context!r} is unknown; choose from {', '.join(CONTEXTS)}")
-
-
-def visual_mask(captured: Capture) -> torch.Tensor:
-    """(token,) bool, all visual tokens, placeless ones included."""
-    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
-    mask[captured.prompt.visual] = True
-    return mask
 
 
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
@@ -317,7 +330,8 @@ def kl_divergence(log_probs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return (log_probs.exp() * (log_probs - own)).sum(-1).clamp(min=0.0)
 
 
-def _chosen(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+def chosen_target(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+    """The target of that name; raises SampleError where the sample has none."""
     if name not in targets:
         raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")
     return targets[name]

@@ -18,6 +18,7 @@ from PIL import Image
 from analyses.runs import PROBES, HorizonError, RunConfig
 from probes.capture import Capture, check_streams
 from probes.entropy import matrix_entropy, matrix_spectrum
+from probes.gate_checks import check_rows
 from probes.grids import TokenGrid, tile_windows
 from probes.information import (
     InformationGrid,
@@ -49,6 +50,7 @@ class Plan:
 
     tokens: bool
     spectra: bool
+    gate_check: bool = False
 
 
 def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
@@ -69,7 +71,14 @@ def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequen
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
     """What a committed row of this plan carries."""
     probes = [probe for probe in config.probes if probe != "information" or plan.tokens]
+    if checks_gates(config, plan):
+        probes.append("gate_check")
     return [*probes, "spectra"] if plan.spectra and config.streams else probes
+
+
+def checks_gates(config: RunConfig, plan: Plan) -> bool:
+    """Whether first-order token grids of this plan are held against exact ones."""
+    return plan.gate_check and plan.tokens and config.method == "gate" and "information" in config.probes
 
 
 @dataclass(frozen=True)
@@ -201,6 +210,8 @@ def _measure(
         if plan.tokens and "information" in config.probes:
             grids = _token_grids(model, captured, targets, config, removals)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
+            if checks_gates(config, plan):
+                curves += check_rows(model, captured, targets, grids, config, removals)
         floor = _floor(model, captured, targets, removals, grids, config)
         entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
         curves += _removal_rows(removals)
@@ -258,6 +269,7 @@ def _token_grids(
             window=config.window,
             layers=config.layers,
             kind=config.kind,
+            method=config.method,
             batch_size=config.batch_size,
             removal=removals,
         ).items()
@@ -280,7 +292,7 @@ def _floor(
     witnesses = [removal_witness(captured, curve)]
     batches = [removal_ablations(captured, cuts, config.kind)]
     for (measured, context), grid in grids.items():
-        if measured == name:
+        if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
             witnesses.append(grid_witness(captured, grid, config.window, config.kind))
             batches.append(window_ablations(captured, windows, context, cuts, config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)

@@ -84,7 +84,7 @@ class _Recorder:
         raise _Recorded(keys, values)
 
 
-class _FrozenContext:
+class FrozenContext:
     """Stands where a layer expects its cache: puts the captured keys and values before those just computed."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -97,6 +97,13 @@ class _FrozenContext:
             torch.cat([self.keys.expand(batch), keys], dim=2),
             torch.cat([self.values.expand(batch), values], dim=2),
         )
+
+
+def visual_mask(captured: Capture) -> torch.Tensor:
+    """(token,) bool, all visual tokens, placeless ones included."""
+    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
+    mask[captured.prompt.visual] = True
+    return mask
 
 
 def check_kind(kind: str) -> None:
@@ -266,11 +273,11 @@ def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: to
         keys, values = _context(capture, rows, k).update(recorded.keys, recorded.values)
     else:
         raise HorizonError(f"the last layer of {model.name!r} stores no keys and values: replays have no rule for it")
-    return _call(model, capture, k, states[:, -places:], rows, read, _FrozenContext(keys, values))
+    return _call(model, capture, k, states[:, -places:], rows, read, FrozenContext(keys, values))
 
 
-def _context(capture: Capture, rows: Rows, k: int) -> _FrozenContext:
-    return _FrozenContext(capture.keys[k][None, :, rows.context], capture.values[k][None, :, rows.context])
+def _context(capture: Capture, rows: Rows, k: int) -> FrozenContext:
+    return FrozenContext(capture.keys[k][None, :, rows.context], capture.values[k][None, :, rows.context])
 
 
 def _call(
@@ -280,7 +287,7 @@ def _call(
     states: torch.Tensor,
     rows: Rows | None,
     queries: torch.Tensor,
-    cache: _FrozenContext | _Recorder,
+    cache: FrozenContext | _Recorder,
 ) -> torch.Tensor:
     """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
     arguments = dict(capture.arguments[k])

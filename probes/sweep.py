@@ -22,6 +22,7 @@ from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.admission import check_grids
 from probes.cost import TRIED, Amount, announcement
 from probes.entropy import check_alpha
+from probes.gate import check_method
 from probes.grids import tile_windows
 from probes.information import check_layers
 from probes.measure import Encoded, Measured, Plan, check_probes, encode_sample, finish, measure, wanted_probes
@@ -49,10 +50,12 @@ def run(
     window: int = 2,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    method: str = "exact",
     alpha: float = 1.0,
     center: bool = True,
     normalize_rows: bool = True,
     token_samples: int | None = None,
+    gate_checks: int = 2,
     spectra: int = 0,
     prompt: str | None = None,
     limit: int | None = None,
@@ -77,10 +80,13 @@ def run(
         window: side of their windows in tokens.
         layers: cuts of removals and token grids, 0..L-1; all by default.
         kind: delete, zero or mean.
+        method: of the token grids: "exact", or first order by "gate" (see `token_information`).
         alpha: Renyi order of the entropies.
         center: center tokens before the Gram matrix.
         normalize_rows: scale tokens to length 1 before it.
         token_samples: token grids for the first so many samples of each task only; all by default.
+        gate_checks: with the method "gate", hold token grids of the first so many samples of each task against exact
+            ones at up to four layers; what the estimates are worth on this model is then part of the run.
         spectra: keep eigenvalues of the first so many samples of each task.
         prompt: question template with `{question}`.
         limit: measure at most the first so many samples.
@@ -100,6 +106,10 @@ def run(
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
     _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    if "information" in probes:
+        check_method(method, kind, contexts, model.dtype)
+    if gate_checks < 0:
+        raise HorizonError(f"gate_checks is {gate_checks}; it must be at least 0")
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -126,6 +136,7 @@ def run(
         window=window,
         layers=None if layers is None else tuple(sorted(set(layers))),
         kind=kind,
+        method=method if "information" in probes else "exact",
         seed=seed,
         n_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         versions={name: version(name) for name in ("vlm-horizon", "torch", "transformers", "nnsight", "numpy")},
@@ -138,9 +149,10 @@ def run(
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
+        chosen = _Chosen(shard, token_samples, gate_checks, spectra, retry_failed)
         if progress:
-            samples = _announced(model, samples, limit, writer, bar, shard, token_samples, spectra, retry_failed)
-        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed, overlap)
+            samples = _announced(model, samples, limit, writer, bar, chosen)
+        _sweep(model, islice(samples, limit), writer, bar, chosen, overlap)
     return load_run(out)
 
 
@@ -176,20 +188,45 @@ def _check(
         raise HorizonError(f"limit is {limit}; it must be at least 1")
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """Which samples are measured, and how many of each task get more than the others."""
+
+    shard: tuple[int, int]
+    token_samples: int | None
+    gate_checks: int
+    spectra: int
+    retry_failed: bool
+
+    def plan(self, place: int) -> Plan:
+        """Of the sample at a place (from 0) among those of its task."""
+        return Plan(
+            tokens=self.token_samples is None or place < self.token_samples,
+            spectra=place < self.spectra,
+            gate_check=place < self.gate_checks,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A sample that is to be measured."""
+
+    row: int
+    sample: Sample
+    plan: Plan
+
+
 def _sweep(
     model: ProbedModel,
     samples: Iterator[Sample],
     writer: RunWriter,
     bar: RunProgress,
-    shard: tuple[int, int],
-    token_samples: int | None,
-    spectra: int,
-    retry_failed: bool,
+    chosen: _Chosen,
     overlap: bool,
 ) -> None:
     """Measure what is not there yet, in this thread, which alone may trace; the threads beside it do the rest."""
     config = writer.config
-    jobs = _jobs(samples, writer, bar, shard, token_samples, spectra, retry_failed)
+    jobs = _jobs(samples, writer, bar, chosen)
     encoded: Iterator[Encoded] = (encode_sample(model, job.row, job.sample, config, job.plan) for job in jobs)
     records = _Records(writer, bar)
     with ExitStack() as threads:
@@ -203,37 +240,20 @@ def _now(call: Callable[[], object]) -> None:
     call()
 
 
-@dataclass(frozen=True)
-class _Job:
-    """A sample that is to be measured."""
-
-    row: int
-    sample: Sample
-    plan: Plan
-
-
-def _jobs(
-    samples: Iterator[Sample],
-    writer: RunWriter,
-    bar: RunProgress | None,
-    shard: tuple[int, int],
-    token_samples: int | None,
-    spectra: int,
-    retry_failed: bool,
-) -> Iterator[_Job]:
-    """The samples of a shard that are not on disk with everything that they should carry."""
+def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None, chosen: _Chosen) -> Iterator[_Job]:
+    """The samples of a shard that are not on disk with everything that they should carry; a bar counts the others."""
     seen: Counter[str] = Counter()
+    index, count = chosen.shard
     for row, sample in enumerate(samples):
         sample = with_template(sample, writer.config.prompt)
         place = seen[sample.task]
         seen[sample.task] += 1
-        if row % shard[1] != shard[0]:
+        if row % count != index:
             if bar:
                 bar.pass_over()
             continue
-        there = _committed(writer, row, sample)
-        plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
-        if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
+        there, plan = _committed(writer, row, sample), chosen.plan(place)
+        if there is not None and _suffices(there, wanted_probes(writer.config, plan), chosen.retry_failed):
             if bar:
                 bar.skip()
             continue
@@ -269,17 +289,14 @@ def _announced(
     limit: int | None,
     writer: RunWriter,
     bar: RunProgress,
-    shard: tuple[int, int],
-    token_samples: int | None,
-    spectra: int,
-    retry_failed: bool,
+    chosen: _Chosen,
 ) -> Iterable[Sample]:
     """Say what is left to do and what it takes; the samples, of which a stream loses none."""
     stream = iter(samples)
-    head = list(stream) if isinstance(samples, Sequence) else list(islice(stream, TRIED))
-    jobs = _jobs(iter(head[:limit]), writer, None, shard, token_samples, spectra, retry_failed)
-    left = [(job.sample, job.plan) for job in jobs if not job.sample.error]
     sure = isinstance(samples, Sequence)
+    head = list(stream if sure else islice(stream, TRIED))
+    jobs = _jobs(iter(head[:limit]), writer, None, chosen)
+    left = [(job.sample, job.plan) for job in jobs if not job.sample.error]
     amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
     bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
     return chain(head, stream)
@@ -314,7 +331,11 @@ def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> b
 def _with_what_is_there(plan: Plan, there: dict[str, Any] | None) -> Plan:
     """A row that is measured again keeps what it had: its newest commit is the one that holds."""
     held = set(there["probes"]) if there is not None and there["status"] == "ok" else set()
-    return Plan(tokens=plan.tokens or "information" in held, spectra=plan.spectra or "spectra" in held)
+    return Plan(
+        tokens=plan.tokens or "information" in held,
+        spectra=plan.spectra or "spectra" in held,
+        gate_check=plan.gate_check or "gate_check" in held,
+    )
 
 
 def _processor_digest(model: ProbedModel) -> str:

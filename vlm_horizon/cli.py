@@ -14,7 +14,8 @@ from typing import Annotated
 
 import typer
 
-from analyses.runs import CONTEXTS, KINDS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
+from analyses.first_order import describe_agreement, gate_agreement
+from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
 from vlm_horizon.arguments import parse_layers
 from vlm_horizon.conclude import RunPaths, compare, plan, show, words
 from vlm_horizon.cost import cost
@@ -94,6 +95,12 @@ def run(
     window: Annotated[int, typer.Option(help="Side of the token grids' windows, in tokens.")] = 2,
     layers: Annotated[str | None, typer.Option(help="Cuts, as 0,4,8 or 0-7; all by default.")] = None,
     kind: Annotated[str, typer.Option(help=f"Removal kind: {', '.join(KINDS)}.")] = "delete",
+    method: Annotated[
+        str, typer.Option(help=f"Of the token grids: {', '.join(METHODS)} (first order, by backward passes).")
+    ] = "exact",
+    gate_checks: Annotated[
+        int, typer.Option(help="With --method gate: samples of each task that also get exact values.", min=0)
+    ] = 2,
     alpha: Annotated[float, typer.Option(help="Renyi order of the entropies.")] = 1.0,
     token_samples: Annotated[
         int | None, typer.Option(help="Token grids for the first so many samples of each task; all by default.", min=0)
@@ -144,6 +151,8 @@ def run(
             window=window,
             layers=parse_layers(layers),
             kind=kind,
+            method=method,
+            gate_checks=gate_checks,
             alpha=alpha,
             token_samples=token_samples,
             spectra=spectra,
@@ -154,6 +163,8 @@ def run(
             progress=not quiet,
             sources=[str(path) for path in data],
         )
+    if measured.config.method == "gate":
+        print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
     print(f"{len(measured.ok)} samples measured in {out}; `vlm-horizon show {out}` concludes", file=sys.stderr)
     raise typer.Exit(_report_failures([measured]))
 

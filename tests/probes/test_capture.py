@@ -14,10 +14,10 @@ from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaF
 
 from analyses.runs import STREAMS, HorizonError
 from probes.capture import Capture, capture, capture_prompt
-from probes.information import removal_ablations, visual_mask
+from probes.information import removal_ablations
 from probes.models import ProbedModel, load_model
 from probes.prompts import encode
-from probes.replay import replay
+from probes.replay import replay, visual_mask
 from probes.samples import Sample
 
 SAMPLE = Sample("noise", random_image(), "what is shown ?", ("apple",))

@@ -14,10 +14,9 @@ from random_models import random_image, random_llava, random_processor
 from analyses.runs import HorizonError
 from probes.batching import BATCH_ROWS, MEMORY_SHARE, Shape, ablation_bytes
 from probes.capture import Capture, capture_prompt
-from probes.information import visual_mask
 from probes.models import load_model
 from probes.prompts import encode
-from probes.replay import Ablations, largest_batch, replay
+from probes.replay import Ablations, largest_batch, replay, visual_mask
 from probes.samples import Sample
 from probes.visibility import affected_rows
 

@@ -170,6 +170,28 @@ def _with_cross_layers(model, inputs, layer: int, change: Change, skipped: bool)
     return last_logits(model, inputs, same, dict.fromkeys(later, lambda given, _output: given))
 
 
+def gated_logits(model, inputs, log_gates: torch.Tensor) -> torch.Tensor:
+    """Logits with the softmax numerator of every visual token's key times a gate, for all rows but its own.
+
+    log_gates: (layer, visual token).
+    """
+    visual = visual_tokens(model, inputs)
+    n = len(visual)
+
+    def gate(layer_gates):
+        def hide(hidden, kwargs):
+            added = torch.zeros(n, n, dtype=hidden.dtype)
+            added[:, visual] = layer_gates.to(hidden.dtype)
+            added.fill_diagonal_(0.0)
+            blocked = ~torch.ones(n, n, dtype=torch.bool).tril() | (added == -torch.inf)
+            kwargs["attention_mask"] = added.masked_fill(blocked, torch.finfo(hidden.dtype).min)[None, None]
+            return hidden, kwargs
+
+        return hide
+
+    return last_logits(model, inputs, {k: gate(row) for k, row in enumerate(log_gates)})
+
+
 def replaced_logits(model, inputs, layer: int, removed: torch.Tensor, kind: str) -> torch.Tensor:
     """Rows overwritten once, at the input of `layer`: by zeros, or by the mean of all visual rows there."""
     visual = visual_tokens(model, inputs)
