@@ -95,6 +95,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     attn: str = "sdpa",
     quantization: str | None = None,
+    check: bool = True,
 ) -> ProbedModel:
     """Load a model from a directory or hub id, or wrap one that is already built.
 

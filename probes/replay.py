@@ -232,7 +232,7 @@ def _replay_batch(
         if k == last:
             states = _run_last_layer(model, capture, begun, states)
         else:
-            states = _run_layer(model, capture, begun, states, k)
+            states = run_layer(model, capture, begun, states, k)
         states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
     return read_out(model, states[:, -places:])
 
@@ -253,7 +253,7 @@ def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: t
     return torch.where(removed.gather(1, active)[..., None], fill, started)
 
 
-def _run_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int) -> torch.Tensor:
+def run_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int) -> torch.Tensor:
     """One decoder layer on the active rows of every ablation that has begun: (ablation, row, hidden) -> the same."""
     return _call(model, capture, k, states, rows, rows.active, _context(capture, rows, k))
 
@@ -266,7 +266,7 @@ def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: to
     k, places = model.n_layers - 1, len(capture.prompt.readout)
     unread, read = rows.active[:, :-places], rows.active[:, -places:]
     if not unread.shape[1]:
-        return _run_layer(model, capture, rows, states, k)
+        return run_layer(model, capture, rows, states, k)
     try:
         _call(model, capture, k, states[:, :-places], None, unread, _Recorder())
     except _Recorded as recorded:
