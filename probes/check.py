@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from analyses.runs import HorizonError
 from probes.capture import Capture, capture_prompt, log_softmax
-from probes.models import ProbedModel
+from probes.models import ATTENTION, ProbedModel
 from probes.prompts import Prompt, encode
 from probes.replay import Ablations, replay, run_layer
 from probes.samples import Sample, SampleError
@@ -239,7 +239,23 @@ def _masked_forward(model: ProbedModel, captured: Capture, k: int, removed: torc
         mask = additive(allowed, model.dtype) if model.attn == "eager" else allowed
         return lambda _module, args, kwargs: (args, {**kwargs, "attention_mask": mask})
 
-    return _forward_with(model, captured.prompt, [(model.layers[i], hide(i)) for i in range(k, model.n_layers)])
+    hooks = [(model.layers[i], hide(i)) for i in range(k, model.n_layers)]
+    with _taking_masks(model):
+        return _forward_with(model, captured.prompt, hooks)
+
+
+@contextmanager
+def _taking_masks(model: ProbedModel) -> Iterator[None]:
+    """FlashAttention takes no mask: for a masked run the model attends by sdpa."""
+    plain: Any = model.model
+    if model.attn != "flash":
+        yield
+        return
+    plain.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        plain.set_attn_implementation(ATTENTION["flash"])
 
 
 def _attention_receives(model: ProbedModel, prompt: Prompt) -> list[Property]:

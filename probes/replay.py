@@ -295,6 +295,8 @@ def _call(
     allowed = None if rows is None else attention_mask(arguments["attention_mask"], rows, queries)
     if allowed is not None and model.attn == "eager":
         allowed = additive(allowed, states.dtype)
+    if model.attn == "flash":  # causal by itself, its last rows at the last columns; other masks are refused at load
+        allowed = None
     # The rotary embedding carries the positions; gapped position ids would be read as packed sequences.
     arguments.update(position_embeddings=(cos, sin), attention_mask=allowed, past_key_values=cache, position_ids=None)
     output = model.layers[k](states, **arguments)

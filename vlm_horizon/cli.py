@@ -17,6 +17,7 @@ import typer
 from analyses.first_order import describe_agreement, gate_agreement
 from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
 from vlm_horizon.arguments import parse_layers
+from vlm_horizon.check import check
 from vlm_horizon.conclude import RunPaths, compare, plan, show, words
 from vlm_horizon.cost import cost
 
@@ -60,7 +61,7 @@ def top(
         raise typer.Exit
 
 
-for command in (cost, show, compare, plan):
+for command in (cost, show, compare, plan, check):
     app.command()(command)
 
 
