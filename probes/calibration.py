@@ -37,15 +37,20 @@ class _Stopwatch:
     subject: Subject
     config: RunConfig
     work: SampleWork
-    share: float
+    budget: float
     clock: Clock
     rate: float  # operations a second, the best seen so far
 
+    def share(self, part: str) -> float:
+        """Seconds for one part: by its operations, a twelfth at least. Half of them pay for a first call."""
+        counted = self.work.operations | {name: done.operations for name, done in self.work.replays.items()}
+        return self.budget * max(1 / 12, counted.get(part, 0.0) / sum(counted.values()))
+
     def forward(self) -> float:
-        if self.subject.seconds > self.share:
+        if self.subject.seconds > self.share("forward"):
             return self.subject.seconds
         targets = self.config.targets if self.subject.targets else ()
-        return self._time(lambda: prepare(self.model, self.subject.sample, targets, self.config.streams))
+        return self._time("forward", lambda: prepare(self.model, self.subject.sample, targets, self.config.streams))
 
     def entropies(self, function: Callable[..., torch.Tensor], **how: Any) -> float:
         """All layers where the first promises to leave time for them, else as many as go through at once."""
@@ -57,14 +62,15 @@ class _Stopwatch:
     def _entropy(self, function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> float:
         few = states[: matrices_at_once(states)]
         seconds, _ = timed(self.model, partial(function, few), self.clock)
-        if seconds * len(states) / len(few) > self.share:
+        if seconds * len(states) / len(few) > self.share("entropies"):
             return seconds * len(states) / len(few)
-        return self._time(partial(function, states))
+        return self._time("entropies", partial(function, states))
 
     def removal(self) -> float:
         one_cut = removal_ablations(self.subject.captured, [0], self.config.kind)
-        cuts = self._affordable(one_cut, check_layers(self.model, self.config.layers))
+        cuts = self._affordable("removal", one_cut, check_layers(self.model, self.config.layers))
         seconds = self._time(
+            "removal",
             lambda: removal_curves(
                 self.model,
                 self.subject.captured,
@@ -72,7 +78,7 @@ class _Stopwatch:
                 layers=cuts,
                 kind=self.config.kind,
                 batch_size=self.config.batch_size,
-            )
+            ),
         )
         return self._scaled("removal", seconds, self._count(one_cut, cuts))
 
@@ -81,11 +87,11 @@ class _Stopwatch:
         captured, config = self.subject.captured, self.config
         windows = windows_of(captured, config)
         widest = max(len(batch.layers) for batch in self.work.batches[context])
-        whole = self.work.replays[context].operations / self.rate <= self.share
+        whole = self.work.replays[context].operations / self.rate <= self.share(context) / 2
         if not whole and len(windows) > widest:
             windows = [windows[at] for at in np.linspace(0, len(windows) - 1, widest).round().astype(int)]
         one_cut = window_ablations(captured, windows, context, [0], config.kind)
-        cuts = self._affordable(one_cut, grid_cuts(self.model, config))
+        cuts = self._affordable(context, one_cut, grid_cuts(self.model, config))
         ablations = window_ablations(captured, windows, context, cuts, config.kind)
 
         def measure() -> None:
@@ -93,26 +99,28 @@ class _Stopwatch:
                 for target in self.subject.targets.values():
                     as_numpy(target.log_p(found))
 
-        return self._scaled(context, self._time(measure), self._count(ablations, None))
+        return self._scaled(context, self._time(context, measure), self._count(ablations, None))
 
     def floor(self, grids: bool) -> float:
         """The real thing where it fits in, else by the rate of the other replays."""
         captured, config, part = self.subject.captured, self.config, FLOORS[grids]
-        if self.work.replays[part].operations / self.rate > 2 * self.share:
+        if self.work.replays[part].operations / self.rate > self.share(part):
             return self.work.replays[part].operations / self.rate
         witnesses = [Witness(ablation, 0.0) for ablation in witnessed(self.model, captured, config, grids=grids)]
         target = next(iter(self.subject.targets.values()))
         rows = max(len(batch.layers) * batch.rows for batch in self.work.batches[part])
-        return self._time(lambda: noise_floor(self.model, captured, target, witnesses, batch_rows=rows))
+        return self._time(part, lambda: noise_floor(self.model, captured, target, witnesses, batch_rows=rows))
 
     def record(self) -> float:
         target = next(iter(self.subject.targets.values()), None)
-        return self._time(lambda: sample_entry(self.model, self.subject.sample, self.subject.captured, target))
+        return self._time(
+            "record", lambda: sample_entry(self.model, self.subject.sample, self.subject.captured, target)
+        )
 
-    def _affordable(self, one_cut: Ablations, cuts: list[int]) -> list[int]:
+    def _affordable(self, part: str, one_cut: Ablations, cuts: list[int]) -> list[int]:
         """All cuts, or the deepest of them that the share pays for; more than the last one, if there are more."""
         fewest = min(2, len(cuts))
-        while len(cuts) > fewest and self._count(one_cut, cuts).operations / self.rate > self.share:
+        while len(cuts) > fewest and self._count(one_cut, cuts).operations / self.rate > self.share(part) / 2:
             cuts = cuts[-max(fewest, len(cuts) // 2) :]
         return cuts
 
@@ -125,12 +133,12 @@ class _Stopwatch:
         self.rate = max(self.rate, done.operations / seconds)
         return seconds * self.work.replays[part].operations / done.operations
 
-    def _time(self, function: Callable[[], Any]) -> float:
+    def _time(self, part: str, function: Callable[[], Any]) -> float:
         """Median of a few calls after a first one, or the second alone, or the first where even that takes long."""
         first, _ = timed(self.model, function, self.clock)
-        if first > self.share:
+        if first > self.share(part):
             return first
-        repeats = 1 if first * REPEATS > self.share else REPEATS
+        repeats = 1 if first * REPEATS > self.share(part) else REPEATS
         return float(np.median([timed(self.model, function, self.clock)[0] for _ in range(repeats)]))
 
 
@@ -160,9 +168,8 @@ def time_parts(
     Raises:
         SampleError: replays do not reproduce the model.
     """
-    share = budget / (2 + bool(config.streams) + spectra + len(work.batches))
     rate = work.operations["forward"] / subject.seconds
-    watch = _Stopwatch(model, subject, config, work, share, clock, rate)
+    watch = _Stopwatch(model, subject, config, work, budget, clock, rate)
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     seconds = {"forward": watch.forward(), "record": watch.record()}
     watch.rate = max(watch.rate, work.operations["forward"] / seconds["forward"])

@@ -28,7 +28,8 @@ from probes.workload import FLOORS, Clock, SampleWork, Subject, meet, sample_wor
 from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 
 TRIED = 5  # samples, until one can be measured
-SHARE, LEAST, MOST = 0.03, 0.3, 2.0  # a calibration takes this share of the run, but within so many seconds
+SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run, but within so many seconds
+WHEN_ASKED = 3.0  # seconds, where nothing but the cost is asked for
 PICTURES = 8  # thumbnails looked at, for their mean size
 DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
 
@@ -177,7 +178,9 @@ def estimate_cost(
     )
     check_probes(probes, streams, contexts)
     amount = _amount(Counter(sample.task for sample in given), token_samples, spectra, n_samples)
-    return cost_of(model, [with_template(sample, prompt) for sample in given], config, amount, clock=clock)
+    return cost_of(
+        model, [with_template(sample, prompt) for sample in given], config, amount, budget=WHEN_ASKED, clock=clock
+    )
 
 
 def cost_of(
@@ -186,6 +189,7 @@ def cost_of(
     config: RunConfig,
     amount: Amount,
     *,
+    budget: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> Cost:
     """`estimate_cost` for a configuration that has been checked.
@@ -195,6 +199,7 @@ def cost_of(
         samples: the first of them that can be measured stands for all.
         config: of the run.
         amount: how many samples are left to measure.
+        budget: seconds for the timing, about; by default a small share of the run's.
         clock: gives seconds.
 
     Raises:
@@ -210,7 +215,7 @@ def cost_of(
         work,
         grids=amount.grids > 0,
         spectra=amount.spectra > 0,
-        budget=_budget(subject, work, amount),
+        budget=budget or _budget(subject, work, amount),
         clock=clock,
     )
     times = _weighted(seconds, amount)

@@ -60,10 +60,8 @@ def peak_of_run(name: str) -> dict[str, float]:
 
 def peaks() -> None:
     """Print the peaks of runs, each of a process of its own."""
-    print(
-        "| run | loaded | predicted peak | of these, resident | measured peak | measured / predicted | beyond loaded |"
-    )
-    print("|---|---|---|---|---|---|---|")
+    columns = ("run", "loaded", "resident", "predicted peak", "measured peak", "measured / predicted", "beyond loaded")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in PEAKS:
         command = [sys.executable, __file__, name]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])

@@ -91,20 +91,13 @@ def configured(model, **options):
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [1e-12, 1e-3, 1e6])
+@pytest.mark.parametrize("budget", [1e-12, 1e-2, 1.0])
 def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget):
     """The clock counts operations, so each part must last as long as the operations that it takes, however few ran."""
-    small = load_model(
-        random_llava(34, attn="eager", dtype=torch.float32, layers=5), processor=random_processor(), attn="eager"
-    )
+    small = load_model(random_llava(34, attn="eager", dtype=torch.float32), processor=random_processor(), attn="eager")
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
-    how = {
-        "contexts": ("keep-one", "leave-one-out"),
-        "streams": (),
-        "probes": ("removal", "information"),
-        "batch_size": 7,
-    }
-    config = configured(small, **how)
+    contexts = ("keep-one", "leave-one-out")
+    config = configured(small, probes=("removal", "information"), streams=(), contexts=contexts, batch_size=16)
     with FlopCounterMode(display=False) as counter:
 
         def clock() -> float:
@@ -118,7 +111,7 @@ def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget):
     )  # the first forward also reads off what becomes of the logits
     for part in ("removal", "keep-one", "leave-one-out"):
         assert seconds[part] == pytest.approx(work.replays[part].operations * 1e-9)
-    if budget > 1:  # where it does not pay for a noise floor, this goes by the fastest of the other rates
+    if budget == 1:  # where it does not pay for a noise floor, this goes by the fastest of the other rates
         for part in FLOORS.values():
             assert seconds[part] == pytest.approx(work.replays[part].operations * 1e-9, rel=0.3)
 
