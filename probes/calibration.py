@@ -113,9 +113,7 @@ class _Stopwatch:
 
     def record(self) -> float:
         target = next(iter(self.subject.targets.values()), None)
-        return self._time(
-            "record", lambda: sample_entry(self.model, self.subject.sample, self.subject.captured, target)
-        )
+        return self._time("record", lambda: sample_entry(self.model, self.subject.captured, target))
 
     def _affordable(self, part: str, one_cut: Ablations, cuts: list[int]) -> list[int]:
         """All cuts, or the deepest of them that the share pays for; more than the last one, if there are more."""

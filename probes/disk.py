@@ -49,7 +49,7 @@ def disk_parts(
     """
     random = np.random.default_rng(0)
     target = next(iter(subject.targets.values()), None)
-    entry = sample_entry(model, subject.sample, subject.captured, target)
+    entry = sample_entry(model, subject.captured, target)
     size = len(entry["thumbnail"]) if thumbnail is None else thumbnail
     records = [_made_up(model, subject, config, entry, int(size), random) for _ in range(FEW)]
     plain = [replace(_numbered(record, row), tokens={}, spectra={}) for row, record in enumerate(records)]

@@ -18,7 +18,7 @@ from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
 from probes.replay import Ablations, check_kind, replay, visual_mask
 from probes.samples import Sample, SampleError
-from probes.targets import Target, check_targets, forced_ids, resolve_targets
+from probes.targets import Target, check_targets, fixed_targets, forced_ids, resolve_targets
 
 
 @dataclass(frozen=True)
@@ -158,32 +158,39 @@ def prepare(
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
     """
-    return capture_targets(model, sample, encode_forced(model, sample, targets), targets, streams)
+    prompt, fixed = encode_targets(model, sample, targets)
+    return capture_targets(model, sample, prompt, targets, fixed, streams)
 
 
-def encode_forced(model: ProbedModel, sample: Sample, targets: Sequence[str]) -> Prompt:
-    """The sample encoded with what its targets must be read after; needs no forward pass.
+def encode_targets(model: ProbedModel, sample: Sample, targets: Sequence[str]) -> tuple[Prompt, dict[str, Target]]:
+    """The first half of `prepare`, which needs no forward pass: the prompt, and the targets that are fixed before one.
 
     Raises:
         SampleError: the sample cannot be encoded, or an answer is needed and missing.
     """
     if sample.error:
         raise SampleError(sample.error)
-    return encode(model, sample, forced_ids(targets, model.tokenizer, sample))
+    prompt = encode(model, sample, forced_ids(targets, model.tokenizer, sample))
+    return prompt, fixed_targets(targets, model.tokenizer, sample)
 
 
 def capture_targets(
-    model: ProbedModel, sample: Sample, prompt: Prompt, targets: Sequence[str], streams: Sequence[str] = ()
+    model: ProbedModel,
+    sample: Sample,
+    prompt: Prompt,
+    targets: Sequence[str],
+    fixed: dict[str, Target],
+    streams: Sequence[str],
 ) -> tuple[Capture, dict[str, Target]]:
-    """The second half of `prepare`: run the prompt and resolve the targets.
+    """The second half of `prepare`: run the prompt and resolve the targets that follow from the model's answer.
 
     Raises:
-        HorizonError: a stream is unknown. SampleError: the model's output is not finite, or a target has no tokens.
+        HorizonError: a stream is unknown. SampleError: the model's output is not finite.
     """
     captured = capture_prompt(model, prompt, streams)
     if not torch.isfinite(captured.log_probs).all():
         raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
-    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs)
+    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs, fixed)
 
 
 def removal_curves(

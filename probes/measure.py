@@ -25,7 +25,7 @@ from probes.information import (
     RemovalCurve,
     capture_targets,
     check_context,
-    encode_forced,
+    encode_targets,
     information_grids,
     removal_ablations,
     removal_curves,
@@ -90,7 +90,9 @@ class Encoded:
         sample: what was asked.
         plan: what it gets.
         prompt: None where the sample cannot be encoded.
-        error: why not.
+        fixed: the targets that need no forward pass.
+        answer_tokens: as the `SAMPLES` column.
+        error: why the sample cannot be encoded, or "".
         seconds: spent on it so far, waiting not included.
     """
 
@@ -98,6 +100,8 @@ class Encoded:
     sample: Sample
     plan: Plan
     prompt: Prompt | None
+    fixed: dict[str, Target]
+    answer_tokens: int | None
     error: str
     seconds: float
 
@@ -131,7 +135,7 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
 
 
 def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Encoded:
-    """First stage: decode the image and encode the prompt. Runs nothing of the model."""
+    """First stage: decode the image, encode the prompt and the answers. Runs nothing of the model."""
     started = time.monotonic()
     entry: dict[str, Any] = {
         "row": row,
@@ -142,12 +146,14 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
         "question": sample.question,
         "answers": list(sample.answers),
     }
-    prompt, error = None, ""
+    prompt, answer_tokens, error = None, None, ""
+    fixed: dict[str, Target] = {}
     try:
-        prompt = encode_forced(model, sample, _replayed_targets(config))
+        prompt, fixed = encode_targets(model, sample, _replayed_targets(config))
+        answer_tokens = answer_length(model.tokenizer, sample)
     except Exception as caught:  # one bad sample never ends a run
         error = _reason(caught)
-    return Encoded(entry, sample, plan, prompt, error, time.monotonic() - started)
+    return Encoded(entry, sample, plan, prompt, fixed, answer_tokens, error, time.monotonic() - started)
 
 
 def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured:
@@ -156,9 +162,9 @@ def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured
     record, error = Record({}), encoded.error
     states: dict[str, torch.Tensor] = {}
     images = (encoded.prompt.images or (encoded.prompt.image,)) if encoded.prompt else ()
-    if encoded.prompt is not None:
+    if encoded.prompt is not None and not error:
         try:
-            record, states = _measure(model, encoded.sample, encoded.prompt, config, encoded.plan)
+            record, states = _measure(model, encoded, encoded.prompt, config)
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
@@ -196,11 +202,12 @@ def _replayed_targets(config: RunConfig) -> tuple[str, ...]:
 
 
 def _measure(
-    model: ProbedModel, sample: Sample, prompt: Prompt, config: RunConfig, plan: Plan
+    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig
 ) -> tuple[Record, dict[str, torch.Tensor]]:
     """What the model gives, and the states whose entropies are to be taken."""
-    captured, targets = capture_targets(model, sample, prompt, _replayed_targets(config), config.streams)
-    entry = sample_entry(model, sample, captured, targets.get(config.targets[0]))
+    names, plan = _replayed_targets(config), encoded.plan
+    captured, targets = capture_targets(model, encoded.sample, prompt, names, encoded.fixed, config.streams)
+    entry = sample_entry(model, captured, targets.get(config.targets[0])) | {"answer_tokens": encoded.answer_tokens}
     curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
     if targets:
@@ -229,7 +236,7 @@ def _finish(measured: Measured, config: RunConfig) -> Record:
     return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
 
 
-def sample_entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
+def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
     """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
     prompt, own = captured.prompt, captured.log_probs
     there = own[target.place if target else 0]
@@ -237,7 +244,6 @@ def sample_entry(model: ProbedModel, sample: Sample, captured: Capture, target: 
     entry: dict[str, Any] = {
         "prediction": model.tokenizer.decode([int(best)]),
         "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
-        "answer_tokens": answer_length(model.tokenizer, sample),
         "n_visual": len(prompt.visual),
         "n_placeless": prompt.placeless,
         "n_prompt": int(prompt.readout[0]) + 1,

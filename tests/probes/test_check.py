@@ -102,10 +102,11 @@ def test_queries_that_are_not_what_attention_receives_are_named(monkeypatch):
     rotate = architecture.apply_rotary_pos_emb
     calls = []
 
-    def turned(query, key, *rest, **kwargs):  # only where whole sequences are rotated: the layer, not the stream
+    def turned(query, key, *rest, **kwargs):
         calls.append(query.shape)
+        factor = 1.0 if query is key else 1.3  # streams hand one tensor twice; layers scale their queries besides
         query, key = rotate(query, key, *rest, **kwargs)
-        return (1.3 * query, key) if query.shape[2] != 25 else (query, key)
+        return factor * query, key
 
     monkeypatch.setattr(architecture, "apply_rotary_pos_emb", turned)
     found = check_model(model)

@@ -81,7 +81,7 @@ def test_a_directory_gives_every_part_by_its_role(tiny):
 
 def test_a_directory_as_text_and_its_processor_given(tiny):
     processor = random_processor()
-    probed = load_model(str(tiny), processor=processor)
+    probed = load_model(str(tiny), processor=processor, check=False)  # it makes smaller pictures
     assert probed.processor is processor
     assert fingerprint(probed.model) == fingerprint(load_model(tiny).model)
 
@@ -107,7 +107,8 @@ def test_a_precision_that_is_named_is_the_models(tiny, given, dtype):
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_the_attention_that_is_named_is_the_models(tiny, attn):
     built = AutoModelForImageTextToText.from_pretrained(tiny)
-    for probed in (load_model(tiny, attn=attn), load_model(built, processor=random_processor(), attn=attn)):
+    wrapped = load_model(built, processor=random_processor(), attn=attn, check=False)
+    for probed in (load_model(tiny, attn=attn), wrapped):
         assert probed.attn == attn
         assert probed.decoder.config._attn_implementation == attn
 
@@ -133,7 +134,7 @@ from probes.models import load_model
 
 def outcome(name, revision):
     try:
-        model = load_model(name, revision=revision)
+        model = load_model(name, revision=revision, check=False)
     except HorizonError as error:
         return str(error)
     return [model.name, model.revision, model.n_layers, model.processor.image_processor.size["height"]]
@@ -418,3 +419,9 @@ def test_the_fingerprint_reads_tensors_of_any_length():
         model = torch.nn.Module()
         model.weight = torch.nn.Parameter(torch.zeros(1).expand(length))  # one value in memory
         assert len(fingerprint(model)) == 16
+
+
+def test_a_processor_that_makes_other_pictures_is_refused_at_load(tiny):
+    with pytest.raises(HorizonError, match=r"cannot be captured: .*Input image size \(20\*20\) doesn't match model"):
+        load_model(tiny, processor=random_processor())
+    assert load_model(tiny, processor=random_processor(), check=False).n_layers == 8
