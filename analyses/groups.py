@@ -35,7 +35,7 @@ class Level:
         run: it comes from, the `source`-th of the comparison.
         group: column -> value of its samples; with "revision" or "prompt" where these are compared.
         criterion: a key of `CRITERIA`. measure: of the removal effect. target: name of the target.
-        values: (sample, layer) effects, L last. layers: (layer,) int.
+        values: (sample, layer) effects, L last. layers: (layer,) int. skipped: (skipped,) int, as in `EffectCurves`.
         removal: (sample,) removal effect at layer 0.
         floor: noise floor of the run, in the unit of the measure.
         effect_floor: noise floor of `values` where the criterion has a measure of its own, if there is one.
@@ -53,6 +53,7 @@ class Level:
     target: str
     values: np.ndarray
     layers: np.ndarray
+    skipped: np.ndarray
     removal: np.ndarray
     floor: float
     effect_floor: float | None
@@ -73,6 +74,7 @@ class Level:
             self.values,
             self.images,
             layers=self.layers,
+            skipped=self.skipped,
             criterion=self.criterion,
             measure=self.measure,
             noise_floor=self.floor,
@@ -192,6 +194,7 @@ def _levels_of(
             target=target,
             values=curves.values[inside],
             layers=curves.layers,
+            skipped=curves.skipped,
             removal=removal.values[inside, 0],
             floor=noise_floor(run, measure),
             effect_floor=effect_floor,

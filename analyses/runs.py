@@ -100,6 +100,7 @@ CONVENTIONS = {
     "log_p": "nats; pooled over the ids of the target by log-sum-exp",
     "kl": "KL(removed || all) in nats over the vocabulary",
     "windows": "tiled from each grid's top left; smaller at the edge; row-major",
+    "unreported": "NaN in a token grid: below the noise floor in its coarse window, so not measured; statistics take 0",
 }
 
 
@@ -137,7 +138,7 @@ class RunConfig:
     normalize_rows: bool = True
     targets: tuple[str, ...] = ("gold",)
     contexts: tuple[str, ...] = ("keep-one",)
-    window: int = 2
+    window: int | None = 2  # None where `max_windows` chooses it, sample by sample
     layers: tuple[int, ...] | None = None  # of removals and token grids; None for all, 0..L-1
     kind: str = "delete"
     positions: str = "keep"
@@ -150,8 +151,33 @@ class RunConfig:
     batch_size: int | None = None
     sources: tuple[str, ...] = ()
     prompt_example: str = ""
+    token_layers: tuple[int, ...] | str | None = None  # of the token grids; None for `layers`, "auto" for chosen ones
+    chosen_layers: tuple[int, ...] = ()  # by "auto", so far
+    coarse: int | None = None  # side of the windows that are measured first; finer ones only where these show an effect
+    max_windows: int | None = None  # most windows of a sample, which choose their side
 
-    NOT_ESTIMAND = ("conventions", "n_parameters", "versions", "device", "batch_size", "sources", "prompt_example")
+    NOT_ESTIMAND = (
+        "conventions",
+        "n_parameters",
+        "versions",
+        "device",
+        "batch_size",
+        "sources",
+        "prompt_example",
+        "chosen_layers",
+    )
+
+    @property
+    def removal_layers(self) -> tuple[int, ...]:
+        """Cuts of the removal curves, ascending, without L."""
+        return tuple(range(self.n_layers)) if self.layers is None else self.layers
+
+    @property
+    def grid_layers(self) -> tuple[int, ...]:
+        """Cuts of the token grids, ascending: none yet where they are still to be chosen."""
+        if self.token_layers == "auto":
+            return self.chosen_layers
+        return self.removal_layers if self.token_layers is None else tuple(map(int, self.token_layers))
 
     @property
     def hash(self) -> str:
@@ -183,13 +209,15 @@ class TokenGrids:
     """Raw log p of every ablation of one sample, one target and one context.
 
     Attributes:
-        log_p: (layer, window) float32, log p of the target in nats under each ablation.
+        log_p: (layer, window) float32, log p of the target in nats under each ablation. NaN where coarse windows
+            were measured first and theirs showed no effect above the sample's noise floor; statistics take 0 there.
         removed: (layer,) float32, log p with no visual token from that layer on.
         all: log p with every token.
         layers: (layer,) int, the cut of each row.
         windows: DataFrame, one row a window: crop, row, column, height, width.
         context: "keep-one" or "leave-one-out".
         target: name of the target.
+        coarse: (layer, coarse window) log p in nats of the windows that were measured first; None if none were.
     """
 
     log_p: np.ndarray
@@ -199,14 +227,23 @@ class TokenGrids:
     windows: pd.DataFrame
     context: str
     target: str
+    coarse: np.ndarray | None = None
 
     @property
     def weights(self) -> np.ndarray:
         """(window,) tokens in each window: means over tokens weight windows by their size."""
         return (self.windows["height"] * self.windows["width"]).to_numpy(float)
 
+    @property
+    def replays(self) -> int:
+        """Ablations that were run for this grid, those of coarse windows included."""
+        return int((~np.isnan(self.log_p)).sum()) + (0 if self.coarse is None else self.coarse.size)
+
     def information(self, measure: str = "p") -> np.ndarray:
-        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p."""
+        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p.
+
+        NaN where `log_p` is: not measured, since below the noise floor.
+        """
         if measure not in ("p", "log_p"):
             raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
         value, removed, everything = (np.asarray(part, float) for part in (self.log_p, self.removed, self.all))
@@ -342,7 +379,24 @@ class Run:
                 windows=pd.DataFrame(list(record["windows"])),
                 context=context,
                 target=target,
+                coarse=stored.get_tensor(f"{key}/coarse") if f"{key}/coarse" in stored.keys() else None,  # noqa: SIM118
             )
+
+    @cached_property
+    def _part_layers(self) -> dict[str, tuple[int, ...]]:
+        """Part -> layers of the token grids in it."""
+        found = {}
+        for file in sorted((self.path / "tokens").glob("part-*.safetensors")):
+            with safe_open(file, framework="numpy") as stored:
+                found[file.stem] = tuple(int(layer) for layer in json.loads(stored.metadata()["layers"]))
+        return found
+
+    def token_layers(self, row: int) -> tuple[int, ...]:
+        """Layers of the token grids of one row, ascending; empty if it has none."""
+        record = self.samples.loc[row]
+        if record["status"] != "ok" or "information" not in list(record["probes"]):
+            return ()
+        return self._part_layers.get(str(record["part"]), ())
 
     def spectra(self, stream: str) -> dict[int, np.ndarray]:
         """Row number -> (layer, rank) eigenvalues of the trace-one Gram, descending; empty if none were kept."""

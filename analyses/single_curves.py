@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.criteria import CRITERIA, criteria_of
-from analyses.depths import half_depths
+from analyses.depths import half_depths, skipped_before
 from analyses.effects import EffectCurves, check_choice, check_target, noise_floor
 from analyses.horizon import HorizonDetector
 from analyses.runs import Run
@@ -41,7 +41,7 @@ def sample_depths(
     Returns:
         One row a sample of the run, failed ones included, indexed by row number: id, task_type, task, category,
         image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not defined),
-        horizon (layer, or missing), censored (the horizon is L).
+        horizon (layer; missing too where the layers before it were skipped), censored (the horizon is L).
 
     Raises:
         HorizonError: unknown words, or the run lacks what the criterion needs.
@@ -57,7 +57,8 @@ def sample_depths(
     found = pd.DataFrame(index=pd.Index(curves.rows), data={"effect": removal.values[:, 0]})
     found["half_depth"], found["horizon"] = np.nan, np.nan
     settled = detector.settled(criterion, curves.values[eligible], floor, curves.layers)
-    found.loc[eligible, "horizon"] = settled
+    bracketed = [not len(skipped_before(layer, curves.layers, curves.skipped)) for layer in settled]
+    found.loc[eligible, "horizon"] = np.where(bracketed, settled, np.nan)
     if rule.half_depth:
         found.loc[eligible, "half_depth"] = half_depths(curves.values[eligible], curves.layers)
     found["reason"] = reasons

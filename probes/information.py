@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ import torch
 
 from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.capture import Capture, capture_prompt
-from probes.grids import Window, tile_windows
+from probes.grids import Window, check_windows, choose_window, tile_windows
 from probes.models import ProbedModel
 from probes.prompts import encode
 from probes.replay import Ablations, check_kind, replay
@@ -102,11 +103,13 @@ def token_information(
     sample: Sample,
     *,
     context: str = "keep-one",
-    window: int = 2,
+    window: int | None = None,
     layers: Sequence[int] | None = None,
     target: str = "gold",
     kind: str = "delete",
     batch_size: int | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
 ) -> InformationGrid:
     """Effect of every window of visual tokens from layer k on, for every k.
 
@@ -117,28 +120,30 @@ def token_information(
         model: as loaded.
         sample: one image, one question.
         context: keep-one or leave-one-out.
-        window: side of a window in tokens; 1 for single tokens.
+        window: side of a window in tokens; 1 for single tokens; 2 by default.
         layers: cuts in 0..L-1; all by default.
         target: as in `removal_curve`.
         kind: delete, zero or mean.
         batch_size: ablations at once; by default as many as fit a fixed number of rows.
+        coarse: side of larger windows that are measured first, a multiple of `window`. Windows inside one whose
+            |effect| in p is no more than the sample's noise floor at a layer are not measured there: they are NaN,
+            and statistics take 0. The others are exact.
+        max_windows: the smallest windows that are at most so many, instead of `window`.
 
     Raises:
         HorizonError: a context, window, layer, target or kind is unknown. SampleError: the sample cannot be measured.
     """
+    from probes.refinement import refined_grids  # which is made of the functions below
+
     check_targets((target,))
+    window = check_windows(window, max_windows, coarse)
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
-    return information_grids(
-        model,
-        captured,
-        {target: chosen},
-        context=context,
-        window=window,
-        layers=layers,
-        kind=kind,
-        batch_size=batch_size,
-    )[target]
+    chosen = {target: _chosen(targets, target, sample)}
+    size = choose_window(window, max_windows, captured.prompt.grids)
+    how: dict[str, Any] = {"context": context, "window": size, "layers": layers, "kind": kind, "batch_size": batch_size}
+    if coarse is not None:
+        return refined_grids(model, captured, chosen, coarse=coarse, **how)[target]
+    return information_grids(model, captured, chosen, **how)[target]
 
 
 def prepare(
@@ -213,7 +218,7 @@ def information_grids(
     check_kind(kind)
     windows = tile_windows(captured.prompt.grids, window)
     ablations = window_ablations(captured, windows, context, cuts, kind)
-    found = _target_log_p(model, captured, ablations, targets, batch_size)
+    found = target_log_p(model, captured, ablations, targets, batch_size)
     removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
     table = window_table(windows)
     return {
@@ -279,7 +284,7 @@ def window_table(windows: Sequence[Window]) -> pd.DataFrame:
     return pd.DataFrame([{name: getattr(window, name) for name in names} for window in windows])
 
 
-def _target_log_p(
+def target_log_p(
     model: ProbedModel, captured: Capture, ablations: Ablations, targets: dict[str, Target], batch_size: int | None
 ) -> dict[str, np.ndarray]:
     """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""

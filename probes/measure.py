@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 
 from analyses.runs import HorizonError, RunConfig
 from probes.capture import Capture
+from probes.committed import held_removals, merge_grids
 from probes.entropy import matrix_entropy, matrix_spectrum
-from probes.grids import TokenGrid, tile_windows
+from probes.grids import TokenGrid, choose_window, tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
@@ -26,23 +28,32 @@ from probes.information import (
     window_ablations,
 )
 from probes.models import ProbedModel
-from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
+from probes.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
+from probes.refinement import floor_before_grids, refined_grids
 from probes.replay import largest_batch
 from probes.samples import Sample, image_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
 
 THUMBNAIL = 256  # px, longest side
+FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
 
 Grids = dict[tuple[str, str], InformationGrid]  # by target and context
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one sample gets, besides what the configuration fixes for all."""
+    """What one sample gets, besides what the configuration fixes for all.
+
+    Attributes:
+        tokens: whether it gets token grids.
+        spectra: whether its eigenvalues are kept.
+        held: what is on disk of it, if only token grids are to be added to that.
+    """
 
     tokens: bool
     spectra: bool
+    held: Record | None = None
 
 
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
@@ -64,7 +75,7 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
         "answers": list(sample.answers),
     }
     try:
-        measured = _measure(model, sample, config, plan)
+        measured = _measure(model, sample, config, plan) if plan.held is None else _extend(model, sample, config, plan)
     except Exception as error:  # one bad sample never ends a run
         reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
         return Record({**entry, "status": "failed", "error": reason, "seconds": time.monotonic() - started})
@@ -73,7 +84,7 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
         "error": "",
         "probes": wanted_probes(config, plan),
         "batch_size": config.batch_size,
-        "seconds": time.monotonic() - started,
+        "seconds": time.monotonic() - started + (plan.held.sample["seconds"] if plan.held else 0.0),
     }
     return replace(measured, sample={**entry, **measured.sample, **done})
 
@@ -88,17 +99,39 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     entry = _entry(model, sample, captured, targets.get(config.targets[0]))
     curves = list(_entropy_rows(entropies))
     grids: Grids = {}
+    before: NoiseFloor | None = None
+    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
     if targets:
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
         )
         if plan.tokens and "information" in config.probes:
-            grids = _token_grids(model, captured, targets, config, removals)
+            if config.coarse is not None:
+                before = _floor_before(model, captured, targets, removals, window, config)
+            grids = _token_grids(model, captured, targets, config, removals, window, config.grid_layers, before)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
-        floor = _floor(model, captured, targets, removals, grids, config)
-        entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
+        floor = _floor(model, captured, targets, removals, grids, window, config)
+        entry.update(_floor_columns(floor if before is None else floor.or_larger(before)))
         curves += _removal_rows(removals)
-    return Record(entry, curves, _token_arrays(grids), spectra)
+    return Record(entry, curves, _token_arrays(grids), spectra, config.grid_layers)
+
+
+def _extend(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -> Record:
+    """Add token grids at the layers that a held record lacks; everything else stays as it was measured."""
+    held = plan.held
+    assert held is not None
+    captured, targets = prepare(model, sample, config.targets)
+    missing = [layer for layer in config.grid_layers if layer not in held.token_layers]
+    if not targets or not missing:
+        return held
+    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
+    removals = held_removals(held, targets, config.kind)
+    before = NoiseFloor(*(held.sample[name] for name in FLOORS))
+    grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
+    floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
+    windows = next(iter(grids.values())).windows.to_dict("records")
+    entry = {**held.sample, "windows": windows, **_floor_columns(floor)}
+    return merge_grids(replace(held, sample=entry), _token_arrays(grids), missing)
 
 
 def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
@@ -131,22 +164,36 @@ def _token_grids(
     targets: dict[str, Target],
     config: RunConfig,
     removals: dict[str, RemovalCurve],
+    window: int,
+    layers: Sequence[int],
+    floor: NoiseFloor | None,
 ) -> Grids:
+    how: dict[str, Any] = {"window": window, "layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    measure: Callable[..., dict[str, InformationGrid]] = information_grids
+    if config.coarse is not None and floor is not None:
+        measure = partial(refined_grids, coarse=config.coarse, floor=floor.p)
     return {
         (name, context): grid
         for context in config.contexts
-        for name, grid in information_grids(
-            model,
-            captured,
-            targets,
-            context=context,
-            window=config.window,
-            layers=config.layers,
-            kind=config.kind,
-            batch_size=config.batch_size,
-            removal=removals,
-        ).items()
+        for name, grid in measure(model, captured, targets, context=context, removal=removals, **how).items()
     }
+
+
+def _floor_before(
+    model: ProbedModel,
+    captured: Capture,
+    targets: dict[str, Target],
+    removals: dict[str, RemovalCurve],
+    window: int,
+    config: RunConfig,
+) -> NoiseFloor:
+    """The floor that decides where coarse windows are refined, for all contexts together."""
+    how: dict[str, Any] = {"layers": config.grid_layers, "kind": config.kind, "batch_size": config.batch_size}
+    first, *others = (
+        floor_before_grids(model, captured, targets, removals, window=window, context=context, **how)
+        for context in config.contexts
+    )
+    return reduce(NoiseFloor.or_larger, others, first)
 
 
 def _floor(
@@ -155,21 +202,25 @@ def _floor(
     targets: dict[str, Target],
     removals: dict[str, RemovalCurve],
     grids: Grids,
+    window: int,
     config: RunConfig,
 ) -> NoiseFloor:
     """Noise floor of the first target, in the batches that were in use."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
-    cuts = curve.layers[:-1].tolist()
-    windows = tile_windows(captured.prompt.grids, config.window)
-    witnesses = [removal_witness(captured, curve)]
-    batches = [removal_ablations(captured, cuts, config.kind)]
+    windows = tile_windows(captured.prompt.grids, window)
+    witnesses: list[Witness | None] = [removal_witness(captured, curve)]
+    batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():
         if measured == name:
-            witnesses.append(grid_witness(captured, grid, config.window, config.kind))
-            batches.append(window_ablations(captured, windows, context, cuts, config.kind))
+            witnesses.append(grid_witness(captured, grid, window, config.kind))
+            batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
-    return noise_floor(model, captured, target, witnesses, batch_rows=rows)
+    return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)
+
+
+def _floor_columns(floor: NoiseFloor) -> dict[str, float]:
+    return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
 
 
 def _entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[tuple[str, str, int, str, str, float]]:
@@ -190,6 +241,7 @@ def _token_arrays(grids: Grids) -> dict[str, np.ndarray]:
     for (name, context), grid in grids.items():
         key = f"{name}/{context}"
         arrays |= {key: grid.log_p, f"{key}/removed": grid.removed, f"{key}/all": np.array([grid.all])}
+        arrays |= {f"{key}/coarse": grid.coarse} if grid.coarse is not None else {}
     return arrays
 
 

@@ -36,6 +36,10 @@ class NoiseFloor:
     log_p: float
     kl: float
 
+    def or_larger(self, other: NoiseFloor) -> NoiseFloor:
+        """The larger of the two in each measure."""
+        return NoiseFloor(max(self.p, other.p), max(self.log_p, other.log_p), max(self.kl, other.kl))
+
 
 @dataclass(frozen=True)
 class Witness:
@@ -53,9 +57,15 @@ def removal_witness(captured: Capture, curve: RemovalCurve) -> Witness:
     return Witness(ablation, float(curve.log_p[middle]), float(curve.kl[middle]))
 
 
-def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness:
-    """The middle window at the middle cut of a token grid."""
-    layer, place = (n // 2 for n in grid.log_p.shape)
+def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness | None:
+    """The middle window at the middle cut of a token grid, of those that it reports; None if it reports none."""
+    reported = ~np.isnan(grid.log_p)
+    layers = reported.any(axis=1).nonzero()[0]
+    if not len(layers):
+        return None
+    layer = layers[len(layers) // 2]
+    places = reported[layer].nonzero()[0]
+    place = places[len(places) // 2]
     chosen = tile_windows(captured.prompt.grids, window)[place : place + 1]
     ablation = window_ablations(captured, chosen, grid.context, [int(grid.layers[layer])], kind)
     return Witness(ablation, float(grid.log_p[layer, place]))

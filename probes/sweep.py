@@ -7,6 +7,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import islice
@@ -17,8 +18,9 @@ import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.capture import check_streams
+from probes.committed import read_record
 from probes.entropy import check_alpha
-from probes.grids import tile_windows
+from probes.grids import check_windows
 from probes.information import check_context, check_layers
 from probes.measure import Plan, measure_sample, wanted_probes
 from probes.models import ProbedModel, fingerprint
@@ -41,7 +43,7 @@ def run(
     streams: Sequence[str] = ("query", "key", "hidden"),
     targets: Sequence[str] = ("gold",),
     contexts: Sequence[str] = ("keep-one",),
-    window: int = 2,
+    window: int | None = None,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
     alpha: float = 1.0,
@@ -57,6 +59,9 @@ def run(
     retry_failed: bool = False,
     progress: bool = True,
     sources: Sequence[str] = (),
+    token_layers: Sequence[int] | str | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -68,8 +73,8 @@ def run(
         streams: of the entropies.
         targets: the first is the one that the samples table shows.
         contexts: of the token grids: keep-one, leave-one-out.
-        window: side of their windows in tokens.
-        layers: cuts of removals and token grids, 0..L-1; all by default.
+        window: side of their windows in tokens; 2 by default.
+        layers: cuts of removals and token grids, 0..L-1; all by default. To have them chosen, see `run_adaptive`.
         kind: delete, zero or mean.
         alpha: Renyi order of the entropies.
         center: center tokens before the Gram matrix.
@@ -84,6 +89,10 @@ def run(
         retry_failed: measure samples again that failed before.
         progress: show a progress bar on standard error.
         sources: where the samples came from, recorded.
+        token_layers: cuts of the token grids, some of `layers`; all of them by default. "auto": those that
+            `run_adaptive` has recorded in `out` so far, none before it did.
+        coarse: side of windows to measure first; smaller ones only inside those with an effect above the noise floor.
+        max_windows: the smallest windows that are at most so many in a sample, instead of `window`.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -91,7 +100,12 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt)
+    _check_token_layers(model, token_layers, layers)
+    if "information" in probes:
+        window = check_windows(window, max_windows, coarse)
+    else:
+        window, max_windows, coarse = check_windows(window, None, None), None, None
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -125,6 +139,11 @@ def run(
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
         prompt_example=chat_text(model, prompt or "{question}"),
+        token_layers=token_layers
+        if token_layers is None or isinstance(token_layers, str)
+        else tuple(sorted(set(token_layers))),
+        coarse=coarse,
+        max_windows=max_windows,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
@@ -140,7 +159,6 @@ def _check(
     streams: Sequence[str],
     targets: Sequence[str],
     contexts: Sequence[str],
-    window: int,
     layers: Sequence[int] | None,
     kind: str,
     alpha: float,
@@ -162,7 +180,6 @@ def _check(
     check_targets(targets)
     for context in contexts:
         check_context(context)
-    tile_windows((), window)
     check_template(prompt)
     check_layers(model, layers)
     check_kind(kind)
@@ -172,6 +189,21 @@ def _check(
         raise HorizonError(f"shard {shard[0]}/{shard[1]} is unusable: i/n takes 0 <= i < n")
     if limit is not None and limit < 1:
         raise HorizonError(f"limit is {limit}; it must be at least 1")
+
+
+def _check_token_layers(
+    model: ProbedModel, token_layers: Sequence[int] | str | None, layers: Sequence[int] | None
+) -> None:
+    if isinstance(layers, str):
+        raise HorizonError(f"layers {layers!r} are chosen between two sweeps: call run_adaptive, which makes them")
+    if isinstance(token_layers, str):
+        if token_layers != "auto":
+            raise HorizonError(f"token_layers is {token_layers!r}; give layers, or 'auto'")
+        return
+    without = set(check_layers(model, token_layers)) - set(check_layers(model, layers)) if token_layers else ()
+    if token_layers is not None and (without or not token_layers):
+        named = ", ".join(map(str, sorted(without))) or "none given"
+        raise HorizonError(f"token_layers {named}: token grids need removals at the same layers, so choose of those")
 
 
 def _sweep(
@@ -194,11 +226,12 @@ def _sweep(
             bar.pass_over()
             continue
         there = _committed(writer, row, sample)
-        plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
-        if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
+        with_tokens = bool(writer.config.grid_layers) and (token_samples is None or place < token_samples)
+        plan = Plan(tokens=with_tokens, spectra=place < spectra)
+        if there is not None and _suffices(there, writer.config, plan, retry_failed):
             bar.skip()
             continue
-        record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, there))
+        record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, row, there, writer))
         failed = record.sample["status"] == "failed"
         if failed and there is not None and there["status"] == "ok":
             bar.say(f"{sample.id}: {record.sample['error']} (its earlier measurement is kept)")
@@ -229,17 +262,27 @@ def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | 
     return there
 
 
-def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> bool:
+def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed: bool) -> bool:
     """Whether a committed row carries everything that it should."""
     if there["status"] == "failed":
         return not retry_failed
-    return set(wanted) <= set(there["probes"])
+    # a row that was through with its token grids and has none lacks the target
+    lacks_layers = plan.tokens and there["token_layers"] and set(config.grid_layers) - set(there["token_layers"])
+    return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers
 
 
-def _with_what_is_there(plan: Plan, there: dict[str, Any] | None) -> Plan:
-    """A row that is measured again keeps what it had: its newest commit is the one that holds."""
-    held = set(there["probes"]) if there is not None and there["status"] == "ok" else set()
-    return Plan(tokens=plan.tokens or "information" in held, spectra=plan.spectra or "spectra" in held)
+def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writer: RunWriter) -> Plan:
+    """A row that is measured again keeps what it had: its newest commit is the one that holds.
+
+    If it lacks nothing but token grids, those are added to what is on disk.
+    """
+    if there is None or there["status"] != "ok":
+        return plan
+    done = set(there["probes"])
+    plan = Plan(tokens=plan.tokens or "information" in done, spectra=plan.spectra or "spectra" in done)
+    if set(wanted_probes(writer.config, plan)) - done <= {"information"}:
+        return replace(plan, held=read_record(writer.path, there["part"], row, there["token_layers"]))
+    return plan
 
 
 def _processor_digest(model: ProbedModel) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
-COMMITTED = ("id", "task", "question", "answers", "status", "probes")
+COMMITTED = ("id", "task", "question", "answers", "status", "probes", "part")
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Record:
     Attributes:
         sample: values of the `SAMPLES` columns; missing ones are null.
         curves: rows (target, context, layer, stream, measure, value).
-        tokens: "<target>/<context>[/removed|/all]" -> float32 array.
+        tokens: "<target>/<context>[/removed|/all|/coarse]" -> float32 array.
         spectra: stream -> (layer, rank) float32 array.
+        token_layers: the layers of `tokens`.
     """
 
     sample: dict[str, Any]
     curves: list[tuple[str, str, int, str, str, float]] = field(default_factory=list)
     tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
     spectra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_layers: tuple[int, ...] = ()
 
 
 class RunWriter:
@@ -89,16 +91,19 @@ class RunWriter:
                 raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
         self.path.mkdir(parents=True, exist_ok=True)
         _create(file, json.dumps(self.config.to_dict(), indent=2))
-        _refuse_other(load_run(self.path), self.config)
+        found = load_run(self.path)
+        _refuse_other(found, self.config)
+        self.config = replace(self.config, chosen_layers=found.config.chosen_layers)
         for folder in FOLDERS:
             (self.path / folder).mkdir(exist_ok=True)
 
     def _read_committed(self) -> dict[int, dict[str, Any]]:
-        """Row number -> what was asked, its status and probes, for every row that some shard has committed."""
+        """Row number -> what was asked, its status, probes, part and token layers, for every row of every shard."""
         self._discard_uncommitted()
-        samples = Run(self.path, self.config).samples
+        run = Run(self.path, self.config)
         return {
-            int(row): dict(zip(COMMITTED, values, strict=True)) for row, *values in samples[["row", *COMMITTED]].values
+            int(row): {**dict(zip(COMMITTED, values, strict=True)), "token_layers": run.token_layers(int(row))}
+            for row, *values in run.samples[["row", *COMMITTED]].values
         }
 
     def _discard_uncommitted(self) -> None:
@@ -110,7 +115,10 @@ class RunWriter:
                     file.unlink()
 
     def add(self, record: Record) -> None:
-        """Hold a record until the next flush."""
+        """Hold a record until the next flush; the token grids of one part share their layers."""
+        layers = {held.token_layers for held in self._pending if held.tokens}
+        if record.tokens and layers and layers != {record.token_layers}:
+            self.flush()
         self._pending.append(record)
 
     def __len__(self) -> int:
@@ -125,9 +133,10 @@ class RunWriter:
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
         if tokens:
-            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens)
+            layers = next(record.token_layers for record in records if record.tokens)
+            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens, layers)
         if spectra:
-            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra)
+            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra, self.config.removal_layers)
         _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
         samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
         _write_table(self.path / "samples" / f"{part}.parquet", samples)
@@ -137,17 +146,27 @@ class RunWriter:
         parts = list((self.path / "samples").glob("part-*.parquet"))
         return max((part_order(part)[0] for part in parts), default=-1) + 1
 
-    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray]) -> None:
-        layers = self.config.layers or range(self.config.n_layers)
+    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray], layers: Sequence[int]) -> None:
         metadata = {
             "layers": json.dumps(list(layers)),
-            "window": str(self.config.window),
+            "window": str(self.config.window or f"at most {self.config.max_windows} of them"),
             "unit": "log p in nats" if file.parent.name == "tokens" else "share of the trace",
         }
         temporary = file.with_name(f".{file.name}")
         stored = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
         save_file(stored, temporary, metadata=metadata)
         temporary.chmod((self.path / "run.json").stat().st_mode)  # safetensors makes files that only their owner reads
+        temporary.replace(file)
+
+
+def record_chosen_layers(path: str | Path, layers: Sequence[int]) -> None:
+    """Add layers to those that a run with `token_layers="auto"` has chosen for its token grids so far."""
+    file = Path(path) / "run.json"
+    with FileLock(Path(path) / ".lock-layers"):
+        config = load_run(path).config
+        chosen = tuple(sorted({*config.chosen_layers, *layers}))
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(replace(config, chosen_layers=chosen).to_dict(), indent=2))
         temporary.replace(file)
 
 
