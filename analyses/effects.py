@@ -34,6 +34,8 @@ class EffectCurves:
         unit: "probability", "nats", "accuracy" or "1".
         skipped: (skipped,) int, layers that the run cut at, but not for these curves: between its neighbors among
             `layers`, such a layer is unknown.
+        measured: (sample, layer) bool, where samples differ in the layers they were measured at; None if all were
+            measured at all of `layers`. `of` gives the curves of some samples over the layers that these share.
     """
 
     rows: np.ndarray
@@ -44,6 +46,34 @@ class EffectCurves:
     measure: str
     unit: str
     skipped: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
+    measured: np.ndarray | None = None
+
+    @property
+    def finite(self) -> np.ndarray:
+        """(sample,) bool, whether a curve is a number wherever it was measured."""
+        return (np.isfinite(self.values) | (False if self.measured is None else ~self.measured)).all(axis=1)
+
+    def of(self, rows: Sequence[int] | np.ndarray) -> EffectCurves:
+        """The curves of these rows, over the layers at which all of them were measured."""
+        inside = np.isin(self.rows, rows)
+        whole = np.ones(len(self.layers), bool) if self.measured is None else self.measured[inside].all(axis=0)
+        return replace(
+            self,
+            rows=self.rows[inside],
+            layers=self.layers[whole],
+            values=self.values[inside][:, whole],
+            images=self.images[inside],
+            groups=self.groups[inside],
+            skipped=np.union1d(self.skipped, self.layers[~whole]).astype(int),
+            measured=None,
+        )
+
+    def alike(self) -> list[EffectCurves]:
+        """The same curves, those that were measured at the same layers together."""
+        if self.measured is None or not len(self.rows):
+            return [self.of(self.rows)]
+        patterns, which = np.unique(self.measured, axis=0, return_inverse=True)
+        return [self.of(self.rows[which.ravel() == i]) for i in range(len(patterns))]
 
 
 def removal_effects(run: Run, *, measure: str = "p", target: str | None = None) -> EffectCurves:
@@ -120,11 +150,11 @@ def information_curves(
     A window that was not measured because its coarse window showed no effect counts as 0.
 
     Returns:
-        One set of curves a statistic, over the layers that all samples' grids share and L, where each is 0 (nothing
-        is removed there).
+        One set of curves a statistic, over the measured layers and L, where each is 0 (nothing is removed there). At
+        layers where others were measured and it was not, a sample's curve is NaN, and `measured` says so.
 
     Raises:
-        HorizonError: unknown word, the run holds no such token grids, or they have no layer in common.
+        HorizonError: unknown word, or the run holds no such token grids.
     """
     check_choice("measure", measure, INFORMATION_MEASURES)
     for statistic in statistics:
@@ -135,14 +165,18 @@ def information_curves(
         grids = run.tokens(row, context=context, target=target)
         measured.append(grids.layers)
         found.append(np.array([GRID_STATISTICS[statistic](grids, measure) for statistic in statistics]))
-    layers = _common_layers(run, measured)
-    shared = [values[:, np.isin(own, layers)] for values, own in zip(found, measured, strict=True)]
-    values = np.array(shared).reshape(len(rows), len(statistics), len(layers))
-    values = np.concatenate([values, np.zeros((*values.shape[:2], 1))], axis=2)
-    skipped = np.setdiff1d(run.config.removal_layers, layers).astype(int)
-    layers = np.append(layers, run.config.n_layers)
+    cuts = np.unique(np.concatenate(measured)) if measured else np.array(run.config.grid_layers(), dtype=int)
+    layers = np.append(cuts, run.config.n_layers)
+    values = np.full((len(rows), len(statistics), len(layers)), np.nan)
+    values[..., -1] = 0.0
+    there = np.ones((len(rows), len(layers)), dtype=bool)
+    for i, (own, statistic_curves) in enumerate(zip(measured, found, strict=True)):
+        there[i, :-1] = np.isin(cuts, own)
+        values[i, :, np.flatnonzero(there[i, :-1])] = statistic_curves.T
     curves = _curves(run, np.array(rows, int), layers, values[:, 0], measure, MEASURES[measure])
-    return [replace(curves, values=values[:, i], skipped=skipped) for i in range(len(statistics))]
+    skipped = np.setdiff1d(run.config.removal_layers, cuts).astype(int)
+    curves = replace(curves, skipped=skipped, measured=None if there.all() else there)
+    return [replace(curves, values=values[:, i]) for i in range(len(statistics))]
 
 
 def information_effects(
@@ -279,10 +313,10 @@ def _curves(
 def _common_layers(run: Run, measured: Sequence[np.ndarray]) -> np.ndarray:
     """(layer,) int, the layers of every one of these token grids; those that the run asks for if there is none."""
     if not len(measured):
-        return np.array(run.config.grid_layers, dtype=int)
+        return np.array(run.config.grid_layers(), dtype=int)
     common = set(measured[0].tolist()).intersection(*(layers.tolist() for layers in measured))
     if not common:
-        raise HorizonError(f"the token grids of run {run.name} have no layer in common: give its command again")
+        raise HorizonError(f"the token grids of these samples of run {run.name} have no layer in common")
     return np.array(sorted(common), dtype=int)
 
 

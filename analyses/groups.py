@@ -179,12 +179,13 @@ def _levels_of(
     target = check_target(run, target)
     curves, removal = CRITERIA[criterion].effects(run, measure, target)
     effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
-    finite = np.isfinite(curves.values).all(axis=1) & np.isfinite(removal.values[:, 0])
+    finite = curves.finite & np.isfinite(removal.values[:, 0])
     hashes = curves.groups["image_sha256"].fillna("")
     keys = hashes + "\n" + bare_questions(curves.groups["question"], run.config.prompt) if across else hashes
     found = []
     for group, rows in split_groups(run.samples, columns):
         inside = finite & np.isin(curves.rows, rows)
+        own = curves.of(curves.rows[inside])
         level = Level(
             run=run,
             source=source,
@@ -192,9 +193,9 @@ def _levels_of(
             criterion=criterion,
             measure=measure,
             target=target,
-            values=curves.values[inside],
-            layers=curves.layers,
-            skipped=curves.skipped,
+            values=own.values,
+            layers=own.layers,
+            skipped=own.skipped,
             removal=removal.values[inside, 0],
             floor=noise_floor(run, measure),
             effect_floor=effect_floor,

@@ -337,18 +337,18 @@ def find_horizon(
         floor = noise_floor(run, measure)
         effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
         for group, rows in groups:
-            inside = np.isin(curves.rows, rows)
+            own = curves.of(rows)
             one = detector(
-                curves.values[inside],
-                curves.images[inside],
-                layers=curves.layers,
+                own.values,
+                own.images,
+                layers=own.layers,
                 criterion=name,
                 measure=measure,
                 noise_floor=floor,
                 effect_floor=effect_floor,
-                removal=removal.values[inside, 0],
+                removal=removal.of(rows).values[:, 0],
                 counts=counts,
-                skipped=curves.skipped,
+                skipped=own.skipped,
             )
             found.append(replace(one, model=run.model, group=group, target=target))
     return found

@@ -5,7 +5,8 @@ A run directory holds what was measured, never a difference or a verdict:
     run.json                          the RunConfig, with every convention in force
     samples/part-<shard>-<n>.parquet  one row a sample (SAMPLES); written last, it commits its part
     curves/part-<shard>-<n>.parquet   tidy rows (CURVES): one value a sample, target, context, layer, stream, measure
-    tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all]", see TokenGrids
+    tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all|/coarse]", see TokenGrids; metadata:
+                                      "layers", and "row_layers" of the rows that have others
     spectra/part-<shard>-<n>.safetensors  "<row>/<stream>": eigenvalues, (layer, rank) float32, descending
 
 *Layer k* is the residual stream at the input of 0-based decoder layer k; k = L is the input of the final norm, so a
@@ -152,7 +153,8 @@ class RunConfig:
     sources: tuple[str, ...] = ()
     prompt_example: str = ""
     token_layers: tuple[int, ...] | str | None = None  # of the token grids; None for `layers`, "auto" for chosen ones
-    chosen_layers: tuple[int, ...] = ()  # by "auto", so far
+    chosen_layers: dict[str, list[int]] = field(default_factory=dict)  # by "auto" so far, by task type
+    pilot_rows: tuple[int, ...] = ()  # rows with token grids at every layer, by which "auto" looks where to look
     coarse: int | None = None  # side of the windows that are measured first; finer ones only where these show an effect
     max_windows: int | None = None  # most windows of a sample, which choose their side
 
@@ -165,6 +167,7 @@ class RunConfig:
         "sources",
         "prompt_example",
         "chosen_layers",
+        "pilot_rows",
     )
 
     @property
@@ -172,12 +175,18 @@ class RunConfig:
         """Cuts of the removal curves, ascending, without L."""
         return tuple(range(self.n_layers)) if self.layers is None else self.layers
 
-    @property
-    def grid_layers(self) -> tuple[int, ...]:
-        """Cuts of the token grids, ascending: none yet where they are still to be chosen."""
-        if self.token_layers == "auto":
-            return self.chosen_layers
-        return self.removal_layers if self.token_layers is None else tuple(map(int, self.token_layers))
+    def grid_layers(self, row: int | None = None, task_type: str | None = None) -> tuple[int, ...]:
+        """Cuts of the token grids, ascending: none yet where they are still to be chosen.
+
+        Args:
+            row: number of a sample, where layers were chosen; those of all samples together by default.
+            task_type: of that sample.
+        """
+        if self.token_layers != "auto":
+            return self.removal_layers if self.token_layers is None else tuple(map(int, self.token_layers))
+        if row is None:
+            return tuple(sorted({layer for chosen in self.chosen_layers.values() for layer in chosen}))
+        return self.removal_layers if row in self.pilot_rows else tuple(self.chosen_layers.get(task_type or "", ()))
 
     @property
     def hash(self) -> str:
@@ -370,7 +379,7 @@ class Run:
         with safe_open(path, framework="numpy") as stored:
             if key not in stored.keys():  # noqa: SIM118 (not a dict)
                 raise HorizonError(f"sample {record['id']!r} of run {self.name} carries no token grid for {key!r}")
-            layers = np.array(json.loads(stored.metadata()["layers"]), dtype=int)
+            layers = np.array(_stored_layers(stored.metadata(), row), dtype=int)
             return TokenGrids(
                 log_p=stored.get_tensor(key),
                 removed=stored.get_tensor(f"{key}/removed"),
@@ -383,12 +392,12 @@ class Run:
             )
 
     @cached_property
-    def _part_layers(self) -> dict[str, tuple[int, ...]]:
-        """Part -> layers of the token grids in it."""
+    def _token_metadata(self) -> dict[str, dict[str, str]]:
+        """Part -> metadata of the token grids in it."""
         found = {}
         for file in sorted((self.path / "tokens").glob("part-*.safetensors")):
             with safe_open(file, framework="numpy") as stored:
-                found[file.stem] = tuple(int(layer) for layer in json.loads(stored.metadata()["layers"]))
+                found[file.stem] = stored.metadata()
         return found
 
     def token_layers(self, row: int) -> tuple[int, ...]:
@@ -396,7 +405,8 @@ class Run:
         record = self.samples.loc[row]
         if record["status"] != "ok" or "information" not in list(record["probes"]):
             return ()
-        return self._part_layers.get(str(record["part"]), ())
+        metadata = self._token_metadata.get(str(record["part"]))
+        return _stored_layers(metadata, row) if metadata else ()
 
     def spectra(self, stream: str) -> dict[int, np.ndarray]:
         """Row number -> (layer, rank) eigenvalues of the trace-one Gram, descending; empty if none were kept."""
@@ -411,6 +421,12 @@ class Run:
                     if f"{row}/{stream}" in held:
                         found[int(row)] = stored.get_tensor(f"{row}/{stream}")
         return found
+
+
+def _stored_layers(metadata: dict[str, str], row: int) -> tuple[int, ...]:
+    """Layers of the token grids of one row of a part: those of the part, unless the row has its own."""
+    own = json.loads(metadata.get("row_layers", "{}"))
+    return tuple(own.get(str(row)) or json.loads(metadata["layers"]))
 
 
 def short_name(model: str) -> str:

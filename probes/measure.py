@@ -48,11 +48,13 @@ class Plan:
     Attributes:
         tokens: whether it gets token grids.
         spectra: whether its eigenvalues are kept.
+        layers: cuts of its token grids.
         held: what is on disk of it, if only token grids are to be added to that.
     """
 
     tokens: bool
     spectra: bool
+    layers: tuple[int, ...] = ()
     held: Record | None = None
 
 
@@ -107,13 +109,13 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
         )
         if plan.tokens and "information" in config.probes:
             if config.coarse is not None:
-                before = _floor_before(model, captured, targets, removals, window, config)
-            grids = _token_grids(model, captured, targets, config, removals, window, config.grid_layers, before)
+                before = _floor_before(model, captured, targets, removals, window, plan.layers, config)
+            grids = _token_grids(model, captured, targets, config, removals, window, plan.layers, before)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
         floor = _floor(model, captured, targets, removals, grids, window, config)
         entry.update(_floor_columns(floor if before is None else floor.or_larger(before)))
         curves += _removal_rows(removals)
-    return Record(entry, curves, _token_arrays(grids), spectra, config.grid_layers)
+    return Record(entry, curves, _token_arrays(grids), spectra, plan.layers)
 
 
 def _extend(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -> Record:
@@ -121,14 +123,16 @@ def _extend(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -
     held = plan.held
     assert held is not None
     captured, targets = prepare(model, sample, config.targets)
-    missing = [layer for layer in config.grid_layers if layer not in held.token_layers]
+    missing = [layer for layer in plan.layers if layer not in held.token_layers]
     if not targets or not missing:
         return held
     window = choose_window(config.window, config.max_windows, captured.prompt.grids)
     removals = held_removals(held, targets, config.kind)
     before = NoiseFloor(*(held.sample[name] for name in FLOORS))
     grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
-    floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
+    floor = before
+    if not held.token_layers:  # later grids come in the same batches
+        floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
     windows = next(iter(grids.values())).windows.to_dict("records")
     entry = {**held.sample, "windows": windows, **_floor_columns(floor)}
     return merge_grids(replace(held, sample=entry), _token_arrays(grids), missing)
@@ -185,10 +189,11 @@ def _floor_before(
     targets: dict[str, Target],
     removals: dict[str, RemovalCurve],
     window: int,
+    layers: Sequence[int],
     config: RunConfig,
 ) -> NoiseFloor:
     """The floor that decides where coarse windows are refined, for all contexts together."""
-    how: dict[str, Any] = {"layers": config.grid_layers, "kind": config.kind, "batch_size": config.batch_size}
+    how: dict[str, Any] = {"layers": layers, "kind": config.kind, "batch_size": config.batch_size}
     first, *others = (
         floor_before_grids(model, captured, targets, removals, window=window, context=context, **how)
         for context in config.contexts

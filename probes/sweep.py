@@ -100,8 +100,8 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt)
     _check_token_layers(model, token_layers, layers)
+    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt)
     if "information" in probes:
         window = check_windows(window, max_windows, coarse)
     else:
@@ -226,8 +226,9 @@ def _sweep(
             bar.pass_over()
             continue
         there = _committed(writer, row, sample)
-        with_tokens = bool(writer.config.grid_layers) and (token_samples is None or place < token_samples)
-        plan = Plan(tokens=with_tokens, spectra=place < spectra)
+        layers = writer.config.grid_layers(row, sample.task_type)
+        tokens = bool(layers) and (token_samples is None or place < token_samples)
+        plan = Plan(tokens=tokens, spectra=place < spectra, layers=layers)
         if there is not None and _suffices(there, writer.config, plan, retry_failed):
             bar.skip()
             continue
@@ -267,7 +268,7 @@ def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed
     if there["status"] == "failed":
         return not retry_failed
     # a row that was through with its token grids and has none lacks the target
-    lacks_layers = plan.tokens and there["token_layers"] and set(config.grid_layers) - set(there["token_layers"])
+    lacks_layers = plan.tokens and there["token_layers"] and set(plan.layers) - set(there["token_layers"])
     return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers
 
 
@@ -279,7 +280,7 @@ def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writ
     if there is None or there["status"] != "ok":
         return plan
     done = set(there["probes"])
-    plan = Plan(tokens=plan.tokens or "information" in done, spectra=plan.spectra or "spectra" in done)
+    plan = replace(plan, tokens=plan.tokens or "information" in done, spectra=plan.spectra or "spectra" in done)
     if set(wanted_probes(writer.config, plan)) - done <= {"information"}:
         return replace(plan, held=read_record(writer.path, there["part"], row, there["token_layers"]))
     return plan

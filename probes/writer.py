@@ -93,7 +93,8 @@ class RunWriter:
         _create(file, json.dumps(self.config.to_dict(), indent=2))
         found = load_run(self.path)
         _refuse_other(found, self.config)
-        self.config = replace(self.config, chosen_layers=found.config.chosen_layers)
+        layers, pilot = found.config.chosen_layers, found.config.pilot_rows
+        self.config = replace(self.config, chosen_layers=layers, pilot_rows=pilot)
         for folder in FOLDERS:
             (self.path / folder).mkdir(exist_ok=True)
 
@@ -115,10 +116,7 @@ class RunWriter:
                     file.unlink()
 
     def add(self, record: Record) -> None:
-        """Hold a record until the next flush; the token grids of one part share their layers."""
-        layers = {held.token_layers for held in self._pending if held.tokens}
-        if record.tokens and layers and layers != {record.token_layers}:
-            self.flush()
+        """Hold a record until the next flush."""
         self._pending.append(record)
 
     def __len__(self) -> int:
@@ -133,10 +131,10 @@ class RunWriter:
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
         if tokens:
-            layers = next(record.token_layers for record in records if record.tokens)
-            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens, layers)
+            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens, _layer_labels(records))
         if spectra:
-            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra, self.config.removal_layers)
+            labels = {"layers": json.dumps(self.config.removal_layers)}
+            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra, labels)
         _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
         samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
         _write_table(self.path / "samples" / f"{part}.parquet", samples)
@@ -146,9 +144,9 @@ class RunWriter:
         parts = list((self.path / "samples").glob("part-*.parquet"))
         return max((part_order(part)[0] for part in parts), default=-1) + 1
 
-    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray], layers: Sequence[int]) -> None:
+    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray], labels: dict[str, str]) -> None:
         metadata = {
-            "layers": json.dumps(list(layers)),
+            **labels,
             "window": str(self.config.window or f"at most {self.config.max_windows} of them"),
             "unit": "log p in nats" if file.parent.name == "tokens" else "share of the trace",
         }
@@ -159,14 +157,30 @@ class RunWriter:
         temporary.replace(file)
 
 
-def record_chosen_layers(path: str | Path, layers: Sequence[int]) -> None:
-    """Add layers to those that a run with `token_layers="auto"` has chosen for its token grids so far."""
+def _layer_labels(records: Sequence[Record]) -> dict[str, str]:
+    """Metadata of a part: the layers of its first token grids, and those of every row that has others."""
+    own = {str(record.sample["row"]): list(record.token_layers) for record in records if record.tokens}
+    layers = next(iter(own.values()))
+    others = {row: its for row, its in own.items() if its != layers}
+    return {"layers": json.dumps(layers)} | ({"row_layers": json.dumps(others)} if others else {})
+
+
+def record_choice(path: str | Path, *, layers: Mapping[str, Sequence[int]], pilot: Sequence[int] = ()) -> None:
+    """Note in a run with `token_layers="auto"` which token grids to measure next; what was noted before stays.
+
+    Args:
+        path: the run directory.
+        layers: task type -> cuts to add to those of its samples.
+        pilot: row numbers to add to those that get every cut.
+    """
     file = Path(path) / "run.json"
     with FileLock(Path(path) / ".lock-layers"):
         config = load_run(path).config
-        chosen = tuple(sorted({*config.chosen_layers, *layers}))
+        chosen = {name: sorted({*config.chosen_layers.get(name, ()), *more}) for name, more in layers.items()}
+        rows = tuple(sorted({*config.pilot_rows, *pilot}))
+        config = replace(config, chosen_layers={**config.chosen_layers, **chosen}, pilot_rows=rows)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(replace(config, chosen_layers=chosen).to_dict(), indent=2))
+        temporary.write_text(json.dumps(config.to_dict(), indent=2))
         temporary.replace(file)
 
 

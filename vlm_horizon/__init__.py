@@ -42,6 +42,7 @@ _NAMES = {
     "probes.entropy": ("matrix_entropy", "matrix_spectrum", "token_entropy"),
     "probes.information": ("InformationGrid", "RemovalCurve", "removal_curve", "token_information"),
     "probes.sweep": ("run",),
+    "vlm_horizon.adaptive": ("Replays", "count_replays", "run_adaptive"),
     "vlm_horizon.demo": ("data_path", "run_demo"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
@@ -64,6 +65,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "Published",
     "PublishedNumbers",
     "RemovalCurve",
+    "Replays",
     "Run",
     "RunConfig",
     "Sample",
@@ -82,6 +84,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "compare_horizons",
     "correlate_half_depth",
     "correlate_models",
+    "count_replays",
     "data_path",
     "difference_table",
     "figure_entropy_curves",
@@ -112,6 +115,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "removal_curve",
     "render",
     "run",
+    "run_adaptive",
     "run_demo",
     "sample_depths",
     "save_figures",
