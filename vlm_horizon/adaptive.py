@@ -81,7 +81,7 @@ def run_adaptive(
         model: as loaded.
         samples: as in `run`.
         out: the run directory, new or of the same configuration.
-        budget: token grids to measure, in layers for each sample; by default a quarter of the layers, at least 6.
+        budget: token grids to measure, in layers for each sample; by default a quarter of the layers, at least 8.
         progress: show progress and what is measured next, and why, on standard error.
         options: of `run`, except layers and token_layers.
 

@@ -106,7 +106,9 @@ def run(
     ] = None,
     layer_budget: Annotated[
         int | None,
-        typer.Option(help="With --layers auto: token grids for so many layers a sample; by default a quarter."),
+        typer.Option(
+            help="With --layers auto: token grids for so many layers a sample; by default a quarter, at least 8."
+        ),
     ] = None,
     kind: Annotated[str, typer.Option(help=f"Removal kind: {', '.join(KINDS)}.")] = "delete",
     alpha: Annotated[float, typer.Option(help="Renyi order of the entropies.")] = 1.0,

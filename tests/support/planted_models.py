@@ -7,6 +7,7 @@ one by one on some of the rows, with the caller's own masks and cached rows, as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -23,12 +24,13 @@ def rotary_positions(position_embeddings, rotary) -> torch.Tensor:
 class CutAttention(LlamaAttention):
     """Attention in which no token outside `visual` (positions) attends to one inside."""
 
-    def plant(self, rotary, visual: range) -> None:
-        self._rotary, self._visual = (rotary,), visual  # in a tuple: no child module, the names stay as they were
+    def plant(self, rotary, visual: Sequence[int]) -> None:
+        self._rotary = (rotary,)  # in a tuple: no child module, the names stay as they were
+        self._visual = torch.tensor(visual)
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
         positions = rotary_positions(position_embeddings, self._rotary[0])
-        visual = (positions >= self._visual.start) & (positions < self._visual.stop)
+        visual = torch.isin(positions, self._visual)
         n = visual.shape[-1]
         if attention_mask is None:  # causal
             attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=visual.device).tril()
@@ -55,8 +57,11 @@ class CollapsingLayer(LlamaDecoderLayer):
         return torch.where(visual[..., None], output @ directions.T @ directions, output)
 
 
-def cut_from(model: LlavaForConditionalGeneration, layer: int, visual: range) -> LlavaForConditionalGeneration:
-    """A copy in which, from decoder layer `layer` on, the text no longer attends to the visual positions."""
+def cut_from(model: LlavaForConditionalGeneration, layer: int, visual: Sequence[int]) -> LlavaForConditionalGeneration:
+    """A copy in which, from decoder layer `layer` on, the text no longer attends to the visual positions.
+
+    With some of them only, nor do the other visual rows: what remains to be seen are those others.
+    """
     model = deepcopy(model)
     decoder = model.get_decoder()
     for k in range(layer, len(decoder.layers)):
