@@ -82,10 +82,10 @@ def first_layers(removal: Horizon, pilot: Guide | None, most: int) -> list[int]:
     if removal.layer is None:
         return [0]
     if pilot is None:
-        return sorted(dict.fromkeys([0, *named_layers(removal)]))[:most]
+        return sorted(list(dict.fromkeys([0, *named_layers(removal)]))[:most])
     peak = pilot.layers[np.abs(pilot.effect).argmax()]
     last = removal.n_layers - 1
-    return sorted({0, min(int(peak), last), min(pilot.horizon, last)})[:most]
+    return sorted(list(dict.fromkeys([0, min(pilot.horizon, last), min(int(peak), last)]))[:most])
 
 
 def named_layers(removal: Horizon) -> list[int]:

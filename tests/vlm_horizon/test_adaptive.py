@@ -83,7 +83,9 @@ def test_everything_that_reads_a_run_reads_this_one(both, tmp_path):
     assert {d.criterion for d in vh.compare_criteria(auto)} >= {"removal", "information"}
     table = vh.sample_depths(auto, criterion="information")
     assert set(table.loc[table["eligible"], "horizon"].dropna()) <= set(range(auto.config.n_layers + 1))
-    saved = vh.save_figures([auto], tmp_path, ["token-information", "token-heatmap"], formats=("png",))
+    saved = vh.save_figures(
+        [auto], tmp_path, ["token-information", "token-heatmap"], formats=("png",), widths=("column",)
+    )
     assert saved.written
     assert not saved.skipped
 
@@ -98,13 +100,13 @@ def test_a_horizon_planted_in_32_layers_takes_less_than_a_quarter_of_the_replays
     samples = [
         vh.Sample(f"s{i}", random_image(i), QUESTION, ("apple",), task="noise", task_type="noise") for i in range(16)
     ]
-    how = {**PROBES, "window": 3, "targets": ("greedy",), "progress": True}
+    how = {**PROBES, "window": 2, "targets": ("greedy",), "progress": True}
     run = vh.run_adaptive(blind_from(13, 32), samples, tmp_path / "run", **how)
     found = verdicts(run, "information")["noise"]
     assert (found.layer, found.interval[0] <= 13) == (13, True)
     assert verdicts(run, "removal")["noise"].layer <= 13
     replays = vh.count_replays(run)
-    assert replays.all == 16 * 4 * 32
+    assert replays.all == 16 * 9 * 32
     assert 4 * replays.run <= replays.all
     said = capsys.readouterr().err
     assert "removal sweep done: noise horizon" in said
