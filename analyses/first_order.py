@@ -22,7 +22,7 @@ class GateAgreement:
         model: short name of the model.
         context: "keep-one" or "leave-one-out".
         target: name of the target.
-        window: side of the windows in tokens.
+        window: side of the windows in tokens; None where it was chosen sample by sample.
         layer: the cut.
         n_samples: samples checked.
         rank_correlation: mean of Spearman's correlation over a sample's windows; samples whose effects are all the
@@ -36,7 +36,7 @@ class GateAgreement:
     model: str
     context: str
     target: str
-    window: int
+    window: int | None
     layer: int
     n_samples: int
     rank_correlation: float

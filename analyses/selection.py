@@ -172,10 +172,10 @@ def _choosers(
         floor = noise_floor(run, measure)
 
         def from_effects(rows: np.ndarray) -> Choose:
-            values = curves.values[np.searchsorted(curves.rows, rows)]
-            return lambda part: int(horizon.settled(criterion, values[part].mean(axis=0), floor, curves.layers))
+            own = curves.of(rows)
+            return lambda part: int(horizon.settled(criterion, own.values[part].mean(axis=0), floor, own.layers))
 
-        return _finite(curves.rows, curves.values), from_effects
+        return curves.rows[curves.finite], from_effects
     collapse = detector if isinstance(detector, CollapseDetector) else CollapseDetector()
     entropies = entropy_curves(run, criterion)
     before_end = entropies.layers < run.config.n_layers

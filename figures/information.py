@@ -98,6 +98,8 @@ def gather_information(
 def plot_token_information(information: TokenInformation, *, look: Look | None = None, ax: Axes | None = None) -> Axes:
     """Distribution of the information over tokens by layer: three bands of quantiles, the median, the horizon.
 
+    Where not every layer was measured, dots on the median say which were.
+
     Args:
         information: what to draw.
         look: color of the group; assigned by its name if not given.
@@ -109,7 +111,9 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
     columns = {quantile: information.quantiles[:, i] for i, quantile in enumerate(QUANTILES)}
     for (low, high), alpha, _ in BANDS:
         ax.fill_between(information.layers, columns[low], columns[high], color=look.color, alpha=alpha, linewidth=0)
-    ax.plot(information.layers, columns[0.5], color=look.color)
+    some = len(information.layers) and len(information.layers) <= np.ptp(information.layers)
+    marker, size = ("o", 2.5) if some else ("", 0.0)  # between them the lines are only lines
+    ax.plot(information.layers, columns[0.5], color=look.color, marker=marker, markersize=size)
     horizon = information.horizon
     last = int(information.layers.max())
     if horizon is not None:

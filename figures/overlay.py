@@ -92,7 +92,7 @@ def plot_token_heatmap(
     """Information of each window as a colored cell over the image, in gray beneath it.
 
     Args:
-        values: (window,) information at one layer.
+        values: (window,) information at one layer; where it is NaN, not measured, the cell stays blank.
         boxes: (window, 4) left, top, width, height as fractions of the image, as `window_boxes` gives them.
         image: (height, width) gray or (height, width, 3) RGB thumbnail of the whole image, 0..255.
         limit: end of the color scale, symmetric about 0; the largest magnitude if not given.
@@ -126,7 +126,8 @@ def plot_token_heatmap(
 
 def color_scale(values: np.ndarray) -> Normalize:
     """A scale symmetric about 0 that reaches the largest magnitude."""
-    limit = float(np.nanmax(np.abs(values))) or 1.0  # all zero: any scale shows it
+    known = np.abs(values[~np.isnan(values)])
+    limit = float(known.max(initial=0.0)) or 1.0  # all zero, or none known: any scale shows it
     return Normalize(-limit, limit)
 
 

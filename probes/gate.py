@@ -35,13 +35,20 @@ LOG_GATES = (-80.0, -40.0)
 HALF_SCALE = 1024.0
 
 
-def check_method(method: str, kind: str, contexts: Sequence[str], dtype: torch.dtype) -> None:
+def check_method(
+    method: str, kind: str, contexts: Sequence[str], dtype: torch.dtype, coarse: int | None = None
+) -> None:
     """Raise HorizonError unless token grids can be measured by this method."""
     if method not in METHODS:
         raise HorizonError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
     if method == "gate" and kind != "delete":
         raise HorizonError(
             f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
+        )
+    if method == "gate" and coarse is not None:
+        raise HorizonError(
+            f"method 'gate' takes one backward pass for all windows, so coarse windows ({coarse}) spare it nothing: "
+            "leave coarse out"
         )
     if method == "gate" and "keep-one" in contexts and dtype == torch.float16:
         raise HorizonError(

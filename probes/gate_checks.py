@@ -9,6 +9,7 @@ from scipy.stats import rankdata
 
 from analyses.runs import RunConfig
 from probes.capture import Capture
+from probes.grids import choose_window
 from probes.information import InformationGrid, RemovalCurve, information_grids
 from probes.models import ProbedModel
 from probes.targets import Target
@@ -45,7 +46,7 @@ def check_rows(
             captured,
             targets,
             context=context,
-            window=config.window,
+            window=choose_window(config.window, config.max_windows, captured.prompt.grids),
             layers=cuts,
             batch_size=config.batch_size,
             removal=removals,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.admission import check_grids
 from probes.capture import Capture, capture_prompt
 from probes.gate import check_method, gate_effects, sum_windows
-from probes.grids import Window, tile_windows
+from probes.grids import Window, check_windows, choose_window, tile_windows
 from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
 from probes.replay import Ablations, check_kind, replay, visual_mask
@@ -104,12 +105,14 @@ def token_information(
     sample: Sample,
     *,
     context: str = "keep-one",
-    window: int = 2,
+    window: int | None = None,
     layers: Sequence[int] | None = None,
     target: str = "gold",
     kind: str = "delete",
     method: str = "exact",
     batch_size: int | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
 ) -> InformationGrid:
     """Effect of every window of visual tokens from layer k on, for every k.
 
@@ -120,34 +123,35 @@ def token_information(
         model: as loaded.
         sample: one image, one question.
         context: keep-one or leave-one-out.
-        window: side of a window in tokens; 1 for single tokens.
+        window: side of a window in tokens; 1 for single tokens; 2 by default.
         layers: cuts in 0..L-1; all by default.
         target: as in `removal_curve`.
         kind: delete, zero or mean.
         method: "exact", one replay a window; or "gate", first order: the derivative by a gate on every visual token,
             from one backward pass (keep-one: one a cut), summed over a window's tokens. Only for `delete`.
         batch_size: ablations at once; by default as many as fit a fixed number of rows.
+        coarse: side of larger windows that are measured first, a multiple of `window`. Windows inside one whose
+            |effect| in p is no more than the sample's noise floor at a layer are not measured there: they are NaN,
+            and statistics take 0. The others are exact.
+        max_windows: the smallest windows that are at most so many, instead of `window`.
 
     Raises:
         HorizonError: a context, window, layer, target, kind or method is unknown, the method cannot measure this, or
             the model's family has no grid rule. SampleError: the sample cannot be measured.
     """
+    from probes.refinement import refined_grids  # which is made of the functions below
+
     check_targets((target,))
     check_grids(model.name, model.family)
-    check_method(method, kind, (context,), model.dtype)
+    check_method(method, kind, (context,), model.dtype, coarse)
+    window = check_windows(window, max_windows, coarse)
     captured, targets = prepare(model, sample, (target,))
-    chosen = chosen_target(targets, target, sample)
-    return information_grids(
-        model,
-        captured,
-        {target: chosen},
-        context=context,
-        window=window,
-        layers=layers,
-        kind=kind,
-        method=method,
-        batch_size=batch_size,
-    )[target]
+    chosen = {target: chosen_target(targets, target, sample)}
+    size = choose_window(window, max_windows, captured.prompt.grids)
+    how: dict[str, Any] = {"context": context, "window": size, "layers": layers, "kind": kind, "batch_size": batch_size}
+    if coarse is not None:
+        return refined_grids(model, captured, chosen, coarse=coarse, **how)[target]
+    return information_grids(model, captured, chosen, method=method, **how)[target]
 
 
 def prepare(
@@ -180,7 +184,7 @@ def capture_targets(
     prompt: Prompt,
     targets: Sequence[str],
     fixed: dict[str, Target],
-    streams: Sequence[str],
+    streams: Sequence[str] = (),
 ) -> tuple[Capture, dict[str, Target]]:
     """The second half of `prepare`: run the prompt and resolve the targets that follow from the model's answer.
 
@@ -257,7 +261,7 @@ def information_grids(
         found = {name: _shifted(removal[name], removed[name], sums[name], context) for name in targets}
     else:
         ablations = window_ablations(captured, windows, context, cuts, kind)
-        found = _target_log_p(model, captured, ablations, targets, batch_size)
+        found = target_log_p(model, captured, ablations, targets, batch_size)
     table = window_table(windows)
     return {
         name: InformationGrid(
@@ -321,7 +325,7 @@ def window_table(windows: Sequence[Window]) -> pd.DataFrame:
     return pd.DataFrame([{name: getattr(window, name) for name in names} for window in windows])
 
 
-def _target_log_p(
+def target_log_p(
     model: ProbedModel, captured: Capture, ablations: Ablations, targets: dict[str, Target], batch_size: int | None
 ) -> dict[str, np.ndarray]:
     """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""

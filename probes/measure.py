@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from PIL import Image
 
 from analyses.runs import PROBES, HorizonError, RunConfig
 from probes.capture import Capture, check_streams
+from probes.committed import held_removals, merge_grids
 from probes.entropy import matrix_entropy, matrix_spectrum
 from probes.gate_checks import check_rows
-from probes.grids import TokenGrid, tile_windows
+from probes.grids import TokenGrid, choose_window, tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
@@ -32,25 +34,36 @@ from probes.information import (
     window_ablations,
 )
 from probes.models import ProbedModel
-from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
+from probes.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
 from probes.prompts import Prompt
+from probes.refinement import floor_before_grids, refined_grids
 from probes.replay import largest_batch
 from probes.samples import Sample, pictures_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
 
 THUMBNAIL = 256  # px, longest side
+FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
 
 Grids = dict[tuple[str, str], InformationGrid]  # by target and context
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one sample gets, besides what the configuration fixes for all."""
+    """What one sample gets, besides what the configuration fixes for all.
+
+    Attributes:
+        tokens: whether it gets token grids.
+        spectra: whether its eigenvalues are kept.
+        layers: cuts of its token grids.
+        held: what is on disk of it, if only token grids are to be added to that.
+    """
 
     tokens: bool
     spectra: bool
     gate_check: bool = False
+    layers: tuple[int, ...] = ()
+    held: Record | None = None
 
 
 def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
@@ -161,10 +174,14 @@ def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured
     started = time.monotonic()
     record, error = Record({}), encoded.error
     states: dict[str, torch.Tensor] = {}
-    images = (encoded.prompt.images or (encoded.prompt.image,)) if encoded.prompt else ()
+    fresh = encoded.prompt if encoded.plan.held is None else None  # a held record has its picture
+    images = (fresh.images or (fresh.image,)) if fresh else ()
     if encoded.prompt is not None and not error:
         try:
-            record, states = _measure(model, encoded, encoded.prompt, config)
+            if encoded.plan.held is None:
+                record, states = _measure(model, encoded, encoded.prompt, config)
+            else:
+                record = _extend(model, encoded, encoded.prompt, config, encoded.plan.held)
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
@@ -188,7 +205,7 @@ def finish(measured: Measured, config: RunConfig) -> Record:
         "error": "",
         "probes": wanted_probes(config, measured.plan),
         "batch_size": config.batch_size,
-        "seconds": seconds,
+        "seconds": seconds + (measured.plan.held.sample["seconds"] if measured.plan.held else 0.0),
     }
     return replace(record, sample={**measured.entry, **record.sample, **done})
 
@@ -210,24 +227,49 @@ def _measure(
     entry = sample_entry(model, captured, targets.get(config.targets[0])) | {"answer_tokens": encoded.answer_tokens}
     curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
+    before: NoiseFloor | None = None
+    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
     if targets:
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
         )
         if plan.tokens and "information" in config.probes:
-            grids = _token_grids(model, captured, targets, config, removals)
+            if config.coarse is not None:
+                before = _floor_before(model, captured, targets, removals, window, plan.layers, config)
+            grids = _token_grids(model, captured, targets, config, removals, window, plan.layers, before)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
             if checks_gates(config, plan):
                 curves += check_rows(model, captured, targets, grids, config, removals)
-        floor = _floor(model, captured, targets, removals, grids, config)
-        entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
+        floor = _floor(model, captured, targets, removals, grids, window, config)
+        entry.update(_floor_columns(floor if before is None else floor.or_larger(before)))
         curves += _removal_rows(removals)
-    return Record(entry, curves, _token_arrays(grids)), captured.visual.states
+    return Record(entry, curves, _token_arrays(grids), token_layers=plan.layers), captured.visual.states
+
+
+def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, held: Record) -> Record:
+    """Add token grids at the layers that a held record lacks; everything else stays as it was measured."""
+    plan = encoded.plan
+    captured, targets = capture_targets(model, encoded.sample, prompt, config.targets, encoded.fixed)
+    missing = [layer for layer in plan.layers if layer not in held.token_layers]
+    if not targets or not missing:
+        return held
+    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
+    removals = held_removals(held, targets, config.kind)
+    before = NoiseFloor(*(held.sample[name] for name in FLOORS))
+    grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
+    floor = before
+    if not held.token_layers:  # later grids come in the same batches
+        floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
+    windows = next(iter(grids.values())).windows.to_dict("records")
+    entry = {**held.sample, "windows": windows, **_floor_columns(floor)}
+    return merge_grids(replace(held, sample=entry), _token_arrays(grids), missing)
 
 
 def _finish(measured: Measured, config: RunConfig) -> Record:
     states, record = measured.states, measured.record
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
+    if measured.plan.held is not None:
+        return record
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
     entry = dict(record.sample)
@@ -263,23 +305,37 @@ def _token_grids(
     targets: dict[str, Target],
     config: RunConfig,
     removals: dict[str, RemovalCurve],
+    window: int,
+    layers: Sequence[int],
+    floor: NoiseFloor | None,
 ) -> Grids:
+    how: dict[str, Any] = {"window": window, "layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    grids_of: Callable[..., dict[str, InformationGrid]] = partial(information_grids, method=config.method)
+    if config.coarse is not None and floor is not None:
+        grids_of = partial(refined_grids, coarse=config.coarse, floor=floor.p)
     return {
         (name, context): grid
         for context in config.contexts
-        for name, grid in information_grids(
-            model,
-            captured,
-            targets,
-            context=context,
-            window=config.window,
-            layers=config.layers,
-            kind=config.kind,
-            method=config.method,
-            batch_size=config.batch_size,
-            removal=removals,
-        ).items()
+        for name, grid in grids_of(model, captured, targets, context=context, removal=removals, **how).items()
     }
+
+
+def _floor_before(
+    model: ProbedModel,
+    captured: Capture,
+    targets: dict[str, Target],
+    removals: dict[str, RemovalCurve],
+    window: int,
+    layers: Sequence[int],
+    config: RunConfig,
+) -> NoiseFloor:
+    """The floor that decides where coarse windows are refined, for all contexts together."""
+    how: dict[str, Any] = {"layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    first, *others = (
+        floor_before_grids(model, captured, targets, removals, window=window, context=context, **how)
+        for context in config.contexts
+    )
+    return reduce(NoiseFloor.or_larger, others, first)
 
 
 def _floor(
@@ -288,21 +344,25 @@ def _floor(
     targets: dict[str, Target],
     removals: dict[str, RemovalCurve],
     grids: Grids,
+    window: int,
     config: RunConfig,
 ) -> NoiseFloor:
     """Noise floor of the first target, in the batches that were in use."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
-    cuts = curve.layers[:-1].tolist()
-    windows = tile_windows(captured.prompt.grids, config.window)
-    witnesses = [removal_witness(captured, curve)]
-    batches = [removal_ablations(captured, cuts, config.kind)]
+    windows = tile_windows(captured.prompt.grids, window)
+    witnesses: list[Witness | None] = [removal_witness(captured, curve)]
+    batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():
         if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
-            witnesses.append(grid_witness(captured, grid, config.window, config.kind))
-            batches.append(window_ablations(captured, windows, context, cuts, config.kind))
+            witnesses.append(grid_witness(captured, grid, window, config.kind))
+            batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
-    return noise_floor(model, captured, target, witnesses, batch_rows=rows)
+    return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)
+
+
+def _floor_columns(floor: NoiseFloor) -> dict[str, float]:
+    return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
 
 
 def _entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[tuple[str, str, int, str, str, float]]:
@@ -323,6 +383,7 @@ def _token_arrays(grids: Grids) -> dict[str, np.ndarray]:
     for (name, context), grid in grids.items():
         key = f"{name}/{context}"
         arrays |= {key: grid.log_p, f"{key}/removed": grid.removed, f"{key}/all": np.array([grid.all])}
+        arrays |= {f"{key}/coarse": grid.coarse} if grid.coarse is not None else {}
     return arrays
 
 

@@ -35,6 +35,10 @@ class NoiseFloor:
     log_p: float
     kl: float
 
+    def or_larger(self, other: NoiseFloor) -> NoiseFloor:
+        """The larger of the two in each measure."""
+        return NoiseFloor(max(self.p, other.p), max(self.log_p, other.log_p), max(self.kl, other.kl))
+
 
 @dataclass(frozen=True)
 class Witness:
@@ -52,8 +56,10 @@ def removal_witness(captured: Capture, curve: RemovalCurve) -> Witness:
     return Witness(ablation, float(curve.log_p[cut]), float(curve.kl[cut]))
 
 
-def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness:
-    """The ablation of a token grid that rounding moves most."""
+def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness | None:
+    """The ablation of a token grid that rounding moves most, of those that it reports; None if it reports none."""
+    if np.isnan(grid.log_p).all():
+        return None
     layer, place = np.unravel_index(_most_sensitive(grid.log_p), grid.log_p.shape)
     chosen = tile_windows(captured.prompt.grids, window)[place : place + 1]
     ablation = window_ablations(captured, chosen, grid.context, [int(grid.layers[layer])], kind)

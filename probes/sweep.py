@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -20,12 +20,23 @@ import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.admission import check_grids
+from probes.committed import read_record
 from probes.cost import TRIED, Amount, announcement
 from probes.entropy import check_alpha
 from probes.gate import check_method
-from probes.grids import tile_windows
+from probes.grids import check_windows
 from probes.information import check_layers
-from probes.measure import Encoded, Measured, Plan, check_probes, encode_sample, finish, measure, wanted_probes
+from probes.measure import (
+    Encoded,
+    Measured,
+    Plan,
+    check_probes,
+    checks_gates,
+    encode_sample,
+    finish,
+    measure,
+    wanted_probes,
+)
 from probes.models import ProbedModel, fingerprint
 from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
@@ -47,7 +58,7 @@ def run(
     streams: Sequence[str] = ("query", "key", "hidden"),
     targets: Sequence[str] = ("gold",),
     contexts: Sequence[str] = ("keep-one",),
-    window: int = 2,
+    window: int | None = None,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
     method: str = "exact",
@@ -66,6 +77,9 @@ def run(
     progress: bool = True,
     sources: Sequence[str] = (),
     overlap: bool = True,
+    token_layers: Sequence[int] | str | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -77,8 +91,8 @@ def run(
         streams: of the entropies.
         targets: the first is the one that the samples table shows.
         contexts: of the token grids: keep-one, leave-one-out.
-        window: side of their windows in tokens.
-        layers: cuts of removals and token grids, 0..L-1; all by default.
+        window: side of their windows in tokens; 2 by default.
+        layers: cuts of removals and token grids, 0..L-1; all by default. To have them chosen, see `run_adaptive`.
         kind: delete, zero or mean.
         method: of the token grids: "exact", or first order by "gate" (see `token_information`).
         alpha: Renyi order of the entropies.
@@ -98,6 +112,10 @@ def run(
         sources: where the samples came from, recorded.
         overlap: while the model is at work, read and encode the next samples and finish and write the last ones in
             two threads beside it; the results are the same without.
+        token_layers: cuts of the token grids, some of `layers`; all of them by default. "auto": those that
+            `run_adaptive` has recorded in `out` so far, none before it did.
+        coarse: side of windows to measure first; smaller ones only inside those with an effect above the noise floor.
+        max_windows: the smallest windows that are at most so many in a sample, instead of `window`.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -105,9 +123,13 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    _check_token_layers(model, token_layers, layers)
+    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt)
     if "information" in probes:
-        check_method(method, kind, contexts, model.dtype)
+        window = check_windows(window, max_windows, coarse)
+        check_method(method, kind, contexts, model.dtype, coarse)
+    else:
+        window, max_windows, coarse = check_windows(window, None, None), None, None
     if gate_checks < 0:
         raise HorizonError(f"gate_checks is {gate_checks}; it must be at least 0")
     config = RunConfig(
@@ -144,6 +166,11 @@ def run(
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
         prompt_example=chat_text(model, prompt or "{question}"),
+        token_layers=token_layers
+        if token_layers is None or isinstance(token_layers, str)
+        else tuple(sorted(set(token_layers))),
+        coarse=coarse,
+        max_windows=max_windows,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
@@ -162,7 +189,6 @@ def _check(
     streams: Sequence[str],
     targets: Sequence[str],
     contexts: Sequence[str],
-    window: int,
     layers: Sequence[int] | None,
     kind: str,
     alpha: float,
@@ -176,7 +202,6 @@ def _check(
         check_grids(model.name, model.family)
     check_alpha(alpha)
     check_targets(targets)
-    tile_windows((), window)
     check_template(prompt)
     check_layers(model, layers)
     check_kind(kind)
@@ -186,6 +211,21 @@ def _check(
         raise HorizonError(f"shard {shard[0]}/{shard[1]} is unusable: i/n takes 0 <= i < n")
     if limit is not None and limit < 1:
         raise HorizonError(f"limit is {limit}; it must be at least 1")
+
+
+def _check_token_layers(
+    model: ProbedModel, token_layers: Sequence[int] | str | None, layers: Sequence[int] | None
+) -> None:
+    if isinstance(layers, str):
+        raise HorizonError(f"layers {layers!r} are chosen between two sweeps: call run_adaptive, which makes them")
+    if isinstance(token_layers, str):
+        if token_layers != "auto":
+            raise HorizonError(f"token_layers is {token_layers!r}; give layers, or 'auto'")
+        return
+    without = set(check_layers(model, token_layers)) - set(check_layers(model, layers)) if token_layers else ()
+    if token_layers is not None and (without or not token_layers):
+        named = ", ".join(map(str, sorted(without))) or "none given"
+        raise HorizonError(f"token_layers {named}: token grids need removals at the same layers, so choose of those")
 
 
 @dataclass(frozen=True)
@@ -198,12 +238,13 @@ class _Chosen:
     spectra: int
     retry_failed: bool
 
-    def plan(self, place: int) -> Plan:
-        """Of the sample at a place (from 0) among those of its task."""
+    def plan(self, place: int, layers: tuple[int, ...]) -> Plan:
+        """Of the sample at a place (from 0) among those of its task, with token grids at these layers."""
         return Plan(
-            tokens=self.token_samples is None or place < self.token_samples,
+            tokens=bool(layers) and (self.token_samples is None or place < self.token_samples),
             spectra=place < self.spectra,
             gate_check=place < self.gate_checks,
+            layers=layers,
         )
 
 
@@ -252,12 +293,13 @@ def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None,
             if bar:
                 bar.pass_over()
             continue
-        there, plan = _committed(writer, row, sample), chosen.plan(place)
-        if there is not None and _suffices(there, wanted_probes(writer.config, plan), chosen.retry_failed):
+        there = _committed(writer, row, sample)
+        plan = chosen.plan(place, writer.config.grid_layers(row, sample.task_type))
+        if there is not None and _suffices(there, writer.config, plan, chosen.retry_failed):
             if bar:
                 bar.skip()
             continue
-        yield _Job(row, sample, _with_what_is_there(plan, there))
+        yield _Job(row, sample, _with_what_is_there(plan, row, there, writer))
 
 
 class _Records:
@@ -321,21 +363,33 @@ def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | 
     return there
 
 
-def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> bool:
+def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed: bool) -> bool:
     """Whether a committed row carries everything that it should."""
     if there["status"] == "failed":
         return not retry_failed
-    return set(wanted) <= set(there["probes"])
+    # a row that was through with its token grids and has none lacks the target
+    lacks_layers = plan.tokens and there["token_layers"] and set(plan.layers) - set(there["token_layers"])
+    return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers
 
 
-def _with_what_is_there(plan: Plan, there: dict[str, Any] | None) -> Plan:
-    """A row that is measured again keeps what it had: its newest commit is the one that holds."""
-    held = set(there["probes"]) if there is not None and there["status"] == "ok" else set()
-    return Plan(
-        tokens=plan.tokens or "information" in held,
-        spectra=plan.spectra or "spectra" in held,
-        gate_check=plan.gate_check or "gate_check" in held,
+def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writer: RunWriter) -> Plan:
+    """A row that is measured again keeps what it had: its newest commit is the one that holds.
+
+    If it lacks nothing but token grids, those are added to what is on disk.
+    """
+    if there is None or there["status"] != "ok":
+        return plan
+    done = set(there["probes"])
+    plan = replace(
+        plan,
+        tokens=plan.tokens or "information" in done,
+        spectra=plan.spectra or "spectra" in done,
+        gate_check=plan.gate_check or "gate_check" in done,
     )
+    lacks = set(wanted_probes(writer.config, plan)) - done
+    if lacks <= {"information"} and not checks_gates(writer.config, plan):
+        return replace(plan, held=read_record(writer.path, there["part"], row, there["token_layers"]))
+    return plan
 
 
 def _processor_digest(model: ProbedModel) -> str:

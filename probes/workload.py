@@ -11,7 +11,7 @@ import torch
 
 from analyses.runs import RunConfig
 from probes.capture import Capture
-from probes.grids import Window, tile_windows
+from probes.grids import Window, choose_window, tile_windows
 from probes.information import check_layers, prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel
 from probes.noise import null_ablations
@@ -110,12 +110,13 @@ def sample_work(model: ProbedModel, subject: Subject, config: RunConfig) -> Samp
 
 def windows_of(captured: Capture, config: RunConfig) -> list[Window]:
     """The windows of a sample's token grids."""
-    return tile_windows(captured.prompt.grids, config.window)
+    grids = captured.prompt.grids
+    return tile_windows(grids, choose_window(config.window, config.max_windows, grids))
 
 
 def grid_cuts(model: ProbedModel, config: RunConfig) -> list[int]:
-    """The layers at which token grids are measured."""
-    return check_layers(model, config.layers)
+    """The layers at which token grids are measured; one, where none is chosen yet."""
+    return check_layers(model, config.grid_layers() or (0,))
 
 
 def _replay_batches(model: ProbedModel, captured: Capture, config: RunConfig) -> dict[str, list[Batch]]:

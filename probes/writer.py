@@ -9,8 +9,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_ru
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
 FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0  # after so many samples, or so long, a run commits a part
-COMMITTED = ("id", "task", "question", "answers", "status", "probes")
+COMMITTED = ("id", "task", "question", "answers", "status", "probes", "part")
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,16 @@ class Record:
     Attributes:
         sample: values of the `SAMPLES` columns; missing ones are null.
         curves: rows (target, context, layer, stream, measure, value).
-        tokens: "<target>/<context>[/removed|/all]" -> float32 array.
+        tokens: "<target>/<context>[/removed|/all|/coarse]" -> float32 array.
         spectra: stream -> (layer, rank) float32 array.
+        token_layers: the layers of `tokens`.
     """
 
     sample: dict[str, Any]
     curves: list[tuple[str, str, int, str, str, float]] = field(default_factory=list)
     tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
     spectra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_layers: tuple[int, ...] = ()
 
 
 class RunWriter:
@@ -92,16 +94,20 @@ class RunWriter:
                 raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
         self.path.mkdir(parents=True, exist_ok=True)
         _create(file, json.dumps(self.config.to_dict(), indent=2))
-        _refuse_other(load_run(self.path), self.config)
+        found = load_run(self.path)
+        _refuse_other(found, self.config)
+        layers, pilot = found.config.chosen_layers, found.config.pilot_rows
+        self.config = replace(self.config, chosen_layers=layers, pilot_rows=pilot)
         for folder in FOLDERS:
             (self.path / folder).mkdir(exist_ok=True)
 
     def _read_committed(self) -> dict[int, dict[str, Any]]:
-        """Row number -> what was asked, its status and probes, for every row that some shard has committed."""
+        """Row number -> what was asked, its status, probes, part and token layers, for every row of every shard."""
         self._discard_uncommitted()
-        samples = Run(self.path, self.config).samples
+        run = Run(self.path, self.config)
         return {
-            int(row): dict(zip(COMMITTED, values, strict=True)) for row, *values in samples[["row", *COMMITTED]].values
+            int(row): {**dict(zip(COMMITTED, values, strict=True)), "token_layers": run.token_layers(int(row))}
+            for row, *values in run.samples[["row", *COMMITTED]].values
         }
 
     def _discard_uncommitted(self) -> None:
@@ -131,9 +137,10 @@ class RunWriter:
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
         if tokens:
-            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens)
+            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens, _layer_labels(records))
         if spectra:
-            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra)
+            labels = {"layers": json.dumps(self.config.removal_layers)}
+            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra, labels)
         _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
         samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
         _write_table(self.path / "samples" / f"{part}.parquet", samples)
@@ -143,17 +150,43 @@ class RunWriter:
         parts = list((self.path / "samples").glob("part-*.parquet"))
         return max((part_order(part)[0] for part in parts), default=-1) + 1
 
-    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray]) -> None:
-        layers = self.config.layers or range(self.config.n_layers)
+    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray], labels: dict[str, str]) -> None:
         metadata = {
-            "layers": json.dumps(list(layers)),
-            "window": str(self.config.window),
+            **labels,
+            "window": str(self.config.window or f"at most {self.config.max_windows} of them"),
             "unit": "log p in nats" if file.parent.name == "tokens" else "share of the trace",
         }
         temporary = file.with_name(f".{file.name}")
         stored = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
         save_file(stored, temporary, metadata=metadata)
         temporary.chmod((self.path / "run.json").stat().st_mode)  # safetensors makes files that only their owner reads
+        temporary.replace(file)
+
+
+def _layer_labels(records: Sequence[Record]) -> dict[str, str]:
+    """Metadata of a part: the layers of its first token grids, and those of every row that has others."""
+    own = {str(record.sample["row"]): list(record.token_layers) for record in records if record.tokens}
+    layers = next(iter(own.values()))
+    others = {row: its for row, its in own.items() if its != layers}
+    return {"layers": json.dumps(layers)} | ({"row_layers": json.dumps(others)} if others else {})
+
+
+def record_choice(path: str | Path, *, layers: Mapping[str, Sequence[int]], pilot: Sequence[int] = ()) -> None:
+    """Note in a run with `token_layers="auto"` which token grids to measure next; what was noted before stays.
+
+    Args:
+        path: the run directory.
+        layers: task type -> cuts to add to those of its samples.
+        pilot: row numbers to add to those that get every cut.
+    """
+    file = Path(path) / "run.json"
+    with FileLock(Path(path) / ".lock-layers"):
+        config = load_run(path).config
+        chosen = {name: sorted({*config.chosen_layers.get(name, ()), *more}) for name, more in layers.items()}
+        rows = tuple(sorted({*config.pilot_rows, *pilot}))
+        config = replace(config, chosen_layers={**config.chosen_layers, **chosen}, pilot_rows=rows)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(config.to_dict(), indent=2))
         temporary.replace(file)
 
 

@@ -46,6 +46,7 @@ _NAMES = {
     "probes.check": ("ModelCheck", "check_model"),
     "probes.integrated": ("IntegratedInformation", "integrated_information"),
     "probes.sweep": ("run",),
+    "vlm_horizon.adaptive": ("Replays", "count_replays", "run_adaptive"),
     "vlm_horizon.demo": ("data_path", "run_demo"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
@@ -72,6 +73,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "Published",
     "PublishedNumbers",
     "RemovalCurve",
+    "Replays",
     "Run",
     "RunConfig",
     "Sample",
@@ -91,6 +93,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "compare_horizons",
     "correlate_half_depth",
     "correlate_models",
+    "count_replays",
     "data_path",
     "difference_table",
     "estimate_cost",
@@ -124,6 +127,7 @@ __all__ = [  # spelled out for readers and type checkers; a test holds it to _NA
     "removal_curve",
     "render",
     "run",
+    "run_adaptive",
     "run_demo",
     "sample_depths",
     "save_figures",

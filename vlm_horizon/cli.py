@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
@@ -93,8 +94,26 @@ def run(
     streams: Annotated[str, typer.Option(help=f"Of the entropies: {', '.join(STREAMS)}.")] = "query,key,hidden",
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold",
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one",
-    window: Annotated[int, typer.Option(help="Side of the token grids' windows, in tokens.")] = 2,
-    layers: Annotated[str | None, typer.Option(help="Cuts, as 0,4,8 or 0-7; all by default.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Side of the token grids' windows, in tokens; 2 by default.")
+    ] = None,
+    max_windows: Annotated[
+        int | None, typer.Option(help="The smallest windows that are at most so many, instead of --window.")
+    ] = None,
+    coarse: Annotated[
+        int | None,
+        typer.Option(help="Windows of this side first; --window only inside those with an effect above the floor."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Cuts, as 0,4,8 or 0-7; all by default. auto: token grids only around the horizons."),
+    ] = None,
+    layer_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="With --layers auto: token grids for so many layers a sample; by default a quarter, at least 8."
+        ),
+    ] = None,
     kind: Annotated[str, typer.Option(help=f"Removal kind: {', '.join(KINDS)}.")] = "delete",
     method: Annotated[
         str, typer.Option(help=f"Of the token grids: {', '.join(METHODS)} (first order, by backward passes).")
@@ -127,7 +146,12 @@ def run(
     from probes.models import load_model
     from probes.samples import read_samples
     from probes.sweep import run as sweep
+    from vlm_horizon.adaptive import count_replays, run_adaptive
 
+    auto = layers is not None and layers.strip() == "auto"
+    if layer_budget is not None and not auto:
+        raise HorizonError(f"--layer-budget {layer_budget} says how --layers auto chooses: give both or neither")
+    measure = partial(run_adaptive, budget=layer_budget) if auto else partial(sweep, layers=parse_layers(layers))
     files = [read_samples(path, task=task, task_type=task_type, limit=limit) for path in data]
     probed = load_model(
         model, revision=revision, dtype=dtype, attn=attn, device_map=device_map, quantization=quantization
@@ -141,7 +165,7 @@ def run(
         file=sys.stderr,
     )
     with _resumable():
-        measured = sweep(
+        measured = measure(
             probed,
             samples,
             out,
@@ -150,7 +174,8 @@ def run(
             targets=words(targets),
             contexts=words(contexts),
             window=window,
-            layers=parse_layers(layers),
+            max_windows=max_windows,
+            coarse=coarse,
             kind=kind,
             method=method,
             gate_checks=gate_checks,
@@ -166,6 +191,9 @@ def run(
         )
     if measured.config.method == "gate":
         print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
+    if coarse is not None:
+        count = count_replays(measured)
+        print(f"{count.run} replays for token grids instead of {count.all} at every window and layer", file=sys.stderr)
     print(f"{len(measured.ok)} samples measured in {out}; `vlm-horizon show {out}` concludes", file=sys.stderr)
     raise typer.Exit(_report_failures([measured]))
 

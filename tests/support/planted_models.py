@@ -8,6 +8,7 @@ or one whose keys a call that was broken off has just computed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -26,14 +27,15 @@ class CutAttention(LlamaAttention):
 
     _before: torch.Tensor | None = None
 
-    def plant(self, rotary, visual: range) -> None:
-        self._rotary, self._visual = (rotary,), visual  # in a tuple: no child module, the names stay as they were
+    def plant(self, rotary, visual: Sequence[int]) -> None:
+        self._rotary = (rotary,)  # in a tuple: no child module, the names stay as they were
+        self._visual = torch.tensor(visual)
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
         positions = rotary_positions(position_embeddings, self._rotary[0])
         before, self._before = self._before, positions  # stays where the caller breaks this call off
-        queries = self._is_visual(positions)
-        keys = queries if before is None else torch.cat([self._is_visual(before), queries], dim=1)
+        queries = torch.isin(positions, self._visual)
+        keys = queries if before is None else torch.cat([torch.isin(before, self._visual), queries], dim=1)
         n = keys.shape[-1]
         if attention_mask is None:  # causal
             attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=keys.device).tril()
@@ -45,9 +47,6 @@ class CutAttention(LlamaAttention):
         output = super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
         self._before = None
         return output
-
-    def _is_visual(self, positions):
-        return (positions >= self._visual.start) & (positions < self._visual.stop)
 
 
 class CollapsingLayer(LlamaDecoderLayer):
@@ -65,8 +64,11 @@ class CollapsingLayer(LlamaDecoderLayer):
         return torch.where(visual[..., None], output @ directions.T @ directions, output)
 
 
-def cut_from(model: LlavaForConditionalGeneration, layer: int, visual: range) -> LlavaForConditionalGeneration:
-    """A copy in which, from decoder layer `layer` on, the text no longer attends to the visual positions."""
+def cut_from(model: LlavaForConditionalGeneration, layer: int, visual: Sequence[int]) -> LlavaForConditionalGeneration:
+    """A copy in which, from decoder layer `layer` on, the text no longer attends to the visual positions.
+
+    With some of them only, nor do the other visual rows: what remains to be seen are those others.
+    """
     model = deepcopy(model)
     decoder = model.get_decoder()
     for k in range(layer, len(decoder.layers)):
