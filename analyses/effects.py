@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.resampling import cluster_codes
-from analyses.runs import CONTEXTS, HorizonError, Run, TokenGrids
+from analyses.runs import CONTEXTS, HorizonError, Run, TokenGrids, split_stream
 
 MEASURES = {"p": "probability", "log_p": "nats", "kl": "nats", "correct": "accuracy"}
 INFORMATION_MEASURES = ("p", "log_p")
@@ -128,10 +128,16 @@ def entropy_curves(run: Run, stream: str, *, normalized: bool = False) -> Effect
         layers = np.arange(run.config.n_layers)
         values = np.empty((0, len(layers)))
     if normalized:
-        tokens = run.samples.loc[rows, "n_visual"].to_numpy(float) - bool(run.config.center)
+        tokens = _token_counts(run, rows, split_stream(stream)[0]) - bool(run.config.center)
         largest = np.log(np.minimum(np.maximum(tokens, 1), run.config.stream_dim(stream)))
         values = values / np.where(largest > 0, largest, np.nan)[:, None]
     return _curves(run, rows, layers, values, "entropy", "1" if normalized else "nats")
+
+
+def _token_counts(run: Run, rows: np.ndarray, tokens: str) -> np.ndarray:
+    """(sample,) float, how many tokens an entropy is over."""
+    visual, whole = (run.samples.loc[rows, name].to_numpy(float) for name in ("n_visual", "n_prompt"))
+    return {"visual": visual, "text": whole - visual, "all": whole}[tokens]
 
 
 def information_curves(

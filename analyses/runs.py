@@ -35,6 +35,7 @@ SCHEMA_VERSION = 1
 CONTEXTS = ("keep-one", "leave-one-out")
 PROBES = ("entropy", "removal", "information")
 STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
+TOKENS = ("visual", "text", "all")  # a stream is of the visual tokens unless it says "text:query" or "all:query"
 KINDS = ("delete", "zero", "mean")
 METHODS = ("exact", "gate")  # of token grids: one replay a window, or first order from a backward pass
 TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
@@ -110,6 +111,16 @@ CONVENTIONS = {
     "windows": "tiled from each grid's top left; smaller at the edge; row-major",
     "unreported": "NaN in a token grid: below the noise floor in its coarse window, so not measured; statistics take 0",
 }
+
+
+def split_stream(name: str) -> tuple[str, str]:
+    """The tokens that a stream is of, and its plain name.
+
+    >>> split_stream("query"), split_stream("text:query")
+    (('visual', 'query'), ('text', 'query'))
+    """
+    tokens, colon, stream = name.rpartition(":")
+    return (tokens, stream) if colon else ("visual", stream)
 
 
 class HorizonError(Exception):
@@ -216,6 +227,7 @@ class RunConfig:
 
     def stream_dim(self, stream: str) -> int:
         """Width of one token in a stream."""
+        _, stream = split_stream(stream)
         if stream == "hidden":
             return self.hidden_size
         return self.head_dim * (self.n_heads if stream.startswith("query") else self.n_key_value_heads)

@@ -32,7 +32,7 @@ from figures.panels import (
     value_axis,
     with_probe,
 )
-from figures.style import STREAM_TITLES, Look, assign_looks, group_label, paper_style
+from figures.style import Look, assign_looks, group_label, paper_style, stream_title
 
 # The Gram matrix has trace one and is kept in float32: what is smaller is rounding, the zero of centering included
 SMALLEST_EIGENVALUE = 1e-8
@@ -65,7 +65,7 @@ def plot_entropy_curves(
     value_axis(ax, "Matrix entropy (nats)")
     several = len(verdicts) > 1
     subtitle(ax, "; ".join(f"{v}: {', '.join(labels)}" if several else v for v, labels in verdicts.items()))
-    retitle(ax, STREAM_TITLES[collapse[0].stream])
+    retitle(ax, stream_title(collapse[0].stream))
     if alone:
         shared_legend(ax.figure.get_figure(root=True), [ax])
     return ax
@@ -100,7 +100,7 @@ def figure_entropy_curves(runs: Runs, *, width: str = "page", by: tuple[str, ...
     fig, axes = facet_grid([(result.model, result.stream) for result in found], width)
     for (model, stream), ax in axes.items():
         plot_entropy_curves([f for f in found if (f.model, f.stream) == (model, stream)], looks=looks, ax=ax)
-        retitle(ax, panel_title(model, STREAM_TITLES[stream], several=several))
+        retitle(ax, panel_title(model, stream_title(stream), several=several))
     share_labels(fig, axes.values())
     label_panels(axes.values())
     shared_legend(fig, axes.values())
@@ -127,7 +127,7 @@ def plot_spectrum(spectrum: MeanSpectrum, *, colors: ListedColormap | None = Non
     ax.xaxis.set_major_formatter("{x:g}")
     ax.set_xlabel("Rank")
     ax.set_ylabel("Eigenvalue (trace one)")
-    retitle(ax, STREAM_TITLES[spectrum.stream])
+    retitle(ax, stream_title(spectrum.stream))
     if colors is None:
         layer_bar(ax.figure.get_figure(root=True), [ax], palette)
     return ax
@@ -171,7 +171,7 @@ def figure_spectrum(runs: Runs, *, width: str = "page") -> Figure:
     fig, axes = facet_grid(by_panel, width, extra=0.1)
     for (model, stream), ax in axes.items():
         plot_spectrum(by_panel[model, stream], colors=colors, ax=ax)
-        retitle(ax, panel_title(model, STREAM_TITLES[stream], several=several))
+        retitle(ax, panel_title(model, stream_title(stream), several=several))
     share_labels(fig, axes.values())
     label_panels(axes.values())
     layer_bar(fig, list(axes.values()), colors)

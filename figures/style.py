@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, split_stream
 
 WIDTHS = {"column": 3.25, "page": 6.75}  # inches: one column and the full page of the usual two-column styles
 FONT_SIZE = 7.5  # points, at the printed size
@@ -76,6 +76,12 @@ STREAM_TITLES = {
     "value": "Value",
     "hidden": "Hidden state",
 }
+
+
+def stream_title(stream: str) -> str:
+    """A stream as a panel names it; its tokens are said where they are not the visual ones."""
+    tokens, plain = split_stream(stream)
+    return STREAM_TITLES[plain] if tokens == "visual" else f"{STREAM_TITLES[plain]}, {tokens} tokens"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import nnsight
 import torch
 from transformers import DynamicCache
 
-from analyses.runs import STREAMS, HorizonError
+from analyses.runs import STREAMS, TOKENS, HorizonError, split_stream
 from probes.grids import TokenGrid
 from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
@@ -30,7 +30,8 @@ class VisualStates:
     Attributes:
         states: stream -> (layer, token, dim). `query`, `key` after rotary embedding, `query_raw`, `key_raw` before
             it, `value`: all heads x head_dim concatenated, key heads not repeated, layers 0..L-1. `hidden`: layers
-            0..L, the last being the input of the final norm.
+            0..L, the last being the input of the final norm. Of the visual tokens; `text:query` is that of the prompt's
+            text, `all:query` that of the whole prompt.
         positions: (token,) long, places in the prompt.
         grids: patch grids over those positions.
     """
@@ -73,7 +74,8 @@ def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query
     Args:
         model: as loaded.
         sample: one image, one question.
-        streams: subset of `query`, `key`, `query_raw`, `key_raw`, `value`, `hidden`.
+        streams: subset of `query`, `key`, `query_raw`, `key_raw`, `value`, `hidden`; of the prompt's text or of all its
+            tokens as `text:query`, `all:query`.
 
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be encoded.
@@ -83,9 +85,13 @@ def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query
 
 def check_streams(streams: Sequence[str]) -> None:
     """Raise HorizonError unless every stream is known."""
-    unknown = [stream for stream in streams if stream not in STREAMS]
+    pairs = {name: split_stream(name) for name in streams}
+    unknown = [name for name, (tokens, stream) in pairs.items() if stream not in STREAMS or tokens not in TOKENS]
     if unknown:
-        raise HorizonError(f"stream {', '.join(map(repr, unknown))} is unknown; choose from {', '.join(STREAMS)}")
+        raise HorizonError(
+            f"stream {', '.join(map(repr, unknown))} is unknown; choose from {', '.join(STREAMS)}, of other tokens as "
+            "text:query or all:query"
+        )
 
 
 def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -> Capture:
@@ -97,20 +103,24 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
     inputs = [_hidden(call)[0] for call in calls]
     arguments = [_other_arguments(model, call) for call in calls]
     keys, values = _keys_and_values(model, cache)
-    at = prompt.visual  # indexed copies, so that no full sequence stays alive for the streams
-    makers = {
-        "hidden": lambda: [*(rows[at] for rows in inputs), final[0, at]],
-        "key": lambda: [_concatenate_heads(rows[:, at]) for rows in keys],
-        "value": lambda: [_concatenate_heads(rows[:, at]) for rows in values],
-        "key_raw": lambda: raw_keys,
-        "query_raw": lambda: queries,
-        "query": lambda: [
-            _rotated_query(model, k, query, raw_keys[k][-1:], keys[k], arguments[k]["position_embeddings"], at)
+    kept = _kept_positions(prompt, streams)
+    makers = {  # from (token,) positions; indexed copies, so that no full sequence stays alive for the streams
+        "hidden": lambda at: [*(rows[at] for rows in inputs), final[0, at]],
+        "key": lambda at: [_concatenate_heads(rows[:, at]) for rows in keys],
+        "value": lambda at: [_concatenate_heads(rows[:, at]) for rows in values],
+        "key_raw": lambda at: [rows[torch.searchsorted(kept, at)] for rows in raw_keys],
+        "query_raw": lambda at: [rows[torch.searchsorted(kept, at)] for rows in queries],
+        "query": lambda at: [
+            _rotated_query(model, k, query[torch.searchsorted(kept, at)], at, known, keys[k], arguments[k])
             for k, query in enumerate(queries)
+            for known in [(raw_keys[k][-1:], kept[-1:])]
         ],
     }
-    states = {stream: torch.stack(makers[stream]()) for stream in streams}
-    visual = VisualStates(states, at, prompt.grids)
+    pairs = {name: split_stream(name) for name in streams}
+    states = {
+        name: torch.stack(makers[stream](token_positions(prompt, tokens))) for name, (tokens, stream) in pairs.items()
+    }
+    visual = VisualStates(states, prompt.visual, prompt.grids)
     with torch.no_grad():
         note_logits(model, final[0, prompt.readout], logits[0])
     return Capture(prompt, inputs, final[0], arguments, additions, keys, values, log_softmax(logits[0]), visual)
@@ -146,10 +156,11 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
     """The one nnsight trace. Short, since coverage and debuggers lose the lines of a function that holds a trace."""
     envoy, decoder = _envoys(model)
     arguments = {**prompt.inputs, "past_key_values": cache, "use_cache": True, **_logits_to_keep(model, prompt)}
-    visual, n_places = prompt.visual, len(prompt.readout)
-    wants_query = bool({"query", "query_raw"} & set(streams))
+    kept, n_places = _kept_positions(prompt, streams), len(prompt.readout)
+    plain = {stream for _, stream in map(split_stream, streams)}
+    wants_query = bool({"query", "query_raw"} & plain)
     # of rotated queries, one key a layer tells whether the layer rotates at all
-    wants_key = slice(None) if "key_raw" in streams else slice(-1, None) if "query" in streams else None
+    wants_key = slice(None) if "key_raw" in plain else slice(-1, None) if "query" in plain else None
     with envoy.trace(**arguments):
         calls, queries, raw_keys, additions = nnsight.save([]), nnsight.save([]), nnsight.save([]), nnsight.save({})
         output = None
@@ -157,15 +168,29 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
             calls.append(layer.inputs)
             _note_addition(additions, k - 1, _hidden(calls[-1]), output)
             if wants_query:
-                queries.append(_visual_rows(_projection(layer.self_attn, "q").output[0], visual, model.n_heads))
+                queries.append(_rows_at(_projection(layer.self_attn, "q").output[0], kept, model.n_heads))
             if wants_key is not None:
                 projected = _projection(layer.self_attn, "k").output[0]
-                raw_keys.append(_visual_rows(projected, visual[wants_key], model.n_key_value_heads))
+                raw_keys.append(_rows_at(projected, kept[wants_key], model.n_key_value_heads))
             output = layer.output
         final = nnsight.save(decoder.norm.input)
         _note_addition(additions, model.n_layers - 1, final, output)
         logits = nnsight.save(envoy.output.logits[:, -n_places:])
     return calls, additions, queries, raw_keys, final, logits
+
+
+def token_positions(prompt: Prompt, tokens: str) -> torch.Tensor:
+    """(token,) long, ascending positions of the visual tokens, of the prompt's text, or of all its tokens."""
+    if tokens == "visual":
+        return prompt.visual
+    whole = torch.arange(int(prompt.readout[0]) + 1, device=prompt.visual.device)  # without a forced answer
+    return whole if tokens == "all" else whole[~torch.isin(whole, prompt.visual)]
+
+
+def _kept_positions(prompt: Prompt, streams: Sequence[str]) -> torch.Tensor:
+    """Where projections are kept: at the visual tokens, or in the whole prompt where another stream is asked for."""
+    others = any(split_stream(name)[0] != "visual" for name in streams)
+    return token_positions(prompt, "all" if others else "visual")
 
 
 def _note_addition(additions: dict[int, torch.Tensor], k: int, following: torch.Tensor, output: Any) -> None:
@@ -182,11 +207,11 @@ def _projection(attention: Any, letter: str) -> Any:
     return getattr(attention, f"{letter}_norm" if hasattr(attention, f"{letter}_norm") else f"{letter}_proj")
 
 
-def _visual_rows(projected: torch.Tensor, visual: torch.Tensor, heads: int) -> torch.Tensor:
-    """(token, dim), (token, head, head_dim) or (head, token, head_dim) -> (visual token, dim)."""
+def _rows_at(projected: torch.Tensor, positions: torch.Tensor, heads: int) -> torch.Tensor:
+    """(token, dim), (token, head, head_dim) or (head, token, head_dim) -> (position, dim)."""
     if projected.ndim == 3 and projected.shape[0] == heads and projected.shape[1] != heads:
         projected = projected.transpose(0, 1)
-    return projected[visual].flatten(1)
+    return projected[positions].flatten(1)
 
 
 def _envoys(model: ProbedModel) -> tuple[Any, Any]:
@@ -213,10 +238,10 @@ def _rotated_query(
     model: ProbedModel,
     k: int,
     query: torch.Tensor,
-    raw_key: torch.Tensor,
-    keys: torch.Tensor,
-    embeddings: tuple[torch.Tensor, torch.Tensor],
     at: torch.Tensor,
+    known: tuple[torch.Tensor, torch.Tensor],
+    keys: torch.Tensor,
+    arguments: Mapping[str, Any],
 ) -> torch.Tensor:
     """(token, dim) queries as attention receives them, judged by what becomes of a key: some layers rotate neither.
 
@@ -224,13 +249,14 @@ def _rotated_query(
         model: as loaded.
         k: the layer.
         query: (token, dim) before the rotation.
-        raw_key: (1, dim) of the last visual token, before the rotation.
+        at: (token,) their positions.
+        known: (1, dim) one key before the rotation, and (1,) its position.
         keys: (key head, position, head_dim) as attention received them.
-        embeddings: the layer's (cos, sin).
-        at: (token,) positions of the visual tokens.
+        arguments: of the layer's call.
     """
-    received = _concatenate_heads(keys[:, at[-1:]])
-    turned = _rotate(model.layers[k], raw_key, embeddings, at[-1:], model.head_dim)
+    (raw_key, place), embeddings = known, arguments["position_embeddings"]
+    received = _concatenate_heads(keys[:, place])
+    turned = _rotate(model.layers[k], raw_key, embeddings, place, model.head_dim)
     apart, still = (float((one - received).abs().max()) for one in (turned, raw_key))
     if min(apart, still) > 0.05 * float(received.abs().max()):
         raise HorizonError(

@@ -88,7 +88,7 @@ def run(
         samples: their order fixes the row numbers; give the same to resume.
         out: the run directory, new or of the same configuration.
         probes: subset of entropy, removal, information.
-        streams: of the entropies.
+        streams: of the entropies; `text:query`, `all:query` are of the prompt's text and of all its tokens.
         targets: the first is the one that the samples table shows.
         contexts: of the token grids: keep-one, leave-one-out.
         window: side of their windows in tokens; 2 by default.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from analyses.runs import HorizonError
+from analyses.runs import STREAMS, HorizonError
 from vlm_horizon.conclude import words
+
+STREAM_HELP = f"Of the entropies: {', '.join(STREAMS)}; of the text or all tokens as text:query, all:query."
 
 
 def parse_layers(text: str | None) -> list[int] | None:

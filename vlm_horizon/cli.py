@@ -16,8 +16,8 @@ from typing import Annotated
 import typer
 
 from analyses.first_order import describe_agreement, gate_agreement
-from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
-from vlm_horizon.arguments import parse_layers
+from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, TARGETS, HorizonError, Run, load_runs
+from vlm_horizon.arguments import STREAM_HELP, parse_layers
 from vlm_horizon.check import check
 from vlm_horizon.conclude import RunPaths, compare, plan, show, words
 from vlm_horizon.cost import cost
@@ -91,7 +91,7 @@ def run(
     data: Annotated[list[Path], typer.Argument(help="Sample files (JSONL).", metavar="DATA...")],
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/<model> by default.")] = None,
     probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES),
-    streams: Annotated[str, typer.Option(help=f"Of the entropies: {', '.join(STREAMS)}.")] = "query,key,hidden",
+    streams: Annotated[str, typer.Option(help=STREAM_HELP)] = "query,key,hidden",
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold",
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one",
     window: Annotated[

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyses.export import FORMATS, render
-from analyses.runs import CONTEXTS, KINDS, PROBES, STREAMS, TARGETS, HorizonError
+from analyses.runs import CONTEXTS, KINDS, PROBES, TARGETS, HorizonError
 from analyses.tables import Table, to_record
-from vlm_horizon.arguments import parse_layers
+from vlm_horizon.arguments import STREAM_HELP, parse_layers
 from vlm_horizon.conclude import words
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def cost(
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many; as many as DATA holds, or 100.", min=1)] = None,
     probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES),
-    streams: Annotated[str, typer.Option(help=f"Of the entropies: {', '.join(STREAMS)}.")] = "query,key,hidden",
+    streams: Annotated[str, typer.Option(help=STREAM_HELP)] = "query,key,hidden",
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold",
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one",
     window: Annotated[int, typer.Option(help="Side of the token grids' windows, in tokens.")] = 2,

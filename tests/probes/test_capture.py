@@ -14,6 +14,7 @@ from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaF
 
 from analyses.runs import STREAMS, HorizonError
 from probes.capture import Capture, capture, capture_prompt
+from probes.check import _recorded_attention
 from probes.information import removal_ablations
 from probes.models import ProbedModel, load_model
 from probes.prompts import encode
@@ -106,7 +107,7 @@ def test_replays_leave_the_capture_as_it_was(random_model):
 
 
 def test_an_unknown_stream_is_named(random_model):
-    with pytest.raises(HorizonError, match=r"stream 'queries', 'logits' is unknown; choose from query, key, "):
+    with pytest.raises(HorizonError, match=r"stream 'queries', 'logits' is unknown; choose from query, .*text:query"):
         capture(random_model, SAMPLE, streams=("queries", "key", "logits"))
 
 
@@ -137,6 +138,29 @@ def test_queries_and_keys_are_read_behind_their_norms(transposed):
         turned = held.visual.states[stream.removesuffix("_raw")]
         torch.testing.assert_close(held.visual.states[stream].norm(dim=-1), turned.norm(dim=-1))  # a rotation
         assert (held.visual.states[stream] - turned).abs().median() > 0.01
+
+
+@pytest.mark.parametrize("transposed", [None, False, True])
+def test_text_and_all_tokens_have_the_same_streams(random_model, transposed):
+    """Rows of all tokens, taken apart; those of the visual ones are what the plain stream gives."""
+    model = random_model if transposed is None else normalizing_model(transposed)
+    names = [f"{tokens}{stream}" for stream in STREAMS for tokens in ("", "text:", "all:")]
+    answer = tuple(model.tokenizer.convert_tokens_to_ids(["apple", "bridge"]))
+    held = capture_prompt(model, encode(model, SAMPLE, answer), names)
+    n, visual = int(held.prompt.readout[0]) + 1, held.prompt.visual
+    text = torch.tensor([at for at in range(n) if at not in visual.tolist()], device=visual.device)
+    assert n == held.prompt.n_tokens - 1
+    for stream in STREAMS:
+        every = held.visual.states[f"all:{stream}"]
+        assert every.shape[1] == n
+        torch.testing.assert_close(every[:, visual], held.visual.states[stream], rtol=0, atol=0)
+        torch.testing.assert_close(every[:, text], held.visual.states[f"text:{stream}"], rtol=0, atol=0)
+    torch.testing.assert_close(held.visual.states["all:hidden"][1], held.inputs[1][:n], rtol=0, atol=0)
+    with _recorded_attention(model) as received, torch.no_grad():
+        model.model(**held.prompt.inputs, use_cache=False)
+    for stream, handed in zip(("query", "key"), zip(*received, strict=True), strict=True):
+        rows = torch.stack([state[0].transpose(0, 1).flatten(1)[:n] for state in handed])
+        torch.testing.assert_close(held.visual.states[f"all:{stream}"], rows, rtol=0, atol=1e-6)
 
 
 @torch.no_grad()
