@@ -28,6 +28,7 @@ from analyses.tables import (
     number_text,
     warnings_of,
 )
+from analyses.targets import TargetShare, target_shares
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,11 @@ def _covariates(run: Run, options: Options) -> Section:
     return Section(found, association_table(found))
 
 
+def _targets(run: Run, options: Options) -> Section:
+    found = target_shares(run, by=tuple(dict.fromkeys((*options.by, "task"))))
+    return Section(found, target_table(found))
+
+
 def _published(run: Run, options: Options) -> Section:
     samples = run.samples
     names = {str(name) for column in ("task", "task_type") for name in samples[column].dropna().unique()}
@@ -128,6 +134,7 @@ SECTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Run, Options], 
     "split": ((("removal",),), _split),
     "covariates": ((("removal",),), _covariates),
     "published": ((), _published),
+    "targets": ((), _targets),
 }
 GAPS = ("horizon - ECL", "half depth - ECL", "interval", "of depth")
 STANDARD = ("collapse", "horizons", "published")
@@ -274,6 +281,25 @@ def plan_table(results: Sequence[SamplePlan]) -> Table:
         *("more images", "more samples"),
     )
     return Table("Images until the interval of the half depth is narrow enough", columns, rows, warnings_of(results))
+
+
+def target_table(results: Sequence[TargetShare]) -> Table:
+    """One row a group: how many targets there are, and how many samples share the most common one."""
+    rows = [
+        (
+            r.model,
+            group_text(r.group),
+            r.target,
+            str(r.n_samples),
+            str(r.n_targets),
+            r.most_common,
+            number_text(100 * r.share, 0),
+            str(r.n_blank),
+        )
+        for r in results
+    ]
+    columns = ("model", "group", "target", "samples", "targets", "most common", "share (%)", "bare spaces")
+    return Table("How much the target varies", columns, rows, warnings_of(results))
 
 
 def published_table(results: Sequence[Published]) -> Table:

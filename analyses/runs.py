@@ -77,6 +77,9 @@ SAMPLES = pa.schema(
         ("crops", pa.list_(CROP)),
         ("windows", pa.list_(WINDOW)),  # of the token grids; empty where none was measured
         ("thumbnail", pa.binary()),  # PNG, at most 256 px, of the first image or frame
+        ("options", pa.list_(pa.string())),  # texts of the option letters A, B, ...; empty where there are none
+        # of the first target: its first token decoded, blank for a bare space; of "answer": the whole answer
+        ("target_text", pa.string()),
     ]
 )
 
@@ -242,6 +245,7 @@ class Run:
         for part in sorted((self.path / "samples").glob("part-*.parquet"), key=part_order):
             held = pq.read_schema(part).names
             frame = pq.read_table(part, columns=[name for name in columns if name in held]).to_pandas()
+            frame = frame.assign(**{name: None for name in columns if name not in held})  # of an earlier version
             frame["part"] = part.stem
             tables.append(frame)
         if not tables:

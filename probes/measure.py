@@ -62,6 +62,7 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
         "category": sample.category,
         "question": sample.question,
         "answers": list(sample.answers),
+        "options": list(sample.options),
     }
     try:
         measured = _measure(model, sample, config, plan)
@@ -120,7 +121,11 @@ def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target
     if target:
         log_p = float(target.log_p(own))
         entry.update(
-            correct=bool(target.contains(best)), target_ids=list(target.ids), p=float(np.exp(log_p)), log_p=log_p
+            correct=bool(target.contains(best)),
+            target_ids=list(target.ids),
+            target_text=target.answer if target.name == "answer" else model.tokenizer.decode([target.ids[0]]),
+            p=float(np.exp(log_p)),
+            log_p=log_p,
         )
     return entry
 
