@@ -17,6 +17,7 @@ from analyses.effects import (
     check_target,
     noise_floor,
     split_groups,
+    with_caution,
 )
 from analyses.horizon import Horizon, HorizonDetector
 from analyses.resampling import cluster_codes
@@ -80,7 +81,8 @@ class Level:
             removal=self.removal,
             counts=counts,
         )
-        return replace(found, model=self.run.model, group=self.group, target=self.target)
+        warning = with_caution(found.warning, self.run)
+        return replace(found, model=self.run.model, group=self.group, target=self.target, warning=warning)
 
 
 def find_levels(

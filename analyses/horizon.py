@@ -21,6 +21,7 @@ from analyses.effects import (
     noise_floor,
     split_groups,
     too_little,
+    with_caution,
 )
 from analyses.resampling import (
     draw_counts,
@@ -324,7 +325,8 @@ def find_horizon(
                 removal=removal.values[inside, 0],
                 counts=counts,
             )
-            found.append(replace(one, model=run.model, group=group, target=target))
+            warning = with_caution(one.warning, run)
+            found.append(replace(one, model=run.model, group=group, target=target, warning=warning))
     return found
 
 

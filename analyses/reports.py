@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analyses.agreement import Agreement, JointCollapseLayer, compare_collapse_to_horizon, joint_collapse_layer
+from analyses.answer_tables import score_table, target_table
 from analyses.collapse import find_collapse_layer
 from analyses.covariates import SampleAssociation, correlate_half_depth
 from analyses.disagreement import CriterionVerdict, compare_criteria
@@ -16,6 +17,7 @@ from analyses.planning import SamplePlan
 from analyses.published import Published, PublishedNumbers
 from analyses.runs import Run
 from analyses.scaling import ModelAssociation
+from analyses.scores import score_run
 from analyses.selection import SplitEstimate, split_estimates
 from analyses.tables import (
     NOT_REACHED,
@@ -28,7 +30,7 @@ from analyses.tables import (
     number_text,
     warnings_of,
 )
-from analyses.targets import TargetShare, target_shares
+from analyses.targets import target_shares
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Options:
         split: share of the images that choose a layer, for the section "split".
         covariates: of the section "covariates".
         published: numbers to show beside ours.
+        scorer: of the section "scores"; each task's own by default.
     """
 
     by: tuple[str, ...] = ("task_type",)
@@ -54,11 +57,17 @@ class Options:
     split: float = 0.5
     covariates: tuple[str, ...] = ("answer_tokens", "n_visual", "output_entropy")
     published: PublishedNumbers | None = field(default=None, repr=False)
+    scorer: str | None = None
 
     @property
     def effect(self) -> dict[str, Any]:
         """What every measured effect is asked for with."""
         return {"measure": self.measure, "target": self.target}
+
+    @property
+    def by_task(self) -> tuple[str, ...]:
+        """The columns and the task: what answers and their scores belong to."""
+        return tuple(dict.fromkeys((*self.by, "task")))
 
 
 @dataclass(frozen=True)
@@ -113,8 +122,13 @@ def _covariates(run: Run, options: Options) -> Section:
 
 
 def _targets(run: Run, options: Options) -> Section:
-    found = target_shares(run, by=tuple(dict.fromkeys((*options.by, "task"))))
+    found = target_shares(run, by=options.by_task)
     return Section(found, target_table(found))
+
+
+def _scores(run: Run, options: Options) -> Section:
+    found = score_run(run, by=options.by_task, scorer=options.scorer)
+    return Section(found, score_table(found))
 
 
 def _published(run: Run, options: Options) -> Section:
@@ -135,6 +149,7 @@ SECTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Run, Options], 
     "covariates": ((("removal",),), _covariates),
     "published": ((), _published),
     "targets": ((), _targets),
+    "scores": ((), _scores),
 }
 GAPS = ("horizon - ECL", "half depth - ECL", "interval", "of depth")
 STANDARD = ("collapse", "horizons", "published")
@@ -281,25 +296,6 @@ def plan_table(results: Sequence[SamplePlan]) -> Table:
         *("more images", "more samples"),
     )
     return Table("Images until the interval of the half depth is narrow enough", columns, rows, warnings_of(results))
-
-
-def target_table(results: Sequence[TargetShare]) -> Table:
-    """One row a group: how many targets there are, and how many samples share the most common one."""
-    rows = [
-        (
-            r.model,
-            group_text(r.group),
-            r.target,
-            str(r.n_samples),
-            str(r.n_targets),
-            r.most_common,
-            number_text(100 * r.share, 0),
-            str(r.n_blank),
-        )
-        for r in results
-    ]
-    columns = ("model", "group", "target", "samples", "targets", "most common", "share (%)", "bare spaces")
-    return Table("How much the target varies", columns, rows, warnings_of(results))
 
 
 def published_table(results: Sequence[Published]) -> Table:

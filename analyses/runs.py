@@ -7,6 +7,7 @@ A run directory holds what was measured, never a difference or a verdict:
     curves/part-<shard>-<n>.parquet   tidy rows (CURVES): one value a sample, target, context, layer, stream, measure
     tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all]", see TokenGrids
     spectra/part-<shard>-<n>.safetensors  "<row>/<stream>": eigenvalues, (layer, rank) float32, descending
+    generations/part-<shard>-<n>.parquet  on request, whole answers (GENERATIONS); the newest of a row holds
 
 *Layer k* is the residual stream at the input of 0-based decoder layer k; k = L is the input of the final norm, so a
 removal "from layer L on" removes nothing and holds the model's own forward. If a row was committed more than once
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ CONTEXTS = ("keep-one", "leave-one-out")
 PROBES = ("entropy", "removal", "information")
 STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
 KINDS = ("delete", "zero", "mean")
+WRONG = "answered wrong"  # why a sample is excluded that the model does not answer right
 TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
 
 WINDOW = pa.struct([(name, pa.int32()) for name in ("crop", "row", "column", "height", "width")])
@@ -56,8 +58,8 @@ SAMPLES = pa.schema(
         ("image_sha256", pa.string()),
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),
-        ("status", pa.string()),  # "ok" or "failed"
-        ("error", pa.string()),  # why it failed, else ""
+        ("status", pa.string()),  # "ok", "failed" or "excluded": looked at, and left unmeasured on purpose
+        ("error", pa.string()),  # why it failed or was excluded, else ""
         ("prediction", pa.string()),  # the model's first token with all visual tokens
         ("correct", pa.bool_()),  # that token is in the target set of the first target
         ("target_ids", pa.list_(pa.int32())),  # of the first target
@@ -94,6 +96,17 @@ CURVES = pa.schema(
         # "correct" (argmax in the target set), "same" (argmax as with all tokens). At layer L: nothing removed.
         ("measure", pa.string()),
         ("value", pa.float64()),
+    ]
+)
+
+GENERATIONS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("text", pa.string()),  # the model's whole answer, decoded greedily; null where it could not be generated
+        ("n_tokens", pa.int32()),
+        ("finished", pa.bool_()),  # the model ended it; else it was cut after `max_new_tokens`
+        ("max_new_tokens", pa.int32()),
+        ("error", pa.string()),  # why it could not be generated, else ""
     ]
 )
 
@@ -155,6 +168,7 @@ class RunConfig:
     batch_size: int | None = None
     sources: tuple[str, ...] = ()
     prompt_example: str = ""
+    only_correct: bool = False  # samples that the model answers wrong were excluded, not measured
 
     NOT_ESTIMAND = ("conventions", "n_parameters", "versions", "device", "batch_size", "sources", "prompt_example")
 
@@ -222,10 +236,19 @@ class TokenGrids:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read. DataFrames are loaded on first use; token grids and spectra sample by sample."""
+    """A run directory, read. DataFrames are loaded on first use; token grids and spectra sample by sample.
+
+    Attributes:
+        path: the directory.
+        config: what it was measured with.
+        left_out: row number -> why `select_samples` left it out; nothing in the directory changes.
+        caution: what a selection does to every result on the effect; "" without one.
+    """
 
     path: Path
     config: RunConfig
+    left_out: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
+    caution: str = field(default="", repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -254,21 +277,39 @@ class Run:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row a sample, indexed by row number; columns of `SAMPLES` without the thumbnail, plus `part`."""
+        """One row a sample, indexed by row number: `SAMPLES` without the thumbnail, plus `part` and `generation`."""
         commits = self._commits.assign(measured=self._commits["status"] == "ok")
         newest = commits.sort_values("measured", kind="stable").drop(columns="measured")
         frame = newest.drop_duplicates("row", keep="last")
-        return frame.set_index("row", drop=False).sort_index().rename_axis(None)
+        frame = frame.set_index("row", drop=False).sort_index().rename_axis(None)
+        frame["generation"] = self.generations["text"].reindex(frame.index)
+        left_out = [row for row in self.left_out if row in frame.index]
+        frame.loc[left_out, "status"] = "excluded"
+        frame.loc[left_out, "error"] = [self.left_out[row] for row in left_out]
+        return frame
+
+    @cached_property
+    def generations(self) -> pd.DataFrame:
+        """The whole answers, indexed by row number; columns of `GENERATIONS`, empty where none were asked for."""
+        parts = sorted((self.path / "generations").glob("part-*.parquet"), key=part_order)
+        tables = [pq.read_table(part, schema=GENERATIONS) for part in parts]
+        frame = pa.concat_tables(tables or [GENERATIONS.empty_table()]).to_pandas()
+        return frame.drop_duplicates("row", keep="last").set_index("row").sort_index().rename_axis(None)
 
     @property
     def ok(self) -> pd.DataFrame:
-        """The samples that were measured."""
+        """The samples that were measured, without those that a selection leaves out."""
         return self.samples[self.samples["status"] == "ok"]
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The samples that were not, with their `error`."""
+        """The samples that could not be measured, with their `error`."""
         return self.samples[self.samples["status"] == "failed"]
+
+    @property
+    def excluded(self) -> pd.DataFrame:
+        """The samples left out on purpose, by the run itself or by a selection, with the reason as `error`."""
+        return self.samples[self.samples["status"] == "excluded"]
 
     @cached_property
     def curves(self) -> pd.DataFrame:

@@ -39,8 +39,8 @@ def sample_depths(
         detector: parameters; resamples play no part.
 
     Returns:
-        One row a sample of the run, failed ones included, indexed by row number: id, task_type, task, category,
-        image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not defined),
+        One row a sample of the run, failed and excluded ones included, indexed by row number: id, task_type, task,
+        category, image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not defined),
         horizon (layer, or missing), censored (the horizon is L).
 
     Raises:
@@ -62,7 +62,7 @@ def sample_depths(
         found.loc[eligible, "half_depth"] = half_depths(curves.values[eligible], curves.layers)
     found["reason"] = reasons
     table = run.samples[LABELS].join(found)
-    unmeasured = run.samples["error"].where(run.samples["status"] == "failed", "not measured for this target")
+    unmeasured = run.samples["error"].where(run.samples["status"] != "ok", "not measured for this target")
     table["reason"] = table["reason"].fillna(unmeasured)
     table["eligible"] = table["reason"] == ""
     table["horizon"] = table["horizon"].astype("Int64")

@@ -99,7 +99,9 @@ def _warning(n_targets: int, n_samples: int, share: float, text: str, n_blank: i
             "measure gold or greedy-correct"
         )
     if share > LARGEST_SHARE:
-        found.append(f"{share:.0%} of the samples share the target token {text!r}: on these it hardly measures the answer")
+        found.append(
+            f"{share:.0%} of the samples share the target token {text!r}: on these it hardly measures the answer"
+        )
     if n_targets < FEWEST:
         targets = "one target covers" if n_targets == 1 else f"{n_targets} targets cover"
         found.append(f"{targets} all samples: a constant guess is right on {share:.0%} of them")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from analyses.runs import HorizonError, RunConfig
+from analyses.runs import WRONG, HorizonError, RunConfig
 from probes.capture import Capture
 from probes.entropy import matrix_entropy, matrix_spectrum
 from probes.grids import TokenGrid, tile_windows
@@ -69,6 +69,8 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
     except Exception as error:  # one bad sample never ends a run
         reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
         return Record({**entry, "status": "failed", "error": reason, "seconds": time.monotonic() - started})
+    if measured.sample.get("status") == "excluded":
+        return replace(measured, sample={**entry, **measured.sample, "seconds": time.monotonic() - started})
     done = {
         "status": "ok",
         "error": "",
@@ -81,7 +83,11 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
 
 def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -> Record:
     replayed = bool({"removal", "information"} & set(config.probes))
-    captured, targets = prepare(model, sample, config.targets if replayed else (), config.streams)
+    wanted = config.targets if replayed or config.only_correct else ()
+    captured, targets = prepare(model, sample, wanted, config.streams)
+    if config.only_correct and not _answered_right(captured, targets):
+        entry = _entry(model, sample, captured, targets.get(config.targets[0]))
+        return Record({**entry, "status": "excluded", "error": WRONG, "probes": []})
     states = captured.visual.states
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
@@ -89,7 +95,7 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
     entry = _entry(model, sample, captured, targets.get(config.targets[0]))
     curves = list(_entropy_rows(entropies))
     grids: Grids = {}
-    if targets:
+    if targets and replayed:
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
         )
@@ -100,6 +106,12 @@ def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) 
         entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
         curves += _removal_rows(removals)
     return Record(entry, curves, _token_arrays(grids), spectra)
+
+
+def _answered_right(captured: Capture, targets: dict[str, Target]) -> bool:
+    """By the first target that is not the model's own token; `greedy-correct` is absent where the answer is wrong."""
+    judge = next((target for name, target in targets.items() if name != "greedy"), None)
+    return judge is not None and bool(judge.contains(captured.log_probs[judge.place].argmax()))
 
 
 def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.admission import check_grids
 from probes.capture import check_streams
 from probes.entropy import check_alpha
+from probes.generation import check_limit, generation_row, wants_answer
 from probes.grids import tile_windows
 from probes.information import check_context, check_layers
 from probes.measure import Plan, measure_sample, wanted_probes
@@ -28,7 +29,7 @@ from probes.prompts import chat_text
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
-from probes.writer import RunWriter
+from probes.writer import Record, RunWriter
 
 FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
 
@@ -58,6 +59,8 @@ def run(
     retry_failed: bool = False,
     progress: bool = True,
     sources: Sequence[str] = (),
+    only_correct: bool = False,
+    generate: int | None = None,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -85,6 +88,11 @@ def run(
         retry_failed: measure samples again that failed before.
         progress: show a progress bar on standard error.
         sources: where the samples came from, recorded.
+        only_correct: exclude samples that the model answers wrong, after one forward pass and before all ablations;
+            they are recorded and counted. Another population, hence another configuration; `select_samples` makes
+            the same choice afterwards.
+        generate: also let the model write out its answer, of at most so many tokens, for `score_run`. No measured
+            value depends on it, so a later call can add it to a run that is there.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -93,6 +101,10 @@ def run(
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
     _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    if only_correct and set(targets) == {"greedy"}:
+        raise HorizonError("only_correct needs a target that says what is right: gold beside greedy, or greedy-correct")
+    if generate is not None:
+        check_limit(generate)
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -126,12 +138,13 @@ def run(
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
         prompt_example=chat_text(model, prompt or "{question}"),
+        only_correct=only_correct,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
-        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
+        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed, generate)
     return load_run(out)
 
 
@@ -186,6 +199,7 @@ def _sweep(
     token_samples: int | None,
     spectra: int,
     retry_failed: bool,
+    generate: int | None,
 ) -> None:
     seen: Counter[str] = Counter()
     flushed = time.monotonic()
@@ -199,18 +213,32 @@ def _sweep(
         there = _committed(writer, row, sample)
         plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
         if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
-            bar.skip()
-            continue
-        record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, there))
-        failed = record.sample["status"] == "failed"
-        if failed and there is not None and there["status"] == "ok":
-            bar.say(f"{sample.id}: {record.sample['error']} (its earlier measurement is kept)")
+            status = there["status"]
+            skipped = True
         else:
-            writer.add(record)
-        bar.advance(failed=failed)
+            record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, there))
+            status = _keep(writer, bar, record, there)
+            skipped = False
+        if status == "ok" and generate and wants_answer(writer.generations.get(row), generate, retry_failed):
+            writer.add_generation(generation_row(model, row, sample, generate))
+            skipped = False
+        if skipped:
+            bar.skip()
+        else:
+            bar.advance(failed=status == "failed", excluded=status == "excluded")
         if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
             writer.flush()
             flushed = time.monotonic()
+
+
+def _keep(writer: RunWriter, bar: RunProgress, record: Record, there: dict[str, Any] | None) -> str:
+    """Hand a record to the writer, unless it failed where an earlier measurement did not; its status."""
+    failed = record.sample["status"] == "failed"
+    if failed and there is not None and there["status"] == "ok":
+        bar.say(f"{record.sample['id']}: {record.sample['error']} (its earlier measurement is kept)")
+    else:
+        writer.add(record)
+    return record.sample["status"]
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:
@@ -234,8 +262,8 @@ def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | 
 
 def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> bool:
     """Whether a committed row carries everything that it should."""
-    if there["status"] == "failed":
-        return not retry_failed
+    if there["status"] != "ok":
+        return there["status"] == "excluded" or not retry_failed
     return set(wanted) <= set(there["probes"])
 
 

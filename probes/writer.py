@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
-from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
+from analyses.runs import CURVES, GENERATIONS, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
+GENERATED = "generations"  # beside them: whole answers, made once a row is committed
 COMMITTED = ("id", "task", "question", "answers", "status", "probes")
 
 
@@ -58,6 +59,7 @@ class RunWriter:
         self.path, self.config = Path(path), config
         self.label = f"{shard[0]}of{shard[1]}"
         self._pending: list[Record] = []
+        self._generated: list[dict[str, Any]] = []
         self._open()
         self._lock = FileLock(self.path / f".lock-{self.label}", timeout=0)
         try:
@@ -68,6 +70,7 @@ class RunWriter:
                 "with --shard i/n"
             ) from None
         self.committed = self._read_committed()
+        self.generations: dict[Any, Any] = load_run(self.path).generations.to_dict("index")
 
     def __enter__(self) -> RunWriter:
         return self
@@ -80,7 +83,7 @@ class RunWriter:
 
     def _open(self) -> None:
         file = self.path / "run.json"
-        ours = {*FOLDERS, "run.json"}
+        ours = {*FOLDERS, GENERATED, "run.json"}
         if self.path.exists() and not file.exists():
             foreign = not self.path.is_dir() or any(
                 entry.name not in ours and not entry.name.startswith(".") for entry in self.path.iterdir()
@@ -113,15 +116,30 @@ class RunWriter:
         """Hold a record until the next flush."""
         self._pending.append(record)
 
+    def add_generation(self, generation: dict[str, Any]) -> None:
+        """Hold a row of `GENERATIONS` until the next flush; its sample is committed, or added before."""
+        self._generated.append(generation)
+
     def __len__(self) -> int:
-        return len(self._pending)
+        return max(len(self._pending), len(self._generated))
 
     def flush(self) -> None:
         """Commit everything added since the last flush as one part; does nothing if there is none."""
-        if not self._pending:
-            return
+        if self._pending:
+            self._flush_records()
+        if self._generated:  # after the samples, so that no answer is ever without its question
+            self._flush_generations()
+
+    def _flush_generations(self) -> None:
+        generated, self._generated = self._generated, []
+        folder = self.path / GENERATED
+        folder.mkdir(exist_ok=True)
+        name = f"part-{self.label}-{_next_number(folder):05d}.parquet"
+        _write_table(folder / name, pa.Table.from_pylist(generated, schema=GENERATIONS))
+
+    def _flush_records(self) -> None:
         records, self._pending = self._pending, []
-        part = f"part-{self.label}-{self._next_number():05d}"
+        part = f"part-{self.label}-{_next_number(self.path / 'samples'):05d}"
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
         if tokens:
@@ -131,11 +149,6 @@ class RunWriter:
         _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
         samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
         _write_table(self.path / "samples" / f"{part}.parquet", samples)
-
-    def _next_number(self) -> int:
-        """One above every shard's parts, so that of two commits of a row the later has the higher number."""
-        parts = list((self.path / "samples").glob("part-*.parquet"))
-        return max((part_order(part)[0] for part in parts), default=-1) + 1
 
     def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray]) -> None:
         layers = self.config.layers or range(self.config.n_layers)
@@ -149,6 +162,11 @@ class RunWriter:
         save_file(stored, temporary, metadata=metadata)
         temporary.chmod((self.path / "run.json").stat().st_mode)  # safetensors makes files that only their owner reads
         temporary.replace(file)
+
+
+def _next_number(folder: Path) -> int:
+    """One above every shard's parts, so that of two commits of a row the later has the higher number."""
+    return max((part_order(part)[0] for part in folder.glob("part-*.parquet")), default=-1) + 1
 
 
 def _refuse_other(found: Run, wanted: RunConfig) -> None:

@@ -13,8 +13,25 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "yes Yes YES no No NO red Red blue Blue stop Stop STOP cat dog the The".split()
-LETTERS = "A B C D a b c d".split()
+WORDS = [
+    "yes",
+    "Yes",
+    "YES",
+    "no",
+    "No",
+    "NO",
+    "red",
+    "Red",
+    "blue",
+    "Blue",
+    "stop",
+    "Stop",
+    "STOP",
+    "cat",
+    "dog",
+    "the",
+]
+LETTERS = ["A", "B", "C", "D", "a", "b", "c", "d"]
 ENDS = ("USER:", "ASSISTANT:", "assistant\n")
 # how Qwen2 cuts a text before any merge: words with the space before them, digits one by one
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
