@@ -40,8 +40,8 @@ def sample_depths(
 
     Returns:
         One row a sample of the run, failed and excluded ones included, indexed by row number: id, task_type, task,
-        category, image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not defined),
-        horizon (layer, or missing), censored (the horizon is L).
+        category, image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not
+        defined), horizon (layer, or missing), censored (the horizon is L).
 
     Raises:
         HorizonError: unknown words, or the run lacks what the criterion needs.

@@ -16,7 +16,7 @@ from analyses.effects import GROUP_COLUMNS, MEASURES, check_choice, check_target
 from analyses.runs import WRONG, HorizonError, Run
 
 NO_TARGET = "without the target"
-NO_EFFECT = "no removal effect at layer 0 above the noise floor"
+NO_EFFECT = "without a removal effect at layer 0 above the noise floor"
 CIRCULAR = (
     "the samples were chosen by their removal effect at layer 0: that there is an effect is then no finding, and its "
     "size is overstated"
@@ -117,7 +117,7 @@ def exclusions(run: Run) -> dict[str, int]:
 
 
 def selection_text(run: Run) -> str:
-    """What was excluded, for people: "120 of 240 samples: 80 answered wrong, 40 ..."; "" where nothing was."""
+    """What was excluded, for people: "120 of 240 samples: 80 answered wrong, 40 without ..."; "" where nothing was."""
     counted = exclusions(run)
     if not counted:
         return ""
