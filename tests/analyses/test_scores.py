@@ -5,6 +5,7 @@ import pytest
 from synthetic_runs import fade_curve, write_run
 
 import vlm_horizon as vh
+from analyses.resampling import draw_counts, percentile_interval, resampled_means
 
 L = 4
 
@@ -126,6 +127,20 @@ def test_intervals_are_those_of_resampled_images(tmp_path):
     assert found.interval[0] < found.value < found.interval[1]
     (again,) = vh.score_run(run)
     assert again.interval == found.interval
+
+
+@pytest.mark.parametrize(("n_images", "share"), [(20, 0.5), (40, 0.9), (100, 0.9)])
+def test_intervals_of_shares_hold_what_they_promise(n_images, share):
+    """Right answers drawn anew 300 times; 0.90 is 3 standard errors below 0.95."""
+    counts = draw_counts(n_images, 500)
+    drawn = np.random.default_rng(0).random((300, n_images)) < share
+    ends = [
+        percentile_interval(
+            resampled_means(right[:, None].astype(float), np.arange(n_images), counts), n_clusters=n_images
+        )
+        for right in drawn
+    ]
+    assert np.mean([low[0] <= share <= high[0] for low, high in ends]) > 0.90
 
 
 def test_missing_and_cut_answers_are_counted(tmp_path):
