@@ -208,7 +208,7 @@ def _sample_of(record: Any, path: Path, number: int, task: str | None, task_type
         raise SampleError(f"no {' and no '.join(missing)} among the keys {sorted(record)}")
     if len(given) > 1:
         raise SampleError(f"{' and '.join(given)} are given; one of them is expected")
-    odd = [f"{key} is {record[key]!r}" for key in ("image", "question") if not isinstance(record.get(key, ""), str)]
+    odd = [f"{key} is {record[key]!r}" for key in ("image", "question") if not isinstance(record.get(key) or "", str)]
     if odd:
         raise SampleError(f"{' and '.join(odd)}; a text is expected")
     pictures = _picture_paths(record, path)
