@@ -216,3 +216,31 @@ def test_a_run_records_what_its_target_tokens_say(model, tmp_path):
     assert [list(options) for options in run.samples["options"]] == [["x", "y"]] * 2
     whole = removal_run(model, tmp_path / "whole", demo_samples(1, "ocr"), targets=("answer",))
     assert whole.samples.loc[0, "target_text"] == demo_samples(1, "ocr")[0].answers[0]
+
+
+def test_wrong_answers_stay_excluded_where_token_grids_are_added_to_what_is_on_disk(model, tmp_path):
+    """Chosen layers take several sweeps: each adds grids to right answers only, and no answer is written twice."""
+    samples = with_wrong(4)
+    run = vh.run_adaptive(model, samples, tmp_path / "run", only_correct=True, generate=4, progress=False, window=4)
+    assert vh.exclusions(run) == {"answered wrong": 1}
+    assert run.token_rows("keep-one") == [0, 2, 3]
+    assert run.config.chosen_layers
+    assert run.generations.index.tolist() == [0, 2, 3]
+    assert len(list((run.path / "samples").glob("*.parquet"))) > 1
+    assert len(list((run.path / "generations").glob("*.parquet"))) == 1
+    held = run.samples.loc[[0, 2, 3]]
+    assert held["target_text"].str.len().gt(0).all()
+    assert list(run.samples.loc[1, "probes"]) == []
+    assert run.samples.loc[1, "image_sha256"]
+
+
+def test_exclusions_and_answers_are_the_same_without_threads(model, tmp_path):
+    runs = [
+        removal_run(model, tmp_path / str(overlap), with_wrong(4), only_correct=True, generate=4, overlap=overlap)
+        for overlap in (True, False)
+    ]
+    columns = ["id", "status", "error", "image_sha256", "generation", "target_text", "answer_tokens", "correct"]
+    together, alone = (run.samples[columns] for run in runs)
+    assert together.equals(alone)
+    assert together["image_sha256"].notna().all()
+    assert together["answer_tokens"].notna().all()
