@@ -112,8 +112,8 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
     for (low, high), alpha, _ in BANDS:
         ax.fill_between(information.layers, columns[low], columns[high], color=look.color, alpha=alpha, linewidth=0)
     some = len(information.layers) and len(information.layers) <= np.ptp(information.layers)
-    marker, size = ("o", 2.5) if some else ("", 0.0)  # between them the lines are only lines
-    ax.plot(information.layers, columns[0.5], color=look.color, marker=marker, markersize=size)
+    marker = "o" if some else ""  # between the dots the lines are only lines
+    ax.plot(information.layers, columns[0.5], color=look.color, marker=marker, markersize=2.5)
     horizon = information.horizon
     last = int(information.layers.max())
     if horizon is not None:

@@ -90,7 +90,7 @@ def _written(config: RunConfig, records: Sequence[Record]) -> dict[str, int]:
 def _made_up(
     model: ProbedModel, subject: Subject, config: RunConfig, entry: dict[str, Any], thumbnail: int, random: Any
 ) -> Record:
-    """A record as `measure_sample` makes it, with other numbers: nothing in it repeats, so nothing packs too well."""
+    """A record as a run makes it, with other numbers: nothing in it repeats, so nothing packs too well."""
     sample, picture = subject.sample, random.bytes(thumbnail)
     numbers = ("p", "log_p", "output_entropy", "seconds", "noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
     told = {

@@ -142,11 +142,6 @@ class Measured:
     seconds: float
 
 
-def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Record:
-    """Measure one sample; whatever goes wrong with it becomes its record, with the reason."""
-    return finish(measure(model, encode_sample(model, row, sample, config, plan), config), config)
-
-
 def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Encoded:
     """First stage: decode the image, encode the prompt and the answers. Runs nothing of the model."""
     started = time.monotonic()

@@ -39,7 +39,7 @@ def test_the_line_is_the_median():
 def test_dots_say_which_layers_were_measured_where_not_all_were():
     some = TokenInformation("five", {}, "keep-one", "p", np.array([0, 2, 3, 7]), VALUES, None)
     assert plot_token_information(some).lines[0].get_marker() == "o"
-    assert plot_token_information(PANEL).lines[0].get_marker() == "None"
+    assert plot_token_information(PANEL).lines[0].get_marker() == ""
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A plant lives inside a module of the decoder, in a subclass with the same children, and it recognizes visual rows by the
 position that their rotary embedding encodes. So it holds in a plain forward, under a trace, and where layers are called
-one by one on some of the rows, with the caller's own masks and cached rows, as long as no visual row is a cached one,
-or one whose keys a call that was broken off has just computed.
+one by one on some of the rows, with the caller's own masks, on top of cached rows from the start of the sequence and of
+rows whose keys a call that was broken off has just computed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class CutAttention(LlamaAttention):
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
         positions = rotary_positions(position_embeddings, self._rotary[0])
         before, self._before = self._before, positions  # stays where the caller breaks this call off
-        queries = torch.isin(positions, self._visual)
-        keys = queries if before is None else torch.cat([torch.isin(before, self._visual), queries], dim=1)
-        n = keys.shape[-1]
+        columns = positions if before is None else torch.cat([before, positions], dim=1)
+        n = columns.shape[-1]
         if attention_mask is None:  # causal
-            attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=keys.device).tril()
-        # the newest n columns are the rows at hand; any before them are cached text from before the image
-        cut = torch.zeros(len(keys), 1, *attention_mask.shape[2:], dtype=torch.bool, device=keys.device)
-        cut[..., -n:] = (~queries)[:, None, :, None] & keys[:, None, None, :]
+            attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=columns.device).tril()
+        # under a causal mask what is cached, and stands before the newest n columns, is the sequence from its start
+        cached = torch.arange(attention_mask.shape[-1] - n, device=columns.device).expand(len(columns), -1)
+        queries, keys = (torch.isin(at, self._visual) for at in (positions, torch.cat([cached, columns], dim=1)))
+        cut = (~queries)[:, None, :, None] & keys[:, None, None, :]
         blocked = False if attention_mask.dtype == torch.bool else torch.finfo(attention_mask.dtype).min
         attention_mask = torch.where(cut, blocked, attention_mask)
         output = super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)

@@ -160,7 +160,7 @@ def test_a_spent_budget_claims_nothing_and_a_larger_one_goes_on(tmp_path, capsys
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     model, samples = demo_model(), demo_samples(2)
     straight = vh.run_adaptive(model, samples, tmp_path / "straight", **PROBES)
-    original, calls = probes.sweep.measure_sample, []
+    original, calls = probes.sweep.measure, []
 
     def interrupt(*arguments):
         calls.append(arguments[1])
@@ -168,7 +168,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(probes.sweep, "measure_sample", interrupt)
+    monkeypatch.setattr(probes.sweep, "measure", interrupt)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             vh.run_adaptive(model, samples, tmp_path / "run", **PROBES)

@@ -299,7 +299,7 @@ def test_interrupt_leaves_what_was_finished(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "vlm_horizon", "run", MODEL, str(file), "--probes", "removal", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not list(out.glob("samples/part-*")):  # the first 64 samples are committed
+    while not list(out.glob("samples/part-*")):  # the first samples are committed
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -307,7 +307,7 @@ def test_interrupt_leaves_what_was_finished(tmp_path):
     assert process.returncode == 130
     assert "the same command goes on from there" in err
     run = vh.load_run(out)
-    assert 64 <= len(run.ok) < 5000
+    assert 1 < len(run.ok) < 5000
     assert run.samples.index.tolist() == list(range(len(run.samples)))
 
 
