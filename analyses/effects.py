@@ -247,13 +247,20 @@ def information_quantiles(
 def noise_floor(run: Run, measure: str) -> float:
     """A run's noise floor: 99th percentile of its samples' floors, in the unit of the measure; NaN if unmeasured.
 
+    It is that of all measured samples, also where a selection leaves some out.
+
     Raises:
         HorizonError: no noise floor is measured for that measure.
     """
     check_choice("measure", measure, NOISE_MEASURES)
-    floors = run.ok[f"noise_floor_{measure}"].to_numpy(float)
+    floors = run.samples[f"noise_floor_{measure}"].to_numpy(float)
     floors = floors[~np.isnan(floors)]
     return float(np.quantile(floors, 0.99)) if len(floors) else float("nan")
+
+
+def with_caution(warning: str, run: Run) -> str:
+    """A warning, and what the selection of the run's samples does to every result on the effect."""
+    return "; ".join(filter(None, (warning, run.caution)))
 
 
 def split_groups(samples: pd.DataFrame, by: Sequence[str]) -> list[tuple[dict[str, str], np.ndarray]]:

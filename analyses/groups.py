@@ -17,6 +17,7 @@ from analyses.effects import (
     check_target,
     noise_floor,
     split_groups,
+    with_caution,
 )
 from analyses.horizon import Horizon, HorizonDetector
 from analyses.resampling import cluster_codes
@@ -82,7 +83,8 @@ class Level:
             removal=self.removal,
             counts=counts,
         )
-        warning = "; ".join(filter(None, (method_warning(self.run, self.criterion), found.warning)))
+        named = "; ".join(filter(None, (method_warning(self.run, self.criterion), found.warning)))
+        warning = with_caution(named, self.run)
         return replace(found, model=self.run.model, group=self.group, target=self.target, warning=warning)
 
 

@@ -21,6 +21,7 @@ from analyses.effects import (
     noise_floor,
     split_groups,
     too_little,
+    with_caution,
 )
 from analyses.resampling import (
     draw_counts,
@@ -351,7 +352,8 @@ def find_horizon(
                 counts=counts,
                 skipped=own.skipped,
             )
-            warning = "; ".join(filter(None, (method_warning(run, name), one.warning)))
+            named = "; ".join(filter(None, (method_warning(run, name), one.warning)))
+            warning = with_caution(named, run)
             found.append(replace(one, model=run.model, group=group, target=target, warning=warning))
     return found
 

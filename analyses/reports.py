@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from analyses.agreement import Agreement, JointCollapseLayer, compare_collapse_to_horizon, joint_collapse_layer
+from analyses.answer_tables import score_table, target_table
 from analyses.collapse import find_collapse_layer
 from analyses.covariates import SampleAssociation, correlate_half_depth
 from analyses.disagreement import CriterionVerdict, compare_criteria
@@ -17,6 +18,7 @@ from analyses.planning import SamplePlan
 from analyses.published import Published, PublishedNumbers
 from analyses.runs import Run
 from analyses.scaling import ModelAssociation
+from analyses.scores import score_run
 from analyses.selection import SplitEstimate, split_estimates
 from analyses.tables import (
     NOT_REACHED,
@@ -29,6 +31,7 @@ from analyses.tables import (
     number_text,
     warnings_of,
 )
+from analyses.targets import target_shares
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Options:
         split: share of the images that choose a layer, for the section "split".
         covariates: of the section "covariates".
         published: numbers to show beside ours.
+        scorer: of the section "scores"; each task's own by default.
     """
 
     by: tuple[str, ...] = ("task_type",)
@@ -54,11 +58,17 @@ class Options:
     split: float = 0.5
     covariates: tuple[str, ...] = ("answer_tokens", "n_visual", "output_entropy")
     published: PublishedNumbers | None = field(default=None, repr=False)
+    scorer: str | None = None
 
     @property
     def effect(self) -> dict[str, Any]:
         """What every measured effect is asked for with."""
         return {"measure": self.measure, "target": self.target}
+
+    @property
+    def by_task(self) -> tuple[str, ...]:
+        """The columns and the task: what answers and their scores belong to."""
+        return tuple(dict.fromkeys((*self.by, "task")))
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,16 @@ def _covariates(run: Run, options: Options) -> Section:
     return Section(found, association_table(found))
 
 
+def _targets(run: Run, options: Options) -> Section:
+    found = target_shares(run, by=options.by_task)
+    return Section(found, target_table(found))
+
+
+def _scores(run: Run, options: Options) -> Section:
+    found = score_run(run, by=options.by_task, scorer=options.scorer)
+    return Section(found, score_table(found))
+
+
 def _gate(run: Run, options: Options) -> Section:
     found = gate_agreement(run, target=options.target)
     return Section(found, gate_table(found))
@@ -135,6 +155,8 @@ SECTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Run, Options], 
     "covariates": ((("removal",),), _covariates),
     "gate": ((("information",),), _gate),
     "published": ((), _published),
+    "targets": ((), _targets),
+    "scores": ((), _scores),
 }
 GAPS = ("horizon - ECL", "half depth - ECL", "interval", "of depth")
 STANDARD = ("collapse", "horizons", "gate", "published")

@@ -8,6 +8,7 @@ A run directory holds what was measured, never a difference or a verdict:
     tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all|/coarse]", see TokenGrids; metadata:
                                       "layers", and "row_layers" of the rows that have others
     spectra/part-<shard>-<n>.safetensors  "<row>/<stream>": eigenvalues, (layer, rank) float32, descending
+    generations/part-<shard>-<n>.parquet  on request, whole answers (GENERATIONS); the newest of a row holds
 
 *Layer k* is the residual stream at the input of 0-based decoder layer k; k = L is the input of the final norm, so a
 removal "from layer L on" removes nothing and holds the model's own forward. If a row was committed more than once
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +38,7 @@ PROBES = ("entropy", "removal", "information")
 STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
 TOKENS = ("visual", "text", "all")  # a stream is of the visual tokens unless it says "text:query" or "all:query"
 KINDS = ("delete", "zero", "mean")
+WRONG = "answered wrong"  # why a sample is excluded that the model does not answer right
 METHODS = ("exact", "gate")  # of token grids: one replay a window, or first order from a backward pass
 TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
 
@@ -59,8 +61,8 @@ SAMPLES = pa.schema(
         ("image_sha256", pa.string()),
         ("question", pa.string()),
         ("answers", pa.list_(pa.string())),
-        ("status", pa.string()),  # "ok" or "failed"
-        ("error", pa.string()),  # why it failed, else ""
+        ("status", pa.string()),  # "ok", "failed" or "excluded": looked at, and left unmeasured on purpose
+        ("error", pa.string()),  # why it failed or was excluded, else ""
         ("prediction", pa.string()),  # the model's first token with all visual tokens
         ("correct", pa.bool_()),  # that token is in the target set of the first target
         ("target_ids", pa.list_(pa.int32())),  # of the first target
@@ -80,6 +82,9 @@ SAMPLES = pa.schema(
         ("crops", pa.list_(CROP)),
         ("windows", pa.list_(WINDOW)),  # of the token grids; empty where none was measured
         ("thumbnail", pa.binary()),  # PNG, at most 256 px, of the first image or frame
+        ("options", pa.list_(pa.string())),  # texts of the option letters A, B, ...; empty where there are none
+        # of the first target: its first token decoded, blank for a bare space; of "answer": the whole answer
+        ("target_text", pa.string()),
     ]
 )
 
@@ -98,6 +103,17 @@ CURVES = pa.schema(
         # effect in p, without its sign).
         ("measure", pa.string()),
         ("value", pa.float64()),
+    ]
+)
+
+GENERATIONS = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("text", pa.string()),  # the model's whole answer, decoded greedily; null where it could not be generated
+        ("n_tokens", pa.int32()),
+        ("finished", pa.bool_()),  # the model ended it; else it was cut after `max_new_tokens`
+        ("max_new_tokens", pa.int32()),
+        ("error", pa.string()),  # why it could not be generated, else ""
     ]
 )
 
@@ -176,6 +192,7 @@ class RunConfig:
     pilot_rows: tuple[int, ...] = ()  # rows with token grids at every layer, by which "auto" looks where to look
     coarse: int | None = None  # side of the windows that are measured first; finer ones only where these show an effect
     max_windows: int | None = None  # most windows of a sample, which choose their side
+    only_correct: bool = False  # samples that the model answers wrong were excluded, not measured
 
     NOT_ESTIMAND = (
         "conventions",
@@ -291,10 +308,19 @@ class TokenGrids:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory, read. DataFrames are loaded on first use; token grids and spectra sample by sample."""
+    """A run directory, read. DataFrames are loaded on first use; token grids and spectra sample by sample.
+
+    Attributes:
+        path: the directory.
+        config: what it was measured with.
+        left_out: row number -> why `select_samples` left it out; nothing in the directory changes.
+        caution: what a selection does to every result on the effect; "" without one.
+    """
 
     path: Path
     config: RunConfig
+    left_out: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
+    caution: str = field(default="", repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -314,6 +340,7 @@ class Run:
         for part in sorted((self.path / "samples").glob("part-*.parquet"), key=part_order):
             held = pq.read_schema(part).names
             frame = pq.read_table(part, columns=[name for name in columns if name in held]).to_pandas()
+            frame = frame.assign(**{name: None for name in columns if name not in held})  # of an earlier version
             frame["part"] = part.stem
             tables.append(frame)
         if not tables:
@@ -322,21 +349,39 @@ class Run:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """One row a sample, indexed by row number; columns of `SAMPLES` without the thumbnail, plus `part`."""
+        """One row a sample, indexed by row number: `SAMPLES` without the thumbnail, plus `part` and `generation`."""
         commits = self._commits.assign(measured=self._commits["status"] == "ok")
         newest = commits.sort_values("measured", kind="stable").drop(columns="measured")
         frame = newest.drop_duplicates("row", keep="last")
-        return frame.set_index("row", drop=False).sort_index().rename_axis(None)
+        frame = frame.set_index("row", drop=False).sort_index().rename_axis(None)
+        frame["generation"] = self.generations["text"].reindex(frame.index)
+        left_out = [row for row in self.left_out if row in frame.index]
+        frame.loc[left_out, "status"] = "excluded"
+        frame.loc[left_out, "error"] = [self.left_out[row] for row in left_out]
+        return frame
+
+    @cached_property
+    def generations(self) -> pd.DataFrame:
+        """The whole answers, indexed by row number; columns of `GENERATIONS`, empty where none were asked for."""
+        parts = sorted((self.path / "generations").glob("part-*.parquet"), key=part_order)
+        tables = [pq.read_table(part, schema=GENERATIONS) for part in parts]
+        frame = pa.concat_tables(tables or [GENERATIONS.empty_table()]).to_pandas()
+        return frame.drop_duplicates("row", keep="last").set_index("row").sort_index().rename_axis(None)
 
     @property
     def ok(self) -> pd.DataFrame:
-        """The samples that were measured."""
+        """The samples that were measured, without those that a selection leaves out."""
         return self.samples[self.samples["status"] == "ok"]
 
     @property
     def failed(self) -> pd.DataFrame:
-        """The samples that were not, with their `error`."""
+        """The samples that could not be measured, with their `error`."""
         return self.samples[self.samples["status"] == "failed"]
+
+    @property
+    def excluded(self) -> pd.DataFrame:
+        """The samples left out on purpose, by the run itself or by a selection, with the reason as `error`."""
+        return self.samples[self.samples["status"] == "excluded"]
 
     @cached_property
     def curves(self) -> pd.DataFrame:

@@ -14,7 +14,15 @@ import numpy as np
 from analyses.collapse import CollapseDetector, CollapseLayer, find_collapse_layer, task_mean
 from analyses.collapse_rules import RULES
 from analyses.criteria import CRITERIA, criteria_of, method_warning
-from analyses.effects import check_choice, check_target, entropy_curves, noise_floor, removal_effects, split_groups
+from analyses.effects import (
+    check_choice,
+    check_target,
+    entropy_curves,
+    noise_floor,
+    removal_effects,
+    split_groups,
+    with_caution,
+)
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
 from analyses.runs import HorizonError, Run
@@ -120,7 +128,7 @@ def split_estimates(
             if not blank.reason:
                 choose = choosers(used)
                 blank = _scored(blank, curves.values[at], curves.images[at], curves.layers, choose, repeats, seed)
-            found.append(blank)
+            found.append(replace(blank, warning=with_caution(blank.warning, run)))
     return found
 
 

@@ -39,9 +39,9 @@ def sample_depths(
         detector: parameters; resamples play no part.
 
     Returns:
-        One row a sample of the run, failed ones included, indexed by row number: id, task_type, task, category,
-        image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not defined),
-        horizon (layer; missing too where the layers before it were skipped), censored (the horizon is L).
+        One row a sample of the run, failed and excluded ones included, indexed by row number: id, task_type, task,
+        category, image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not
+        defined), horizon (layer; missing too where the layers before it were skipped), censored (the horizon is L).
 
     Raises:
         HorizonError: unknown words, or the run lacks what the criterion needs.
@@ -55,7 +55,7 @@ def sample_depths(
     parts = [(own, removal.of(own.rows).values[:, 0]) for own in curves.alike()]
     found = [_depths(own, effect, criterion, floor, measure, detector) for own, effect in parts]
     table = run.samples[LABELS].join(pd.concat(found))
-    unmeasured = run.samples["error"].where(run.samples["status"] == "failed", "not measured for this target")
+    unmeasured = run.samples["error"].where(run.samples["status"] != "ok", "not measured for this target")
     table["reason"] = table["reason"].fillna(unmeasured)
     table["eligible"] = table["reason"] == ""
     table["horizon"] = table["horizon"].astype("Int64")

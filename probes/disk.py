@@ -102,6 +102,7 @@ def _made_up(
         "category": sample.category,
         "question": f"{sample.question}{random.integers(1000)}",
         "answers": list(sample.answers),
+        "options": list(sample.options),
         "status": "ok",
         "error": "",
         "probes": list(config.probes),

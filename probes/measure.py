@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from analyses.runs import PROBES, HorizonError, RunConfig
+from analyses.runs import PROBES, WRONG, HorizonError, RunConfig
 from probes.capture import Capture, check_streams
 from probes.committed import held_removals, merge_grids
 from probes.entropy import matrix_entropy, matrix_spectrum
@@ -153,11 +153,12 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
         "category": sample.category,
         "question": sample.question,
         "answers": list(sample.answers),
+        "options": list(sample.options),
     }
     prompt, answer_tokens, error = None, None, ""
     fixed: dict[str, Target] = {}
     try:
-        prompt, fixed = encode_targets(model, sample, _replayed_targets(config))
+        prompt, fixed = encode_targets(model, sample, _wanted_targets(config))
         answer_tokens = answer_length(model.tokenizer, sample)
     except Exception as caught:  # one bad sample never ends a run
         error = _reason(caught)
@@ -195,6 +196,8 @@ def finish(measured: Measured, config: RunConfig) -> Record:
     seconds = measured.seconds + time.monotonic() - started
     if error:
         return Record({**measured.entry, "status": "failed", "error": error, "seconds": seconds})
+    if record.excluded:
+        return replace(record, sample={**measured.entry, **record.sample, "seconds": seconds})
     done = {
         "status": "ok",
         "error": "",
@@ -209,22 +212,28 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
 
 
-def _replayed_targets(config: RunConfig) -> tuple[str, ...]:
-    return config.targets if {"removal", "information"} & set(config.probes) else ()
+def _replayed(config: RunConfig) -> bool:
+    return bool({"removal", "information"} & set(config.probes))
+
+
+def _wanted_targets(config: RunConfig) -> tuple[str, ...]:
+    return config.targets if _replayed(config) or config.only_correct else ()
 
 
 def _measure(
     model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig
 ) -> tuple[Record, dict[str, torch.Tensor]]:
     """What the model gives, and the states whose entropies are to be taken."""
-    names, plan = _replayed_targets(config), encoded.plan
+    names, plan = _wanted_targets(config), encoded.plan
     captured, targets = capture_targets(model, encoded.sample, prompt, names, encoded.fixed, config.streams)
     entry = sample_entry(model, captured, targets.get(config.targets[0])) | {"answer_tokens": encoded.answer_tokens}
+    if config.only_correct and not _answered_right(captured, targets):
+        return Record({**entry, "status": "excluded", "error": WRONG, "probes": []}), {}
     curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
     before: NoiseFloor | None = None
     window = choose_window(config.window, config.max_windows, captured.prompt.grids)
-    if targets:
+    if targets and _replayed(config):
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
         )
@@ -265,12 +274,20 @@ def _finish(measured: Measured, config: RunConfig) -> Record:
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     if measured.plan.held is not None:
         return record
-    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
-    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
     entry = dict(record.sample)
     if measured.images:
         entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=thumbnail(measured.images[0]))
+    if record.excluded:
+        return replace(record, sample=entry)
+    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
+    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
     return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
+
+
+def _answered_right(captured: Capture, targets: dict[str, Target]) -> bool:
+    """By the first target that is not the model's own token; `greedy-correct` is absent where the answer is wrong."""
+    judge = next((target for name, target in targets.items() if name != "greedy"), None)
+    return judge is not None and bool(judge.contains(captured.log_probs[judge.place].argmax()))
 
 
 def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
@@ -289,7 +306,11 @@ def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -
     if target:
         log_p = float(target.log_p(own))
         entry.update(
-            correct=bool(target.contains(best)), target_ids=list(target.ids), p=float(np.exp(log_p)), log_p=log_p
+            correct=bool(target.contains(best)),
+            target_ids=list(target.ids),
+            target_text=target.answer if target.name == "answer" else model.tokenizer.decode([target.ids[0]]),
+            p=float(np.exp(log_p)),
+            log_p=log_p,
         )
     return entry
 

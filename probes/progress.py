@@ -21,7 +21,7 @@ class RunProgress:
     """Counts samples and shows it: a bar in a terminal, a line now and then elsewhere. A context manager."""
 
     def __init__(self, total: int | None, *, enabled: bool = True, label: str = "samples") -> None:
-        self.done = self.skipped = self.failed = self.elsewhere = 0
+        self.done = self.skipped = self.failed = self.excluded = self.elsewhere = 0
         self._total, self._label, self._enabled = total, label, enabled
         self._console = console = Console(stderr=True)
         self._plain = enabled and not console.is_terminal
@@ -51,10 +51,11 @@ class RunProgress:
         if self._plain:
             print(self._line(), file=sys.stderr)
 
-    def advance(self, *, failed: bool) -> None:
-        """One sample was measured, or could not be."""
+    def advance(self, *, failed: bool, excluded: bool = False) -> None:
+        """One sample was measured, could not be, or was left out on purpose."""
         self.done += 1
         self.failed += failed
+        self.excluded += excluded
         self._show()
 
     def skip(self) -> None:
@@ -83,7 +84,7 @@ class RunProgress:
         return f"{self.done / elapsed:.1f}/s" if self.done and elapsed > 0 else ""
 
     def _note(self) -> str:
-        counts = (("skipped", self.skipped), ("failed", self.failed))
+        counts = (("skipped", self.skipped), ("excluded", self.excluded), ("failed", self.failed))
         return ", ".join(f"{count} {name}" for name, count in counts if count)
 
     def _line(self) -> str:

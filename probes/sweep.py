@@ -24,6 +24,7 @@ from probes.committed import read_record
 from probes.cost import TRIED, Amount, announcement
 from probes.entropy import check_alpha
 from probes.gate import check_method
+from probes.generation import check_limit, generation_row, wants_answer
 from probes.grids import check_windows
 from probes.information import check_layers
 from probes.measure import (
@@ -44,7 +45,7 @@ from probes.prompts import chat_text
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
-from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS, RunWriter
+from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS, Record, RunWriter
 
 AHEAD, BEHIND = 2, 1  # samples encoded before their turn; samples measured, their states still held, before finished
 
@@ -80,6 +81,8 @@ def run(
     token_layers: Sequence[int] | str | None = None,
     coarse: int | None = None,
     max_windows: int | None = None,
+    only_correct: bool = False,
+    generate: int | None = None,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -116,6 +119,11 @@ def run(
             `run_adaptive` has recorded in `out` so far, none before it did.
         coarse: side of windows to measure first; smaller ones only inside those with an effect above the noise floor.
         max_windows: the smallest windows that are at most so many in a sample, instead of `window`.
+        only_correct: exclude samples that the model answers wrong, after one forward pass and before all ablations;
+            they are recorded and counted. Another population, hence another configuration; `select_samples` makes
+            the same choice afterwards.
+        generate: also let the model write out its answer, of at most so many tokens, for `score_run`. No measured
+            value depends on it, so a later call can add it to a run that is there. The announced cost leaves it out.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -132,6 +140,10 @@ def run(
         window, max_windows, coarse = check_windows(window, None, None), None, None
     if gate_checks < 0:
         raise HorizonError(f"gate_checks is {gate_checks}; it must be at least 0")
+    if only_correct and set(targets) == {"greedy"}:
+        raise HorizonError("only_correct needs a target that says what is right: gold beside greedy, or greedy-correct")
+    if generate is not None:
+        check_limit(generate)
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -171,12 +183,13 @@ def run(
         else tuple(sorted(set(token_layers))),
         coarse=coarse,
         max_windows=max_windows,
+        only_correct=only_correct,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
         total = limit if total is None else min(total, limit)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
-        chosen = _Chosen(shard, token_samples, gate_checks, spectra, retry_failed)
+        chosen = _Chosen(shard, token_samples, gate_checks, spectra, retry_failed, generate)
         if progress:
             samples = _announced(model, samples, limit, writer, bar, chosen)
         _sweep(model, islice(samples, limit), writer, bar, chosen, overlap)
@@ -237,6 +250,7 @@ class _Chosen:
     gate_checks: int
     spectra: int
     retry_failed: bool
+    generate: int | None
 
     def plan(self, place: int, layers: tuple[int, ...]) -> Plan:
         """Of the sample at a place (from 0) among those of its task, with token grids at these layers."""
@@ -247,14 +261,27 @@ class _Chosen:
             layers=layers,
         )
 
+    def wants_answer(self, row: int, writer: RunWriter) -> bool:
+        """Whether a row's whole answer is asked for, and not on disk yet."""
+        there = writer.generations.get(row)
+        return self.generate is not None and wants_answer(there, self.generate, self.retry_failed)
+
 
 @dataclass(frozen=True)
 class _Job:
-    """A sample that is to be measured."""
+    """A sample that is to be measured, or has only its answer to be written out.
+
+    Attributes:
+        row: its number.
+        sample: what is asked.
+        plan: None where everything measured is on disk.
+        answer: tokens of the whole answer at most; None where none is wanted.
+    """
 
     row: int
     sample: Sample
-    plan: Plan
+    plan: Plan | None
+    answer: int | None
 
 
 def _sweep(
@@ -268,13 +295,28 @@ def _sweep(
     """Measure what is not there yet, in this thread, which alone may trace; the threads beside it do the rest."""
     config = writer.config
     jobs = _jobs(samples, writer, bar, chosen)
-    encoded: Iterator[Encoded] = (encode_sample(model, job.row, job.sample, config, job.plan) for job in jobs)
+    encoded = ((job, _encoded(model, job, config)) for job in jobs)
     records = _Records(writer, bar)
     with ExitStack() as threads:
         submit = threads.enter_context(Behind(depth=BEHIND)).submit if overlap else _now
-        for one in threads.enter_context(Ahead(encoded, depth=AHEAD)) if overlap else encoded:
+        for job, one in threads.enter_context(Ahead(encoded, depth=AHEAD)) if overlap else encoded:
             # no name for what was measured: it would keep the states until the next sample is measured
-            submit(partial(records.keep, measure(model, one, config)))
+            submit(partial(records.keep, *_done(model, job, one, config)))
+
+
+def _encoded(model: ProbedModel, job: _Job, config: RunConfig) -> Encoded | None:
+    return None if job.plan is None else encode_sample(model, job.row, job.sample, config, job.plan)
+
+
+def _done(
+    model: ProbedModel, job: _Job, encoded: Encoded | None, config: RunConfig
+) -> tuple[Measured | None, dict[str, Any] | None]:
+    """What the model gives for a job: what is measured, and the row of the answer that it writes out."""
+    measured = None if encoded is None else measure(model, encoded, config)
+    unmeasured = measured is not None and (measured.error or measured.record.excluded)
+    if job.answer is None or unmeasured:
+        return measured, None
+    return measured, generation_row(model, job.row, job.sample, job.answer)
 
 
 def _now(call: Callable[[], object]) -> None:
@@ -295,11 +337,13 @@ def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None,
             continue
         there = _committed(writer, row, sample)
         plan = chosen.plan(place, writer.config.grid_layers(row, sample.task_type))
-        if there is not None and _suffices(there, writer.config, plan, chosen.retry_failed):
-            if bar:
-                bar.skip()
-            continue
-        yield _Job(row, sample, _with_what_is_there(plan, row, there, writer))
+        answer = chosen.generate if chosen.wants_answer(row, writer) else None
+        if there is None or not _suffices(there, writer.config, plan, chosen.retry_failed):
+            yield _Job(row, sample, _with_what_is_there(plan, row, there, writer), answer)
+        elif answer is not None and there["status"] == "ok":
+            yield _Job(row, sample, None, answer)
+        elif bar:
+            bar.skip()
 
 
 class _Records:
@@ -309,20 +353,31 @@ class _Records:
         self._writer, self._bar = writer, bar
         self._flushed = time.monotonic()
 
-    def keep(self, measured: Measured) -> None:
-        """Finish one sample's record; a failure does not replace an earlier measurement."""
+    def keep(self, measured: Measured | None, answer: dict[str, Any] | None) -> None:
+        """Finish one sample's record and hand it to the writer, then the answer to its question.
+
+        Args:
+            measured: None where everything measured is on disk.
+            answer: a row of `GENERATIONS`; None where none is wanted.
+        """
         writer = self._writer
-        sample = (record := finish(measured, writer.config)).sample
-        failed = sample["status"] == "failed"
-        there = writer.committed.get(sample["row"])
-        if failed and there is not None and there["status"] == "ok":
-            self._bar.say(f"{sample['id']}: {sample['error']} (its earlier measurement is kept)")
-        else:
-            writer.add(record)
-        self._bar.advance(failed=failed)
+        status = "ok" if measured is None else self._add(finish(measured, writer.config))
+        if answer is not None and status == "ok":
+            writer.add_generation(answer)
+        self._bar.advance(failed=status == "failed", excluded=status == "excluded")
         if len(writer) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             writer.flush()
             self._flushed = time.monotonic()
+
+    def _add(self, record: Record) -> str:
+        """Hand a record to the writer, unless it failed where an earlier measurement did not; its status."""
+        sample = record.sample
+        there = self._writer.committed.get(sample["row"])
+        if sample["status"] == "failed" and there is not None and there["status"] == "ok":
+            self._bar.say(f"{sample['id']}: {sample['error']} (its earlier measurement is kept)")
+        else:
+            self._writer.add(record)
+        return sample["status"]
 
 
 def _announced(
@@ -338,7 +393,7 @@ def _announced(
     sure = isinstance(samples, Sequence)
     head = list(stream if sure else islice(stream, TRIED))
     jobs = _jobs(iter(head[:limit]), writer, None, chosen)
-    left = [(job.sample, job.plan) for job in jobs if not job.sample.error]
+    left = [(job.sample, job.plan) for job in jobs if job.plan is not None and not job.sample.error]
     amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
     bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
     return chain(head, stream)
@@ -365,8 +420,8 @@ def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | 
 
 def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed: bool) -> bool:
     """Whether a committed row carries everything that it should."""
-    if there["status"] == "failed":
-        return not retry_failed
+    if there["status"] != "ok":
+        return there["status"] == "excluded" or not retry_failed
     # a row that was through with its token grids and has none lacks the target
     lacks_layers = plan.tokens and there["token_layers"] and set(plan.layers) - set(there["token_layers"])
     return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers

@@ -15,6 +15,7 @@ from probes.samples import Sample, SampleError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s]")
+SPACE = "▁"  # SentencePiece's
 _PARTIAL = "\ufffd"  # what a token that holds only some bytes of a character decodes to
 
 
@@ -105,7 +106,8 @@ def gold_target(tokenizer: Any, sample: Sample) -> Target:
     """The gold answer's first token that carries information, pooled over its spellings.
 
     Case and a leading space may vary, as long as the first token spells the same characters otherwise; for option
-    letters only the space may.
+    letters only the space may. Which of the spellings a model uses depends on what its chat template ends with, so
+    both tokenizers' ways to write no space are pooled: "Yes" of byte-level pieces, "Yes" beside SentencePiece's "▁Yes".
 
     Raises:
         SampleError: no answer, or it tokenizes to nothing.
@@ -118,9 +120,10 @@ def gold_target(tokenizer: Any, sample: Sample) -> Target:
     ids = [first]
     for variant in dict.fromkeys(lead + case for lead in ("", " ") for case in cases):
         before, found = _split(tokenizer, variant)
-        alike = found and _same(_spelling(tokenizer, found[0]), spelled, exact=bool(sample.options))
-        if alike and before == prefix:  # read at another place, it would be another event
-            ids.append(found[0])
+        if before == prefix:  # read at another place, it would be another event
+            spellings = [token for first in found[:1] for token in (first, *_without_space(tokenizer, first))]
+            exact = bool(sample.options)
+            ids += [token for token in spellings if _same(_spelling(tokenizer, token), spelled, exact=exact)]
     return Target("gold", answer, tuple(dict.fromkeys(ids)), prefix)
 
 
@@ -148,6 +151,15 @@ def _split(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[int]]:
 
 def _spelling(tokenizer: Any, token: int) -> str:
     return tokenizer.decode([token]).strip()
+
+
+def _without_space(tokenizer: Any, token: int) -> list[int]:
+    """The piece of SentencePiece that spells the same without the space before it; no text alone encodes to it."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    if not piece.startswith(SPACE) or piece == SPACE:
+        return []
+    found = tokenizer.convert_tokens_to_ids(piece.removeprefix(SPACE))
+    return [] if found is None or found == tokenizer.unk_token_id else [found]
 
 
 def _same(a: str, b: str, *, exact: bool) -> bool:

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from safetensors.numpy import save_file
 
-from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
+from analyses.runs import CURVES, GENERATIONS, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
+GENERATED = "generations"  # beside them: whole answers, made once a row is committed
 FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0  # after so many samples, or so long, a run commits a part
 COMMITTED = ("id", "task", "question", "answers", "status", "probes", "part")
 
@@ -45,6 +46,11 @@ class Record:
     spectra: Mapping[str, np.ndarray] = field(default_factory=dict)
     token_layers: tuple[int, ...] = ()
 
+    @property
+    def excluded(self) -> bool:
+        """Whether the sample was looked at, and left unmeasured on purpose."""
+        return self.sample.get("status") == "excluded"
+
 
 class RunWriter:
     """Adds records to one shard of a run directory; `flush` commits what was added since the last flush.
@@ -62,6 +68,7 @@ class RunWriter:
         self.path, self.config = Path(path), config
         self.label = f"{shard[0]}of{shard[1]}"
         self._pending: list[Record] = []
+        self._generated: list[dict[str, Any]] = []
         self._flushing = threading.Lock()  # whoever leaves in haste may flush while another thread still does
         self._open()
         self._lock = FileLock(self.path / f".lock-{self.label}", timeout=0)
@@ -73,6 +80,7 @@ class RunWriter:
                 "with --shard i/n"
             ) from None
         self.committed = self._read_committed()
+        self.generations: dict[Any, Any] = load_run(self.path).generations.to_dict("index")
 
     def __enter__(self) -> RunWriter:
         return self
@@ -85,7 +93,7 @@ class RunWriter:
 
     def _open(self) -> None:
         file = self.path / "run.json"
-        ours = {*FOLDERS, "run.json"}
+        ours = {*FOLDERS, GENERATED, "run.json"}
         if self.path.exists() and not file.exists():
             foreign = not self.path.is_dir() or any(
                 entry.name not in ours and not entry.name.startswith(".") for entry in self.path.iterdir()
@@ -122,18 +130,31 @@ class RunWriter:
         """Hold a record until the next flush."""
         self._pending.append(record)
 
+    def add_generation(self, generation: dict[str, Any]) -> None:
+        """Hold a row of `GENERATIONS` until the next flush; its sample is committed, or added before."""
+        self._generated.append(generation)
+
     def __len__(self) -> int:
-        return len(self._pending)
+        return max(len(self._pending), len(self._generated))
 
     def flush(self) -> None:
         """Commit everything added since the last flush as one part; does nothing if there is none."""
         with self._flushing:
             records, self._pending = self._pending, []
+            generated, self._generated = self._generated, []
             if records:
                 self._commit(records)
+            if generated:  # after the samples, so that no answer is ever without its question
+                self._commit_generations(generated)
+
+    def _commit_generations(self, generated: list[dict[str, Any]]) -> None:
+        folder = self.path / GENERATED
+        folder.mkdir(exist_ok=True)
+        name = f"part-{self.label}-{_next_number(folder):05d}.parquet"
+        _write_table(folder / name, pa.Table.from_pylist(generated, schema=GENERATIONS))
 
     def _commit(self, records: list[Record]) -> None:
-        part = f"part-{self.label}-{self._next_number():05d}"
+        part = f"part-{self.label}-{_next_number(self.path / 'samples'):05d}"
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
         if tokens:
@@ -144,11 +165,6 @@ class RunWriter:
         _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
         samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
         _write_table(self.path / "samples" / f"{part}.parquet", samples)
-
-    def _next_number(self) -> int:
-        """One above every shard's parts, so that of two commits of a row the later has the higher number."""
-        parts = list((self.path / "samples").glob("part-*.parquet"))
-        return max((part_order(part)[0] for part in parts), default=-1) + 1
 
     def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray], labels: dict[str, str]) -> None:
         metadata = {
@@ -161,6 +177,11 @@ class RunWriter:
         save_file(stored, temporary, metadata=metadata)
         temporary.chmod((self.path / "run.json").stat().st_mode)  # safetensors makes files that only their owner reads
         temporary.replace(file)
+
+
+def _next_number(folder: Path) -> int:
+    """One above every shard's parts, so that of two commits of a row the later has the higher number."""
+    return max((part_order(part)[0] for part in folder.glob("part-*.parquet")), default=-1) + 1
 
 
 def _layer_labels(records: Sequence[Record]) -> dict[str, str]:

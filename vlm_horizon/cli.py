@@ -16,10 +16,23 @@ from typing import Annotated
 import typer
 
 from analyses.first_order import describe_agreement, gate_agreement
-from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, TARGETS, HorizonError, Run, load_runs
+from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, TARGETS, HorizonError, Run
+from analyses.subsets import Selection, exclusions
+from analyses.targets import target_shares
 from vlm_horizon.arguments import STREAM_HELP, parse_layers
 from vlm_horizon.check import check
-from vlm_horizon.conclude import RunPaths, compare, plan, show, words
+from vlm_horizon.conclude import (
+    Balance,
+    BalanceSeed,
+    OnlyCorrect,
+    OnlyEffective,
+    RunPaths,
+    compare,
+    plan,
+    select,
+    show,
+    words,
+)
 from vlm_horizon.cost import cost
 
 LISTED_FAILURES = 10
@@ -139,6 +152,12 @@ def run(
     attn: Annotated[str, typer.Option(help="Attention: sdpa, eager, or flash where it is exact.")] = "sdpa",
     device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit (needs bitsandbytes).")] = None,
+    only_correct: Annotated[
+        bool, typer.Option("--only-correct", help="Exclude what the model answers wrong, before all ablations.")
+    ] = False,
+    generate: Annotated[
+        int | None, typer.Option(help="Also write out whole answers of at most so many tokens, to be scored.", min=1)
+    ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Measure again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
@@ -188,12 +207,16 @@ def run(
             retry_failed=retry_failed,
             progress=not quiet,
             sources=[str(path) for path in data],
+            only_correct=only_correct,
+            generate=generate,
         )
     if measured.config.method == "gate":
         print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
     if coarse is not None:
         count = count_replays(measured)
         print(f"{count.run} replays for token grids instead of {count.all} at every window and layer", file=sys.stderr)
+    for sentence in _remarks(measured):
+        print(sentence, file=sys.stderr)
     print(f"{len(measured.ok)} samples measured in {out}; `vlm-horizon show {out}` concludes", file=sys.stderr)
     raise typer.Exit(_report_failures([measured]))
 
@@ -205,18 +228,33 @@ def figures(
     names: Annotated[str | None, typer.Option(help="Comma-separated figures; all by default.")] = None,
     formats: Annotated[str, typer.Option(help="Comma-separated: pdf, svg, png.")] = "pdf,svg,png",
     widths: Annotated[str, typer.Option(help="Comma-separated: column, page.")] = "column,page",
+    only_correct: OnlyCorrect = False,
+    only_effective: OnlyEffective = False,
+    balance: Balance = None,
+    balance_seed: BalanceSeed = 0,
 ) -> None:
     """Draw the figures of the literature from one RUN or several."""
     from figures.paper import save_figures
 
     out = out or runs[0] / "figures"
-    saved = save_figures(
-        load_runs(runs), out, words(names) if names else None, formats=words(formats), widths=words(widths)
-    )
+    selected = select(runs, Selection(only_correct, only_effective, balance, seed=balance_seed))
+    saved = save_figures(selected, out, words(names) if names else None, formats=words(formats), widths=words(widths))
     for name, reason in saved.skipped.items():
         print(f"figure {name} was not drawn: {reason}", file=sys.stderr)
     for path in saved.written:
         print(path)
+
+
+def _remarks(run: Run) -> list[str]:
+    """What to know of a run before concluding from it: exclusions, targets that hardly vary, answers not written."""
+    found = [f"{count} samples excluded: {reason}" for reason, count in exclusions(run).items()]
+    for shares in target_shares(run):
+        if shares.warning:
+            found.append(f"target {shares.target} of {' / '.join(shares.group.values()) or 'all'}: {shares.warning}")
+    unwritten = run.generations["error"].reindex(run.ok.index).fillna("").loc[lambda reasons: reasons != ""]
+    if len(unwritten):
+        found.append(f"{len(unwritten)} answers could not be written out; the first: {unwritten.iloc[0]}")
+    return found
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

@@ -24,6 +24,8 @@ from analyses.published import load_published
 from analyses.reports import SECTIONS, STANDARD, UNASKED, Options, Section, association_table, make_sections, plan_table
 from analyses.runs import HorizonError, Run, load_runs
 from analyses.scaling import correlate_models
+from analyses.scorers import SCORERS
+from analyses.subsets import Selection, exclusions, selection_text
 from analyses.summary import summarize
 from analyses.tables import difference_table, horizon_table, to_record, with_notes
 from vlm_horizon.demo import data_path
@@ -36,6 +38,14 @@ By = Annotated[str, typer.Option(help="Comma-separated columns: task_type, task,
 Measure = Annotated[str, typer.Option(help="p or log_p.")]
 Target = Annotated[str | None, typer.Option(help="Of the runs' targets; their first by default.")]
 Output = Annotated[str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}; csv and json hold raw numbers.")]
+OnlyCorrect = Annotated[bool, typer.Option("--only-correct", help="Only samples whose first token is right.")]
+OnlyEffective = Annotated[
+    bool, typer.Option("--only-effective", help="Only samples whose removal effect at layer 0 exceeds the noise floor.")
+]
+Balance = Annotated[
+    str | None, typer.Option(help="Equal numbers of samples of each task_type, task or category, drawn at random.")
+]
+BalanceSeed = Annotated[int, typer.Option(help="Of that draw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 
 
@@ -55,12 +65,20 @@ def show(
     covariates: Annotated[
         str, typer.Option(help="Of the section covariates: answer_characters, answer_entropy or a sample column.")
     ] = "answer_tokens,n_visual,output_entropy",
+    scorer: Annotated[
+        str | None, typer.Option(help=f"Of the section scores: {', '.join(SCORERS)}; each task's own by default.")
+    ] = None,
+    only_correct: OnlyCorrect = False,
+    only_effective: OnlyEffective = False,
+    balance: Balance = None,
+    balance_seed: BalanceSeed = 0,
     output: Output = "text",
     as_json: AsJson = False,
 ) -> None:
     """Print what each RUN lets one conclude: collapse layers, horizons, intervals, reasons."""
     form = _checked(output, as_json)
-    wanted = words(sections) if split is None else (*dict.fromkeys((*words(sections), "split")),)
+    implied = [name for name, given in (("split", split), ("scores", scorer)) if given is not None]
+    wanted = tuple(dict.fromkeys((*words(sections), *implied)))
     options = Options(
         by=words(by),
         criterion=criterion,
@@ -70,8 +88,10 @@ def show(
         split=0.5 if split is None else split,
         covariates=words(covariates),
         published=load_published(data_path("published", "layers.json")),
+        scorer=scorer,
     )
-    opened = load_runs(runs)
+    selection = Selection(only_correct, only_effective, balance, measure, target, balance_seed)
+    opened = [selection(run) for run in load_runs(runs)]
     made = [(run, make_sections(run, wanted, options)) for run in opened]
     for run, parts in made:
         for name in wanted:
@@ -103,12 +123,16 @@ def compare(
     permutations: Annotated[
         int, typer.Option(help="Of the test of no difference; 0 for none.", min=0)
     ] = DEFAULT_PERMUTATIONS,
+    only_correct: OnlyCorrect = False,
+    only_effective: OnlyEffective = False,
+    balance: Balance = None,
+    balance_seed: BalanceSeed = 0,
     output: Output = "text",
     as_json: AsJson = False,
 ) -> None:
     """Print how much deeper one task type (task, model, ...) lies than another, paired and unpaired."""
     form = _checked(output, as_json)
-    opened = load_runs(runs)
+    opened = select(runs, Selection(only_correct, only_effective, balance, measure, target, balance_seed))
     comparison = compare_horizons(
         opened,
         between=between,
@@ -130,7 +154,9 @@ def compare(
             permutations=permutations or DEFAULT_PERMUTATIONS,
         )
     if form == "json":
-        print(json.dumps(to_record(comparison) | {"across_models": to_record(across)}, indent=2))
+        selected = [{"path": str(run.path), "excluded": exclusions(run)} for run in opened]
+        record = to_record(comparison) | {"across_models": to_record(across), "runs": selected}
+        print(json.dumps(record, indent=2))
         return
     parts = [
         Section(comparison.groups, horizon_table(comparison.groups)),
@@ -147,14 +173,19 @@ def plan(
     by: By = "task_type",
     measure: Measure = "p",
     target: Target = None,
+    only_correct: OnlyCorrect = False,
+    only_effective: OnlyEffective = False,
+    balance: Balance = None,
+    balance_seed: BalanceSeed = 0,
     output: Output = "text",
     as_json: AsJson = False,
 ) -> None:
     """Print how many more images each RUN needs until the interval of its half depth is that narrow."""
     form = _checked(output, as_json)
+    selection = Selection(only_correct, only_effective, balance, measure, target, balance_seed)
     found = [
         one
-        for run in load_runs(runs)
+        for run in select(runs, selection)
         for one in plan_samples(run, width=width, by=words(by), measure=measure, target=target)
     ]
     if not found:
@@ -163,6 +194,17 @@ def plan(
         print(json.dumps(to_record(found), indent=2))
         return
     _print_sections([Section(found, plan_table(found))] if found else [], form)
+
+
+def select(runs: Sequence[Path], selection: Selection) -> list[Run]:
+    """Open runs and apply a selection; what was excluded is said on standard error."""
+    opened = [selection(run) for run in load_runs(runs)]
+    for run in opened:
+        if excluded := selection_text(run):
+            print(f"{run.path}: {excluded}", file=sys.stderr)
+        if run.caution:
+            print(f"{run.path}: {run.caution}", file=sys.stderr)
+    return opened
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -179,6 +221,8 @@ def overview(run: Run) -> dict[str, Any]:
         "measured": len(run.ok),
         "failed": len(run.failed),
         "method": run.config.method,
+        "excluded": exclusions(run),
+        "caution": run.caution,
         "accuracy": accuracy(run),
     }
 
@@ -196,10 +240,12 @@ def headline(run: Run) -> str:
     """One line on a run."""
     shares = ", ".join(f"{name or 'all'} {share:.1%}" for name, share in accuracy(run).items())
     failed = f", {len(run.failed)} failed" if len(run.failed) else ""
+    selected = f"\n{excluded}" if (excluded := selection_text(run)) else ""
     right = f"; first token right: {shares}" if shares else ""
     bits = f" (states of the model quantized to {run.config.quantization})" if run.config.quantization else ""
     grids = "; token grids are first order (method gate)" if run.config.method == "gate" else ""
-    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}{right}{grids}\n"
+    counted = f"{len(run.ok)} samples{failed}{right}{grids}"
+    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counted}{selected}\n"
 
 
 def _checked(output: str, as_json: bool) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors.numpy import save_file
 
-from analyses.runs import CURVES, SAMPLES, Run, RunConfig, load_run
+from analyses.runs import CURVES, GENERATIONS, SAMPLES, Run, RunConfig, load_run
 
 CONFIG = {
     "model": "made-up/synthetic",
@@ -57,6 +57,10 @@ def write_run(
     failed: Mapping[str, int] | None = None,
     order: Sequence[int] | None = None,
     part_size: int | None = None,
+    target_tokens: Mapping[str, Sequence[tuple[Sequence[int], str]]] | None = None,
+    options: Mapping[str, Sequence[Sequence[str]]] | None = None,
+    generations: Mapping[str, Sequence[str | None]] | None = None,
+    cut: Sequence[int] = (),
     **config: Any,
 ) -> Run:
     """Write a run directory and read it back.
@@ -81,6 +85,10 @@ def write_run(
         failed: key -> how many failed samples to add.
         order: permutation of all measured samples; failed ones come after them.
         part_size: samples in a part; by default one part holds all.
+        target_tokens: key -> the target's ids and text of each sample; by default ([7], "yes").
+        options: key -> the texts of each sample's options.
+        generations: key -> the whole answer of each sample; None for one that could not be generated.
+        cut: row numbers of the answers that the limit of tokens cut.
         config: fields of RunConfig; `n_layers` by default follows from `effects` or `entropies`.
     """
     removal = {key: np.asarray(a, float) if log else _log(a) for key, a in (effects or {}).items()}
@@ -89,7 +97,9 @@ def write_run(
     samples = _samples(removal, entropies or {}, images or {}, order)
     settings = RunConfig(**{**CONFIG, **_implied(removal, entropies or {}, tables), **config})
     curves = (removal, entropies or {}, tables, spectra or {}, kl or {}, correct or {})
-    planted = _Planted(settings, *curves, grid_shape, questions or {}, answers or {})
+    planted = _Planted(
+        settings, *curves, grid_shape, questions or {}, answers or {}, target_tokens or {}, options or {}
+    )
     for name in ("samples", "curves", "tokens", "spectra"):
         (Path(path) / name).mkdir(parents=True)
     (Path(path) / "run.json").write_text(json.dumps(settings.to_dict()))
@@ -98,6 +108,8 @@ def write_run(
         chunk = list(enumerate(samples))[start : start + size]
         lost = _failures(failed or {}, len(samples)) if start + size >= len(samples) else []
         _write_part(Path(path), f"part-0-{number}", planted, chunk, lost, noise_floor)
+    if generations:
+        _write_generations(Path(path), samples, generations, cut)
     return load_run(path)
 
 
@@ -125,6 +137,8 @@ class _Planted:
     grid_shape: tuple[int, int] | None
     questions: Mapping[str, Sequence[str]]
     answers: Mapping[str, Sequence[Sequence[str]]]
+    target_tokens: Mapping[str, Sequence[tuple[Sequence[int], str]]]
+    options: Mapping[str, Sequence[Sequence[str]]]
 
     @property
     def cuts(self) -> list[int]:
@@ -240,6 +254,25 @@ def _write_part(
     pq.write_table(pa.Table.from_pylist(records, SAMPLES), path / "samples" / f"{part}.parquet")
 
 
+def _write_generations(
+    path: Path, samples: list[tuple[str, int, str]], generations: Mapping[str, Sequence[str | None]], cut: Sequence[int]
+) -> None:
+    (path / "generations").mkdir()
+    records = [
+        {
+            "row": row,
+            "text": generations[key][i],
+            "n_tokens": 4,
+            "finished": row not in cut,
+            "max_new_tokens": 4,
+            "error": "" if generations[key][i] is not None else "it does not generate",
+        }
+        for row, (key, i, _) in enumerate(samples)
+        if key in generations
+    ]
+    pq.write_table(pa.Table.from_pylist(records, GENERATIONS), path / "generations" / "part-0-0.parquet")
+
+
 def _record(planted: _Planted, row: int, key: str, i: int, image: str, floor: float, has_grid: bool) -> dict[str, Any]:
     log_p = float(planted.removal[key][i][-1]) if key in planted.removal else math.nan
     windows = planted.windows(key) if has_grid else []
@@ -257,7 +290,9 @@ def _record(planted: _Planted, row: int, key: str, i: int, image: str, floor: fl
         "error": "",
         "prediction": "yes",
         "correct": bool(planted.correct[key][i][-1]) if key in planted.correct else math.exp(log_p) > 0.5,
-        "target_ids": [7],
+        "target_ids": list(planted.target_tokens[key][i][0]) if key in planted.target_tokens else [7],
+        "target_text": planted.target_tokens[key][i][1] if key in planted.target_tokens else "yes",
+        "options": list(planted.options[key][i]) if key in planted.options else [],
         "p": math.exp(log_p),
         "log_p": log_p,
         "noise_floor_p": floor,

@@ -314,3 +314,108 @@ def test_interrupt_leaves_what_was_finished(tmp_path):
 def test_python_dash_m_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "vlm_horizon", "--help"], capture_output=True, text=True, check=True)
     assert "compare" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def answered(tmp_path_factory):
+    """120 samples: 60 of ocr, 20 of them answered wrong and 10 of those without an effect; 60 of vqa; whole answers."""
+    effects = {"ocr/textvqa": np.tile(fade_curve(8, 6), (60, 1)), "vqa/gqa": np.tile(fade_curve(8, 3), (60, 1))}
+    effects["ocr/textvqa"][40:50] = fade_curve(8, 6, p_all=0.4)
+    effects["ocr/textvqa"][50:] = 0.2
+    path = tmp_path_factory.mktemp("cli") / "answered"
+    write_run(
+        path,
+        effects=effects,
+        entropies={"query": {key: np.tile(step_curve(8, 2), (60, 1)) for key in effects}},
+        generations={key: ["stop"] * 45 + ["go"] * 15 for key in effects},
+        answers={key: [["stop"] * 10] * 60 for key in effects},
+    )
+    return path
+
+
+def test_show_scores_each_task_by_its_rule(capsys, answered):
+    code, out, _ = call(capsys, "show", str(answered), "--sections", "scores", "--json")
+    assert code == 0
+    scores = {score["group"]["task"]: score for score in json.loads(out)[0]["scores"]}
+    assert (scores["textvqa"]["scorer"], scores["textvqa"]["value"]) == ("vqa", 0.75)
+    assert (scores["gqa"]["scorer"], scores["gqa"]["value"]) == ("exact", 0.75)
+    code, out, _ = call(capsys, "show", str(answered), "--scorer", "anls")
+    assert code == 0
+    assert "Scores of the generated answers" in out
+    assert "ANLS" in out
+    code, _, err = call(capsys, "show", str(answered), "--scorer", "bleu")
+    assert code == 2
+    assert "scorer 'bleu' is unknown" in err
+
+
+def test_show_says_that_a_target_does_not_vary(capsys, answered):
+    code, out, _ = call(capsys, "show", str(answered), "--sections", "targets")
+    assert code == 0
+    assert "How much the target varies" in out
+    assert "one target covers all samples: a constant guess is right on 100% of them" in out
+
+
+def test_show_counts_what_a_selection_leaves_out(capsys, answered):
+    options = ("--only-correct", "--balance", "task_type")
+    code, out, _ = call(capsys, "show", str(answered), *options)
+    assert code == 0
+    assert "80 of 120 samples: 20 answered wrong, 20 drawn out to balance task_type" in out
+    assert "(removal criterion, 40 images)" in out
+    code, out, _ = call(capsys, "show", str(answered), *options, "--json")
+    (record,) = json.loads(out)
+    assert record["excluded"] == {"answered wrong": 20, "drawn out to balance task_type": 20}
+    assert (record["measured"], record["caution"]) == (80, "")
+    assert {found["n_samples"] for found in record["horizons"]} == {40}
+
+
+def test_a_selection_by_the_effect_is_said_to_be_circular(capsys, answered):
+    code, out, err = call(capsys, "compare", str(answered), "--only-effective", "--permutations", "0", "--json")
+    assert code == 0
+    assert "110 of 120 samples: 10 without a removal effect at layer 0 above the noise floor" in err
+    assert "that there is an effect is then no finding" in err
+    record = json.loads(out)
+    assert record["runs"][0]["excluded"] == {"without a removal effect at layer 0 above the noise floor": 10}
+    assert all("chosen by their removal effect" in found["warning"] for found in record["groups"])
+    code, out, _ = call(capsys, "compare", str(answered), "--only-effective", "--permutations", "0")
+    assert "chosen by their removal effect" in out
+    code, _, err = call(capsys, "plan", str(answered), "--only-effective")
+    assert "that there is an effect is then no finding" in err
+
+
+def test_figures_are_drawn_from_a_selection(capsys, answered, tmp_path):
+    options = ("--names", "removal-curves", "--formats", "svg", "--widths", "column", "--out", str(tmp_path))
+    code, out, err = call(capsys, "figures", str(answered), *options, "--only-correct")
+    assert code == 0
+    assert "100 of 120 samples: 20 answered wrong" in err
+    assert out.splitlines() == [str(tmp_path / "removal-curves_column.svg")]
+
+
+def test_run_generates_excludes_and_remarks(capsys, tmp_path):
+    lines = [json.loads(line) for line in Path(VQA).read_text().splitlines()[:3]]
+    for line in lines:
+        line["image"] = f"{vh.data_path('demo-samples')}/{line['image']}"
+    lines[1]["answers"] = [lines[0]["answers"][0]]  # wrong: another color
+    lines[2] |= {name: lines[0][name] for name in ("image", "question", "answers")}
+    file = tmp_path / "set.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    options = (
+        "--probes",
+        "removal",
+        "--layers",
+        "0",
+        "--only-correct",
+        "--generate",
+        "6",
+        "--out",
+        str(tmp_path / "run"),
+    )
+    code, _, err = call(capsys, "run", MODEL, str(file), *options)
+    assert code == 0
+    assert "1 samples excluded: answered wrong" in err
+    assert "target gold of demo-vqa: 100% of the samples share the target token 'green'" in err
+    assert "2 samples measured" in err
+    run = vh.load_run(tmp_path / "run")
+    assert run.ok["generation"].tolist() == ["green", "green"]
+    code, out, _ = call(capsys, "show", str(tmp_path / "run"), "--sections", "scores")
+    assert code == 0
+    assert "2 of 3 samples: 1 answered wrong" in out
