@@ -151,7 +151,9 @@ class RunConfig:
     device: str = ""
     batch_size: int | None = None
     sources: tuple[str, ...] = ()
-    prompt_example: str = ""
+    prompt_example: str = ""  # exact text of the first sample's prompt
+    with_ocr_tokens: bool = False  # prompts carry the benchmark's reference OCR tokens
+    video: str = ""  # how frames of videos were chosen
 
     NOT_ESTIMAND = ("conventions", "n_parameters", "versions", "device", "batch_size", "sources", "prompt_example")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from probes.measure import Plan, measure_sample, wanted_probes
 from probes.models import ProbedModel, fingerprint
 from probes.progress import RunProgress
 from probes.prompts import chat_text
+from probes.readers import SampleStream
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
+from probes.video import frame_rule
 from probes.writer import RunWriter
 
 FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
@@ -58,6 +61,8 @@ def run(
     retry_failed: bool = False,
     progress: bool = True,
     sources: Sequence[str] = (),
+    with_ocr_tokens: bool | None = None,
+    video: str | None = None,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -85,6 +90,8 @@ def run(
         retry_failed: measure samples again that failed before.
         progress: show a progress bar on standard error.
         sources: where the samples came from, recorded.
+        with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
+        video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -93,6 +100,14 @@ def run(
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
     _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    if isinstance(samples, SampleStream):
+        sources = sources or (samples.source.name,)
+        with_ocr_tokens = samples.reading.with_ocr_tokens if with_ocr_tokens is None else with_ocr_tokens
+    first, samples = _first_readable(samples)
+    example = ""
+    if first is not None:
+        question = with_template(first, prompt).question
+        example = chat_text(model, question, n_images=first.n_pictures, video=bool(first.frames))
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -125,11 +140,15 @@ def run(
         device=_device_name(model),
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
-        prompt_example=chat_text(model, prompt or "{question}"),
+        prompt_example=example,
+        with_ocr_tokens=bool(first and first.ocr_tokens) if with_ocr_tokens is None else with_ocr_tokens,
+        video=(frame_rule(first.frames) if first else "") if video is None else video,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
         total = limit if total is None else min(total, limit)
+    if progress:
+        print(f"first prompt: {example!r}", file=sys.stderr)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
         _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
     return load_run(out)
@@ -190,7 +209,7 @@ def _sweep(
     seen: Counter[str] = Counter()
     flushed = time.monotonic()
     for row, sample in enumerate(samples):
-        sample = with_template(sample, writer.config.prompt)
+        sample = _prompted(sample, writer.config)
         place = seen[sample.task]
         seen[sample.task] += 1
         if row % shard[1] != shard[0]:
@@ -211,6 +230,38 @@ def _sweep(
         if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
             writer.flush()
             flushed = time.monotonic()
+
+
+def _first_readable(samples: Iterable[Sample]) -> tuple[Sample | None, Iterable[Sample]]:
+    """The first sample that has a question and pictures; and all samples, of which a stream loses none."""
+    stream = samples if isinstance(samples, Sequence) else iter(samples)
+    passed: list[Sample] = []
+    for sample in stream:
+        passed.append(sample)
+        if not sample.error and sample.n_pictures:
+            return sample, samples if isinstance(samples, Sequence) else chain(passed, stream)
+    return None, samples if isinstance(samples, Sequence) else passed
+
+
+def _prompted(sample: Sample, config: RunConfig) -> Sample:
+    """A sample with the run's prompt.
+
+    Raises:
+        HorizonError: its prompt carries reference OCR tokens, or its frames were chosen by a rule, that the run's
+            configuration does not say.
+    """
+    if sample.ocr_tokens and not config.with_ocr_tokens:
+        raise HorizonError(
+            f"the prompt of sample {sample.id!r} carries reference OCR tokens: give run() with_ocr_tokens=True, so "
+            "that the run says so, or read the samples without them"
+        )
+    rule = frame_rule(sample.frames)
+    if rule and rule != config.video:
+        raise HorizonError(
+            f"the video of sample {sample.id!r} gives {rule}, and the run says {config.video or 'nothing'!r}: choose "
+            "frames by one rule, and give run() video= where images come before videos"
+        )
+    return with_template(sample, config.prompt)
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:
