@@ -268,7 +268,7 @@ def _record(file: io.BufferedReader, number: int, offset: int, line: bytes, sepa
         held += more
         if b'"' in more:
             cells = _split(bytes(held), separator)
-    return Record(number, offset, bytes(held), cells if len(held) <= LONGEST_ROW else None)
+    return Record(number, offset, bytes(held), cells or None if len(held) <= LONGEST_ROW else None)
 
 
 def _swallows(record: Record, separator: bytes, width: int | None) -> bool:
@@ -282,17 +282,19 @@ def _swallows(record: Record, separator: bytes, width: int | None) -> bool:
 
 
 def _split(held: bytes, separator: bytes) -> list[Cell] | None:
-    """Cells of a record without its line end; None while a quote is open."""
+    """Cells of a record without its line end; None while a quote is open; none where it only seemed to be one."""
     end = len(held.rstrip(b"\r\n"))
     cells, at = [], 0
     while True:
         close = _closing_quote(held, at + 1) if held[at : at + 1] == b'"' else at
         if close is None:
             return None
-        stop = held.find(separator, close + (close > at), end)
+        quoted = close > at and (close + 1 >= end or held[close + 1 : close + 2] == separator)
+        stop = held.find(separator, close + 1 if quoted else at, end)  # other quotes are characters like any
         last = end if stop < 0 else stop
-        quoted = at < close == last - 1  # a quote inside a cell is a character like any other
         cells.append(Cell(at + 1, close, True) if quoted else Cell(at, last, False))
+        if not quoted and b"\n" in held[at:last]:
+            return []
         if stop < 0:
             return cells
         at = stop + 1

@@ -188,7 +188,7 @@ def test_unusable_arguments_are_refused_at_once(tmp_path, how, reason):
 def test_a_file_that_is_missing_or_of_another_kind_is_refused_at_once(tmp_path):
     with pytest.raises(HorizonError, match=r"no sample file at .*none.jsonl: give a sample file \(TSV, JSONL, parquet"):
         read_samples(tmp_path / "none.jsonl")
-    with pytest.raises(HorizonError, match="no sample file at .* holds neither parquet files nor images"):
+    with pytest.raises(HorizonError, match=r"no sample file at .* holds neither parquet files nor images"):
         read_samples(tmp_path)
     words = written(tmp_path, "just words", name="words.doc")
     with pytest.raises(HorizonError, match=r"words.doc is of no known format \(its name ends in '.doc'\)"):
