@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from analyses.runs import HorizonError
@@ -21,6 +21,7 @@ from probes.rows import Row
 PICTURE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _TOKENS = re.compile(r"\n?Reference OCR token:[ \t]*([^\n]*)")
 _CHOSEN = re.compile(r"(?:The answer is )?\(?([A-Z])\)?\.?", re.IGNORECASE)
+_ENDING = re.compile(r"\.\w+$")
 _SETS = ("adversarial", "popular", "random")
 
 
@@ -124,7 +125,7 @@ def _joined(row: Row, answers: dict[str, Row], joined: bool) -> Row:
 def _key(columns: Any) -> str:
     """What tells a question in both files: image and wording; ids do not (TextVQA's differ, POPE's repeat)."""
     question = columns.get("question") or str(columns.get("text") or "").partition("\n")[0]
-    picture = PurePosixPath(str(columns.get("image") or "")).with_suffix("").as_posix().replace("/images/", "/")
+    picture = _ENDING.sub("", str(columns.get("image") or "")).replace("/images/", "/")
     return f"{picture}\n{' '.join(str(question).lower().removesuffix('please answer yes or no.').split())}"
 
 
@@ -150,7 +151,7 @@ def annotation_rows(path: Path) -> Iterator[Row]:
         yield from _problems(path, held)
     elif kind == "conversations":
         yield from _conversations(path, held)
-    elif held is None:
+    elif held is None or (isinstance(held, dict) and is_question_line(held)):
         yield from question_rows(path)
     else:
         raise HorizonError(f"{path} is no annotation file of TextVQA, POPE, GQA or ScienceQA")

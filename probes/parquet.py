@@ -1,8 +1,8 @@
 """Parquet shards with images in them, as Hugging Face datasets store them (no torch here).
 
-Rows come without their images, which are read again from the shard when a sample is measured: batch by batch in file
-order, one batch in memory. Where the questions' shards hold no image but an id of one (GQA), the images' shards are
-found by their columns `id` and `image`.
+Rows come without their images, which are read again from the shard when a sample is measured, in file order and a few
+rows at a time; what is in memory is the page that holds them (writers often make one page of a row group). Where the
+questions' shards hold no image but an id of one (GQA), the images' shards are found by their columns `id` and `image`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NAMES_IMAGE = ("image", "img", "picture", "photo")
 
 
 class ImageColumn:
-    """One column of images over the shards of a set; holds one batch and one open file."""
+    """One column of images over the shards of a set; holds a few rows and one open file."""
 
     def __init__(self, name: str) -> None:
         self.name = name
