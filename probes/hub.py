@@ -35,12 +35,14 @@ class HubDataset:
 
     Attributes:
         id: owner/name.
-        commit: of the revision that is read.
+        revision: branch, tag or commit, as asked for.
+        commit: which that is.
         files: chosen, in order, as paths in the dataset.
         others: all other parquet files.
     """
 
     id: str
+    revision: str
     commit: str
     files: tuple[str, ...]
     others: tuple[str, ...]
@@ -49,13 +51,16 @@ class HubDataset:
         """Download files, each when its turn comes; those in the cache are not fetched again.
 
         Raises:
-            HorizonError: one cannot be fetched.
+            HorizonError: one cannot be fetched, or the revision has moved to another commit.
         """
         for file in files:
-            try:
-                yield Path(hf_hub_download(self.id, file, repo_type="dataset", revision=self.commit))
+            try:  # by the revision's name, so that the cache knows it by that name, offline too
+                path = Path(hf_hub_download(self.id, file, repo_type="dataset", revision=self.revision))
             except (_NO_ANSWER, OSError) as error:
                 raise HorizonError(f"{file} of the dataset {self.id} cannot be fetched: {_first(error)}") from error
+            if self.commit not in path.parts:
+                raise HorizonError(f"the dataset {self.id} changed while it was read: start again")
+            yield path
 
 
 def is_dataset_id(name: str) -> bool:
@@ -91,7 +96,9 @@ def open_dataset(name: str, *, default: str = "", revision: str | None = None) -
         raise HorizonError(f"the dataset {parts['id']} holds no parquet files ({shown}): download it and give its path")
     one = len(file_sets(parquet)) == 1
     chosen = choose_files(name, parquet, parts["words"] or ("" if one else default))
-    return HubDataset(parts["id"], commit, chosen, tuple(file for file in parquet if file not in chosen))
+    return HubDataset(
+        parts["id"], revision or "main", commit, chosen, tuple(file for file in parquet if file not in chosen)
+    )
 
 
 def choose_files(name: str, files: tuple[str, ...], words: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import vlm_horizon as vh
+from vlm_horizon.benchmarks import BEGIN, END, task_table, write_table
 from vlm_horizon.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,14 @@ def test_every_file_named_exists():
     )
     assert len(named) >= 6
     assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_table_of_benchmarks_is_the_codes(tmp_path):
+    assert f"{BEGIN}\n{task_table()}{END}" in README
+    copy = tmp_path / "README.md"
+    copy.write_text(README.replace("| textvqa |", "| other |"))
+    write_table(copy)
+    assert copy.read_text() == README
 
 
 def test_the_constraints_pin_every_dependency():
