@@ -297,11 +297,12 @@ def _depth_draws(
             found.append(dict.fromkeys(quantities, np.array([])))
             continue
         counts = draw_counts(image_codes(run).max() + 1, detector.resamples, detector.seed)
-        inside = np.isin(curves.rows, rows) & np.isfinite(curves.values).all(axis=1) & np.isfinite(removal.values[:, 0])
-        means = resampled_means(curves.values[inside], curves.images[inside], counts)
-        settled = detector.settled(horizon.criterion, means, floor, curves.layers)
+        inside = np.isin(curves.rows, rows) & curves.finite & np.isfinite(removal.values[:, 0])
+        own = curves.of(curves.rows[inside])
+        means = resampled_means(own.values, own.images, counts)
+        settled = detector.settled(horizon.criterion, means, floor, own.layers)
         draws = {"horizon": np.where(np.isfinite(means).all(axis=1), settled, np.nan)}
-        found.append({"half_depth": half_depths(means, curves.layers), **draws} if rule.half_depth else draws)
+        found.append({"half_depth": half_depths(means, own.layers), **draws} if rule.half_depth else draws)
     return found
 
 

@@ -57,6 +57,15 @@ class Criterion:
     half_depth: bool = False
 
 
+FIRST_ORDER = "its token grids are first-order estimates (method gate), not exact effects"
+
+
+def method_warning(run: Run, criterion: str) -> str:
+    """What a criterion's numbers must not be taken for because of how the run's token grids were measured, or ""."""
+    estimated = CRITERIA[criterion].probe == "information" and run.config.method == "gate"
+    return FIRST_ORDER if estimated else ""
+
+
 def settle(rule: Criterion, curves: np.ndarray, threshold: np.ndarray | float, layers: np.ndarray) -> np.ndarray:
     """Horizons of mean effect curves by the rule of a criterion.
 
@@ -89,6 +98,8 @@ def is_above(rule: Criterion, curves: np.ndarray, threshold: np.ndarray | float)
 def criteria_of(run: Run, criterion: str | None = None) -> list[str]:
     """The criterion asked for, or every one that the run can carry.
 
+    Criteria that rest on first-order token grids must be asked for: these rank windows better than they size them.
+
     Raises:
         HorizonError: the criterion is unknown, or the run did not measure what it needs.
     """
@@ -98,7 +109,7 @@ def criteria_of(run: Run, criterion: str | None = None) -> list[str]:
         return rule.probe in run.config.probes and rule.context in ("removal", *run.config.contexts)
 
     if criterion is None:
-        return [name for name in CRITERIA if carried(name)]
+        return [name for name in CRITERIA if carried(name) and not method_warning(run, name)]
     check_choice("criterion", criterion, tuple(CRITERIA))
     if not carried(criterion):
         rule = CRITERIA[criterion]

@@ -25,6 +25,32 @@ def settled_layer(curves: np.ndarray, threshold: np.ndarray | float, layers: np.
     return layers[index]
 
 
+def skipped_before(layer: int, layers: np.ndarray, skipped: np.ndarray) -> np.ndarray:
+    """Layers between a measured layer and the measured one before it, where the curve was not measured.
+
+    Args:
+        layer: one of `layers`.
+        layers: (layer,) int, the measured ones.
+        skipped: (skipped,) int, those that could have been measured and were not.
+
+    >>> skipped_before(20, np.array([0, 17, 20, 32]), np.array([16, 18, 19, 21])).tolist()
+    [18, 19]
+    """
+    before = layers[layers < layer].max(initial=-1)
+    return skipped[(skipped > before) & (skipped < layer)]
+
+
+def layer_words(layers: np.ndarray) -> str:
+    """Ascending layers in words, runs of them by their ends.
+
+    >>> layer_words(np.array([1, 2, 3, 7, 9, 10])), layer_words(np.array([4]))
+    ('layers 1-3, 7, 9-10', 'layer 4')
+    """
+    runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
+    named = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer{'s' if len(layers) > 1 else ''} {named}"
+
+
 def half_depths(curves: np.ndarray, layers: np.ndarray) -> np.ndarray:
     """Depth at which half of the effect at layer 0 is gone for good, interpolated linearly.
 

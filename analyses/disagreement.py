@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.criteria import CRITERIA, is_above
+from analyses.criteria import CRITERIA, FIRST_ORDER, is_above
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.runs import HorizonError, Run
 
@@ -141,6 +141,8 @@ def _why(one: Horizon, reference: Horizon, shift: int | None, apart: bool | None
             parts.append("the intervals overlap, so the difference may be chance")
     if one.layer is not None:
         parts += _peculiarities(one, said=reference.censored)
+    if FIRST_ORDER in one.warning:
+        parts.append(FIRST_ORDER)
     if one.n_samples != reference.n_samples:
         parts.append(f"it rests on {one.n_samples} samples, the default on {reference.n_samples}")
     return "; ".join(parts)
@@ -185,8 +187,9 @@ def _peculiarities(one: Horizon, *, said: bool) -> list[str]:
 def _state(horizon: Horizon, layer: int) -> str:
     """Whether an effect is still there at a layer: "... is still 0.08 (gone below 0.04)", "... is gone (0.02, ...)"."""
     rule = CRITERIA[horizon.criterion]
-    where = int(np.searchsorted(horizon.layers, layer))
+    where = int(np.searchsorted(horizon.layers, layer, side="right")) - 1  # the last one measured up to there
     value, bound = horizon.effect[where], "up to" if rule.inclusive else "below"
+    there = "" if horizon.layers[where] == layer else f" at layer {horizon.layers[where]}, where it was last measured"
     if is_above(rule, horizon.effect, horizon.threshold)[where]:
-        return f"{rule.looks_at} is still {value:.3g} (gone {bound} {horizon.threshold:.3g})"
-    return f"{rule.looks_at} is gone ({value:.3g}, {bound} {horizon.threshold:.3g})"
+        return f"{rule.looks_at} is still {value:.3g} (gone {bound} {horizon.threshold:.3g}){there}"
+    return f"{rule.looks_at} is gone ({value:.3g}, {bound} {horizon.threshold:.3g}){there}"

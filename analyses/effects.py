@@ -6,7 +6,7 @@ Everything is a difference of stored raw numbers, one curve a sample; means, ban
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,10 @@ class EffectCurves:
         groups: DataFrame of the samples' columns, indexed by row number, in the order of `rows`.
         measure: what the values are.
         unit: "probability", "nats", "accuracy" or "1".
+        skipped: (skipped,) int, layers that the run cut at, but not for these curves: between its neighbors among
+            `layers`, such a layer is unknown.
+        measured: (sample, layer) bool, where samples differ in the layers they were measured at; None if all were
+            measured at all of `layers`. `of` gives the curves of some samples over the layers that these share.
     """
 
     rows: np.ndarray
@@ -41,6 +45,35 @@ class EffectCurves:
     groups: pd.DataFrame
     measure: str
     unit: str
+    skipped: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
+    measured: np.ndarray | None = None
+
+    @property
+    def finite(self) -> np.ndarray:
+        """(sample,) bool, whether a curve is a number wherever it was measured."""
+        return (np.isfinite(self.values) | (False if self.measured is None else ~self.measured)).all(axis=1)
+
+    def of(self, rows: Sequence[int] | np.ndarray) -> EffectCurves:
+        """The curves of these rows, over the layers at which all of them were measured."""
+        inside = np.isin(self.rows, rows)
+        whole = np.ones(len(self.layers), bool) if self.measured is None else self.measured[inside].all(axis=0)
+        return replace(
+            self,
+            rows=self.rows[inside],
+            layers=self.layers[whole],
+            values=self.values[inside][:, whole],
+            images=self.images[inside],
+            groups=self.groups[inside],
+            skipped=np.union1d(self.skipped, self.layers[~whole]).astype(int),
+            measured=None,
+        )
+
+    def alike(self) -> list[EffectCurves]:
+        """The same curves, those that were measured at the same layers together."""
+        if self.measured is None or not len(self.rows):
+            return [self.of(self.rows)]
+        patterns, which = np.unique(self.measured, axis=0, return_inverse=True)
+        return [self.of(self.rows[which.ravel() == i]) for i in range(len(patterns))]
 
 
 def removal_effects(run: Run, *, measure: str = "p", target: str | None = None) -> EffectCurves:
@@ -62,7 +95,7 @@ def removal_effects(run: Run, *, measure: str = "p", target: str | None = None) 
     if len(rows) == 0:
         if "removal" not in run.config.probes:
             raise HorizonError(f"run {run.name} holds no removal curves: run it again with the probe 'removal'")
-        layers = np.append(_cuts(run), run.config.n_layers)
+        layers = np.append(run.config.removal_layers, run.config.n_layers).astype(int)
         values = np.empty((0, len(layers)))
     if layers[-1] != run.config.n_layers:
         raise HorizonError(f"the removal curves of run {run.name} end at layer {layers[-1]}, not at L: write it again")
@@ -114,9 +147,11 @@ def information_curves(
     Windows weigh by their size. "mean": of I_k (or D_k). "magnitude": mean of |I_k|, the absolute value taken of
     every window, so that effects of opposite sign do not cancel. "spread": within-sample standard deviation of I_k
     over windows. "removal": the removal effect of the same samples, since the grids carry their own baselines.
+    A window that was not measured because its coarse window showed no effect counts as 0.
 
     Returns:
-        One set of curves a statistic, over the measured layers and L, where each is 0 (nothing is removed there).
+        One set of curves a statistic, over the measured layers and L, where each is 0 (nothing is removed there). At
+        layers where others were measured and it was not, a sample's curve is NaN, and `measured` says so.
 
     Raises:
         HorizonError: unknown word, or the run holds no such token grids.
@@ -125,17 +160,23 @@ def information_curves(
     for statistic in statistics:
         check_choice("statistic of the token grids", statistic, tuple(GRID_STATISTICS))
     target = check_target(run, target)
-    rows, found, layers = [], [], _cuts(run)
-    for row in _token_rows(run, context, target):
+    rows, found, measured = _token_rows(run, context, target), [], []
+    for row in rows:
         grids = run.tokens(row, context=context, target=target)
-        rows.append(row)
-        layers = grids.layers
-        found.append([GRID_STATISTICS[statistic](grids, measure) for statistic in statistics])
-    values = np.array(found).reshape(len(rows), len(statistics), len(layers))
-    values = np.concatenate([values, np.zeros((*values.shape[:2], 1))], axis=2)
-    layers = np.append(layers, run.config.n_layers)
-    unit = MEASURES[measure]
-    return [_curves(run, np.array(rows, int), layers, values[:, i], measure, unit) for i in range(len(statistics))]
+        measured.append(grids.layers)
+        found.append(np.array([GRID_STATISTICS[statistic](grids, measure) for statistic in statistics]))
+    cuts = np.unique(np.concatenate(measured)) if measured else np.array(run.config.grid_layers(), dtype=int)
+    layers = np.append(cuts, run.config.n_layers)
+    values = np.full((len(rows), len(statistics), len(layers)), np.nan)
+    values[..., -1] = 0.0
+    there = np.ones((len(rows), len(layers)), dtype=bool)
+    for i, (own, statistic_curves) in enumerate(zip(measured, found, strict=True)):
+        there[i, :-1] = np.isin(cuts, own)
+        values[i, :, np.flatnonzero(there[i, :-1])] = statistic_curves.T
+    curves = _curves(run, np.array(rows, int), layers, values[:, 0], measure, MEASURES[measure])
+    skipped = np.setdiff1d(run.config.removal_layers, cuts).astype(int)
+    curves = replace(curves, skipped=skipped, measured=None if there.all() else there)
+    return [replace(curves, values=values[:, i]) for i in range(len(statistics))]
 
 
 def information_effects(
@@ -180,19 +221,21 @@ def information_quantiles(
             below it.
 
     Returns:
-        layers: (layer,) int, the measured cuts. values: (layer, quantile) in p or nats; NaN without samples.
+        layers: (layer,) int, the cuts that all these samples' grids share. values: (layer, quantile) in p or nats;
+            NaN without samples. A window that was not measured, since its coarse window showed no effect, counts as 0.
     """
     check_choice("measure", measure, INFORMATION_MEASURES)
     target = check_target(run, target)
     wanted = _token_rows(run, context, target)
     wanted = wanted if rows is None else [row for row in wanted if row in set(rows)]
     found = [run.tokens(row, context=context, target=target) for row in wanted]
+    layers = _common_layers(run, [grids.layers for grids in found])
     if not found:
-        return _cuts(run), np.full((len(_cuts(run)), len(quantiles)), np.nan)
-    pooled = np.concatenate([grids.information(measure) for grids in found], axis=1)
+        return layers, np.full((len(layers), len(quantiles)), np.nan)
+    pooled = np.concatenate([_filled(grids, measure)[np.isin(grids.layers, layers)] for grids in found], axis=1)
     weights = np.concatenate([grids.weights for grids in found])
     values = [_weighted_quantiles(layer, weights, quantiles) for layer in pooled]
-    return found[0].layers, np.array(values)
+    return layers, np.array(values)
 
 
 def noise_floor(run: Run, measure: str) -> float:
@@ -267,9 +310,20 @@ def _curves(
     )
 
 
-def _cuts(run: Run) -> np.ndarray:
-    """(layer,) int, the layers that tokens are removed from in this run, without L."""
-    return np.arange(run.config.n_layers) if run.config.layers is None else np.array(run.config.layers, dtype=int)
+def _common_layers(run: Run, measured: Sequence[np.ndarray]) -> np.ndarray:
+    """(layer,) int, the layers of every one of these token grids; those that the run asks for if there is none."""
+    if not len(measured):
+        return np.array(run.config.grid_layers(), dtype=int)
+    common = set(measured[0].tolist()).intersection(*(layers.tolist() for layers in measured))
+    if not common:
+        raise HorizonError(f"the token grids of these samples of run {run.name} have no layer in common")
+    return np.array(sorted(common), dtype=int)
+
+
+def _filled(grids: TokenGrids, measure: str) -> np.ndarray:
+    """(layer, window) information, 0 where a window was not measured since its coarse window showed no effect."""
+    information = grids.information(measure)
+    return information if grids.coarse is None else np.nan_to_num(information, nan=0.0)
 
 
 def _token_rows(run: Run, context: str, target: str) -> list[int]:
@@ -283,15 +337,15 @@ def _token_rows(run: Run, context: str, target: str) -> list[int]:
 
 
 def _mean(grids: TokenGrids, measure: str) -> np.ndarray:
-    return np.average(grids.information(measure), axis=1, weights=grids.weights)
+    return np.average(_filled(grids, measure), axis=1, weights=grids.weights)
 
 
 def _mean_magnitude(grids: TokenGrids, measure: str) -> np.ndarray:
-    return np.average(np.abs(grids.information(measure)), axis=1, weights=grids.weights)
+    return np.average(np.abs(_filled(grids, measure)), axis=1, weights=grids.weights)
 
 
 def _spread(grids: TokenGrids, measure: str) -> np.ndarray:
-    information = grids.information(measure)
+    information = _filled(grids, measure)
     mean = np.average(information, axis=1, weights=grids.weights)[:, None]
     return np.sqrt(np.average((information - mean) ** 2, axis=1, weights=grids.weights))
 

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from analyses.criteria import CRITERIA, criteria_of
+from analyses.criteria import CRITERIA, criteria_of, method_warning
 from analyses.effects import (
     GROUP_COLUMNS,
     NOISE_MEASURES,
@@ -35,7 +35,7 @@ class Level:
         run: it comes from, the `source`-th of the comparison.
         group: column -> value of its samples; with "revision" or "prompt" where these are compared.
         criterion: a key of `CRITERIA`. measure: of the removal effect. target: name of the target.
-        values: (sample, layer) effects, L last. layers: (layer,) int.
+        values: (sample, layer) effects, L last. layers: (layer,) int. skipped: (skipped,) int, as in `EffectCurves`.
         removal: (sample,) removal effect at layer 0.
         floor: noise floor of the run, in the unit of the measure.
         effect_floor: noise floor of `values` where the criterion has a measure of its own, if there is one.
@@ -53,6 +53,7 @@ class Level:
     target: str
     values: np.ndarray
     layers: np.ndarray
+    skipped: np.ndarray
     removal: np.ndarray
     floor: float
     effect_floor: float | None
@@ -73,6 +74,7 @@ class Level:
             self.values,
             self.images,
             layers=self.layers,
+            skipped=self.skipped,
             criterion=self.criterion,
             measure=self.measure,
             noise_floor=self.floor,
@@ -80,7 +82,8 @@ class Level:
             removal=self.removal,
             counts=counts,
         )
-        return replace(found, model=self.run.model, group=self.group, target=self.target)
+        warning = "; ".join(filter(None, (method_warning(self.run, self.criterion), found.warning)))
+        return replace(found, model=self.run.model, group=self.group, target=self.target, warning=warning)
 
 
 def find_levels(
@@ -177,12 +180,13 @@ def _levels_of(
     target = check_target(run, target)
     curves, removal = CRITERIA[criterion].effects(run, measure, target)
     effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
-    finite = np.isfinite(curves.values).all(axis=1) & np.isfinite(removal.values[:, 0])
+    finite = curves.finite & np.isfinite(removal.values[:, 0])
     hashes = curves.groups["image_sha256"].fillna("")
     keys = hashes + "\n" + bare_questions(curves.groups["question"], run.config.prompt) if across else hashes
     found = []
     for group, rows in split_groups(run.samples, columns):
         inside = finite & np.isin(curves.rows, rows)
+        own = curves.of(curves.rows[inside])
         level = Level(
             run=run,
             source=source,
@@ -190,8 +194,9 @@ def _levels_of(
             criterion=criterion,
             measure=measure,
             target=target,
-            values=curves.values[inside],
-            layers=curves.layers,
+            values=own.values,
+            layers=own.layers,
+            skipped=own.skipped,
             removal=removal.values[inside, 0],
             floor=noise_floor(run, measure),
             effect_floor=effect_floor,

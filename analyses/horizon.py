@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from analyses.criteria import CRITERIA, criteria_of, settle
-from analyses.depths import half_depths
+from analyses.criteria import CRITERIA, criteria_of, method_warning, settle
+from analyses.depths import half_depths, layer_words, skipped_before
 from analyses.effects import (
     NOISE_MEASURES,
     check_choice,
@@ -59,6 +59,9 @@ class Horizon:
         noise_floor: of the group's run, in the unit of the measure; NaN for a measure that has none ("correct").
         detector: the parameters that produced all this.
         warning: why intervals and band may not hold what they promise; "" where nothing is the matter.
+        skipped: (skipped,) int, layers of the run at which this effect was not measured.
+        bracket: (before, at): measured layers between which the horizon lies, where those between them were skipped,
+            so that none is named.
     """
 
     model: str
@@ -85,6 +88,8 @@ class Horizon:
     noise_floor: float
     detector: HorizonDetector = field(repr=False)
     warning: str = ""
+    skipped: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
+    bracket: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class HorizonDetector:
         effect_floor: float | None = None,
         removal: np.ndarray | None = None,
         counts: np.ndarray | None = None,
+        skipped: np.ndarray | None = None,
     ) -> Horizon:
         """Find the horizon of one group.
 
@@ -142,6 +148,8 @@ class HorizonDetector:
             removal: (sample,) removal effect at layer 0, which decides whether there is an effect at all; the
                 first column of `values` by default.
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
+            skipped: (skipped,) int, layers that could have been measured and were not; none by default. A horizon is
+                named only where none of them lies between it and the measured layer before it.
 
         Returns:
             The result, with `model`, `group` and `target` left empty.
@@ -176,6 +184,7 @@ class HorizonDetector:
             threshold=float("nan"),
             noise_floor=noise_floor if rule.measure is None else float("nan" if effect_floor is None else effect_floor),
             detector=self,
+            skipped=np.empty(0, dtype=int) if skipped is None else skipped,
         )
         if result.reason:
             return replace(result, half_depth_reason=result.reason)
@@ -208,15 +217,31 @@ class HorizonDetector:
         no_half = "" if rule.half_depth else "half depth is a property of the removal effect"
         judged = replace(judged, half_depth_reason=reason or no_half, reason=reason or self._objection(judged))
         if not judged.reason:
-            layer = int(settle(rule, blank.effect, threshold, blank.layers))
-            interval = self._inverted(judged) if rule.settles else None
-            judged = replace(judged, layer=layer, censored=layer == blank.n_layers, interval=interval)
+            judged = self._placed(judged)
         if judged.half_depth_reason:
             return judged
         draws = resampled_means(values, images, counts)
         ends = percentile_interval(half_depths(draws, blank.layers), self.level, n_clusters=blank.n_images)
         half = float(half_depths(blank.effect, blank.layers))
         return replace(judged, half_depth=half, half_depth_interval=(float(ends[0]), float(ends[1])))
+
+    def _placed(self, judged: Horizon) -> Horizon:
+        """Name the horizon, unless layers were skipped just before it."""
+        rule = CRITERIA[judged.criterion]
+        layer = int(settle(rule, judged.effect, judged.threshold, judged.layers))
+        between = skipped_before(layer, judged.layers, judged.skipped)
+        if len(between):
+            before = int(judged.layers[judged.layers < layer].max())
+            reason = (
+                f"it lies after layer {before} and not after layer {layer}: "
+                f"the {rule.looks_at} was not measured at {layer_words(between)}"
+            )
+            return replace(judged, reason=reason, bracket=(before, layer))
+        interval = self._inverted(judged) if rule.settles else None
+        beware = filter(None, (judged.warning, _taken_on_trust(judged, layer)))
+        return replace(
+            judged, layer=layer, censored=layer == judged.n_layers, interval=interval, warning="; ".join(beware)
+        )
 
     def _objection(self, found: Horizon) -> str:
         """Why an effect that is there has no horizon by this criterion, or ""."""
@@ -260,8 +285,8 @@ class HorizonDetector:
         largest, smallest = (
             self.threshold(found.criterion, curve, found.noise_floor) for curve in (found.high, found.low)
         )
-        first, last = (settle(rule, *ends, found.layers) for ends in ((least, largest), (most, smallest)))
-        return int(first), int(last)
+        first, last = (int(settle(rule, *e, found.layers)) for e in ((least, largest), (most, smallest)))
+        return int(skipped_before(first, found.layers, found.skipped).min(initial=first)), last
 
 
 def find_horizon(
@@ -290,7 +315,8 @@ def find_horizon(
     Args:
         run: a run with the probe "removal" or "information".
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
-        criterion: one of `CRITERIA`; every one that the run can carry by default.
+        criterion: one of `CRITERIA`; every one that the run can carry by default, those on first-order token grids
+            (method "gate") only if asked for.
         measure: "p" or "log_p", of the removal effect and of every criterion that has no measure of its own.
         target: one of the run's targets; the first by default.
         detector: parameters.
@@ -312,19 +338,21 @@ def find_horizon(
         floor = noise_floor(run, measure)
         effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
         for group, rows in groups:
-            inside = np.isin(curves.rows, rows)
+            own = curves.of(rows)
             one = detector(
-                curves.values[inside],
-                curves.images[inside],
-                layers=curves.layers,
+                own.values,
+                own.images,
+                layers=own.layers,
                 criterion=name,
                 measure=measure,
                 noise_floor=floor,
                 effect_floor=effect_floor,
-                removal=removal.values[inside, 0],
+                removal=removal.of(rows).values[:, 0],
                 counts=counts,
+                skipped=own.skipped,
             )
-            found.append(replace(one, model=run.model, group=group, target=target))
+            warning = "; ".join(filter(None, (method_warning(run, name), one.warning)))
+            found.append(replace(one, model=run.model, group=group, target=target, warning=warning))
     return found
 
 
@@ -338,6 +366,17 @@ def _unclaimable(n_samples: int, n_measured: int, n_images: int, layers: np.ndar
     if np.isnan(floor):
         return "no noise floor was measured"
     return ""
+
+
+def _taken_on_trust(found: Horizon, layer: int) -> str:
+    """What the skipped layers could change about a horizon that its measured neighbors bracket, or ""."""
+    if not len(found.skipped):
+        return ""
+    earlier, later = found.skipped[found.skipped < layer], found.skipped[found.skipped > layer]
+    trusted = [f"no larger at {layer_words(earlier)}"] if len(earlier) else []
+    trusted += [f"gone at {layer_words(later)} as well"] if len(later) else []
+    looks_at = CRITERIA[found.criterion].looks_at
+    return f"not measured at every layer, the {looks_at} is taken to be {' and '.join(trusted)}"
 
 
 def _no_effect(mean: float, least: float, needed: float) -> str:

@@ -11,6 +11,7 @@ from analyses.collapse import find_collapse_layer
 from analyses.covariates import SampleAssociation, correlate_half_depth
 from analyses.disagreement import CriterionVerdict, compare_criteria
 from analyses.effects import check_choice
+from analyses.first_order import gate_agreement, gate_table
 from analyses.horizon import find_horizon
 from analyses.planning import SamplePlan
 from analyses.published import Published, PublishedNumbers
@@ -111,6 +112,11 @@ def _covariates(run: Run, options: Options) -> Section:
     return Section(found, association_table(found))
 
 
+def _gate(run: Run, options: Options) -> Section:
+    found = gate_agreement(run, target=options.target)
+    return Section(found, gate_table(found))
+
+
 def _published(run: Run, options: Options) -> Section:
     samples = run.samples
     names = {str(name) for column in ("task", "task_type") for name in samples[column].dropna().unique()}
@@ -127,10 +133,12 @@ SECTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Run, Options], 
     "agreement": ((("entropy",), ("removal",)), _agreement),
     "split": ((("removal",),), _split),
     "covariates": ((("removal",),), _covariates),
+    "gate": ((("information",),), _gate),
     "published": ((), _published),
 }
 GAPS = ("horizon - ECL", "half depth - ECL", "interval", "of depth")
-STANDARD = ("collapse", "horizons", "published")
+STANDARD = ("collapse", "horizons", "gate", "published")
+UNASKED = ("gate", "published")  # most runs have nothing for these, and that is nothing to report
 
 
 def make_sections(run: Run, names: Sequence[str] = STANDARD, options: Options | None = None) -> dict[str, Section]:

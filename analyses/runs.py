@@ -5,7 +5,8 @@ A run directory holds what was measured, never a difference or a verdict:
     run.json                          the RunConfig, with every convention in force
     samples/part-<shard>-<n>.parquet  one row a sample (SAMPLES); written last, it commits its part
     curves/part-<shard>-<n>.parquet   tidy rows (CURVES): one value a sample, target, context, layer, stream, measure
-    tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all]", see TokenGrids
+    tokens/part-<shard>-<n>.safetensors   "<row>/<target>/<context>[/removed|/all|/coarse]", see TokenGrids; metadata:
+                                      "layers", and "row_layers" of the rows that have others
     spectra/part-<shard>-<n>.safetensors  "<row>/<stream>": eigenvalues, (layer, rank) float32, descending
 
 *Layer k* is the residual stream at the input of 0-based decoder layer k; k = L is the input of the final norm, so a
@@ -35,6 +36,7 @@ CONTEXTS = ("keep-one", "leave-one-out")
 PROBES = ("entropy", "removal", "information")
 STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
 KINDS = ("delete", "zero", "mean")
+METHODS = ("exact", "gate")  # of token grids: one replay a window, or first order from a backward pass
 TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
 
 WINDOW = pa.struct([(name, pa.int32()) for name in ("crop", "row", "column", "height", "width")])
@@ -84,11 +86,15 @@ CURVES = pa.schema(
     [
         ("row", pa.int64()),
         ("target", pa.string()),  # "" for entropies
-        ("context", pa.string()),  # "removal" or "" for entropies
+        ("context", pa.string()),  # "removal", "" for entropies, or that of the token grids
         ("layer", pa.int16()),
         ("stream", pa.string()),  # "" for removals
         # entropies: "entropy" (nats). Removals: "log_p" of the target (nats), "kl" of (removed || all) (nats),
         # "correct" (argmax in the target set), "same" (argmax as with all tokens). At layer L: nothing removed.
+        # Checks of the method "gate" (context of the grids), first order against exact effects of a sample's windows:
+        # "gate_rank_correlation" (Spearman), "gate_top_overlap" (share of the tenth of the windows with the largest
+        # exact effects that is also the tenth with the largest estimates), "gate_largest_effect" (largest exact
+        # effect in p, without its sign).
         ("measure", pa.string()),
         ("value", pa.float64()),
     ]
@@ -102,6 +108,7 @@ CONVENTIONS = {
     "log_p": "nats; pooled over the ids of the target by log-sum-exp",
     "kl": "KL(removed || all) in nats over the vocabulary",
     "windows": "tiled from each grid's top left; smaller at the edge; row-major",
+    "unreported": "NaN in a token grid: below the noise floor in its coarse window, so not measured; statistics take 0",
 }
 
 
@@ -139,9 +146,10 @@ class RunConfig:
     normalize_rows: bool = True
     targets: tuple[str, ...] = ("gold",)
     contexts: tuple[str, ...] = ("keep-one",)
-    window: int = 2
+    window: int | None = 2  # None where `max_windows` chooses it, sample by sample
     layers: tuple[int, ...] | None = None  # of removals and token grids; None for all, 0..L-1
     kind: str = "delete"
+    method: str = "exact"  # of token grids: "exact", or first order by "gate"
     positions: str = "keep"
     seed: int = 0
     schema_version: int = SCHEMA_VERSION
@@ -152,10 +160,43 @@ class RunConfig:
     batch_size: int | None = None
     sources: tuple[str, ...] = ()
     prompt_example: str = ""  # exact text of the first sample's prompt
+    token_layers: tuple[int, ...] | str | None = None  # of the token grids; None for `layers`, "auto" for chosen ones
+    chosen_layers: dict[str, list[int]] = field(default_factory=dict)  # by "auto" so far, by task type
+    pilot_rows: tuple[int, ...] = ()  # rows with token grids at every layer, by which "auto" looks where to look
+    coarse: int | None = None  # side of the windows that are measured first; finer ones only where these show an effect
+    max_windows: int | None = None  # most windows of a sample, which choose their side
     with_ocr_tokens: bool = False  # prompts carry the benchmark's reference OCR tokens
     video: str = ""  # how frames of videos were chosen
 
-    NOT_ESTIMAND = ("conventions", "n_parameters", "versions", "device", "batch_size", "sources", "prompt_example")
+    NOT_ESTIMAND = (
+        "conventions",
+        "n_parameters",
+        "versions",
+        "device",
+        "batch_size",
+        "sources",
+        "prompt_example",
+        "chosen_layers",
+        "pilot_rows",
+    )
+
+    @property
+    def removal_layers(self) -> tuple[int, ...]:
+        """Cuts of the removal curves, ascending, without L."""
+        return tuple(range(self.n_layers)) if self.layers is None else self.layers
+
+    def grid_layers(self, row: int | None = None, task_type: str | None = None) -> tuple[int, ...]:
+        """Cuts of the token grids, ascending: none yet where they are still to be chosen.
+
+        Args:
+            row: number of a sample, where layers were chosen; those of all samples together by default.
+            task_type: of that sample.
+        """
+        if self.token_layers != "auto":
+            return self.removal_layers if self.token_layers is None else tuple(map(int, self.token_layers))
+        if row is None:
+            return tuple(sorted({layer for chosen in self.chosen_layers.values() for layer in chosen}))
+        return self.removal_layers if row in self.pilot_rows else tuple(self.chosen_layers.get(task_type or "", ()))
 
     @property
     def hash(self) -> str:
@@ -187,13 +228,17 @@ class TokenGrids:
     """Raw log p of every ablation of one sample, one target and one context.
 
     Attributes:
-        log_p: (layer, window) float32, log p of the target in nats under each ablation.
+        log_p: (layer, window) float32, log p of the target in nats under each ablation. NaN where coarse windows
+            were measured first and theirs showed no effect above the sample's noise floor; statistics take 0 there.
         removed: (layer,) float32, log p with no visual token from that layer on.
         all: log p with every token.
         layers: (layer,) int, the cut of each row.
         windows: DataFrame, one row a window: crop, row, column, height, width.
         context: "keep-one" or "leave-one-out".
         target: name of the target.
+        method: "exact", or "gate": `log_p` is the baseline and its first-order change, and effects in p are first
+            order too, p of the baseline times the change in log p.
+        coarse: (layer, coarse window) log p in nats of the windows that were measured first; None if none were.
     """
 
     log_p: np.ndarray
@@ -203,20 +248,35 @@ class TokenGrids:
     windows: pd.DataFrame
     context: str
     target: str
+    method: str = "exact"
+    coarse: np.ndarray | None = None
 
     @property
     def weights(self) -> np.ndarray:
         """(window,) tokens in each window: means over tokens weight windows by their size."""
         return (self.windows["height"] * self.windows["width"]).to_numpy(float)
 
+    @property
+    def replays(self) -> int:
+        """Ablations that were run for this grid, those of coarse windows included."""
+        return int((~np.isnan(self.log_p)).sum()) + (0 if self.coarse is None else self.coarse.size)
+
     def information(self, measure: str = "p") -> np.ndarray:
-        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p."""
+        """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p.
+
+        NaN where `log_p` is: not measured, since below the noise floor. Of the method "gate" it is linear in the
+        change of log p, in p as well.
+        """
         if measure not in ("p", "log_p"):
             raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
         value, removed, everything = (np.asarray(part, float) for part in (self.log_p, self.removed, self.all))
-        if measure == "p":
+        alone = self.context == "keep-one"
+        if measure == "p" and self.method == "exact":
             value, removed, everything = np.exp(value), np.exp(removed), np.exp(everything)
-        return value - removed[:, None] if self.context == "keep-one" else everything - value
+        effect = value - removed[:, None] if alone else everything - value
+        if measure == "p" and self.method == "gate":
+            effect *= np.exp(removed)[:, None] if alone else np.exp(everything)
+        return effect
 
 
 @dataclass(frozen=True)
@@ -337,7 +397,7 @@ class Run:
         with safe_open(path, framework="numpy") as stored:
             if key not in stored.keys():  # noqa: SIM118 (not a dict)
                 raise HorizonError(f"sample {record['id']!r} of run {self.name} carries no token grid for {key!r}")
-            layers = np.array(json.loads(stored.metadata()["layers"]), dtype=int)
+            layers = np.array(_stored_layers(stored.metadata(), row), dtype=int)
             return TokenGrids(
                 log_p=stored.get_tensor(key),
                 removed=stored.get_tensor(f"{key}/removed"),
@@ -346,7 +406,26 @@ class Run:
                 windows=pd.DataFrame(list(record["windows"])),
                 context=context,
                 target=target,
+                method=self.config.method,
+                coarse=stored.get_tensor(f"{key}/coarse") if f"{key}/coarse" in stored.keys() else None,  # noqa: SIM118
             )
+
+    @cached_property
+    def _token_metadata(self) -> dict[str, dict[str, str]]:
+        """Part -> metadata of the token grids in it."""
+        found = {}
+        for file in sorted((self.path / "tokens").glob("part-*.safetensors")):
+            with safe_open(file, framework="numpy") as stored:
+                found[file.stem] = stored.metadata()
+        return found
+
+    def token_layers(self, row: int) -> tuple[int, ...]:
+        """Layers of the token grids of one row, ascending; empty if it has none."""
+        record = self.samples.loc[row]
+        if record["status"] != "ok" or "information" not in list(record["probes"]):
+            return ()
+        metadata = self._token_metadata.get(str(record["part"]))
+        return _stored_layers(metadata, row) if metadata else ()
 
     def spectra(self, stream: str) -> dict[int, np.ndarray]:
         """Row number -> (layer, rank) eigenvalues of the trace-one Gram, descending; empty if none were kept."""
@@ -361,6 +440,12 @@ class Run:
                     if f"{row}/{stream}" in held:
                         found[int(row)] = stored.get_tensor(f"{row}/{stream}")
         return found
+
+
+def _stored_layers(metadata: dict[str, str], row: int) -> tuple[int, ...]:
+    """Layers of the token grids of one row of a part: those of the part, unless the row has its own."""
+    own = json.loads(metadata.get("row_layers", "{}"))
+    return tuple(own.get(str(row)) or json.loads(metadata["layers"]))
 
 
 def short_name(model: str) -> str:

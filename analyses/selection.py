@@ -13,7 +13,7 @@ import numpy as np
 
 from analyses.collapse import CollapseDetector, CollapseLayer, find_collapse_layer, task_mean
 from analyses.collapse_rules import RULES
-from analyses.criteria import CRITERIA, criteria_of
+from analyses.criteria import CRITERIA, criteria_of, method_warning
 from analyses.effects import check_choice, check_target, entropy_curves, noise_floor, removal_effects, split_groups
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
@@ -115,6 +115,8 @@ def split_estimates(
             at = np.searchsorted(curves.rows, used)
             blank = _blank(run.model, group, criterion, curves.measure, curves.images[at], split)
             blank = replace(blank, reason=blank.reason or verdicts[tuple(group.items())])
+            if criterion in CRITERIA and method_warning(run, criterion):
+                blank = replace(blank, chosen_by=f"{criterion} (first order)")
             if not blank.reason:
                 choose = choosers(used)
                 blank = _scored(blank, curves.values[at], curves.images[at], curves.layers, choose, repeats, seed)
@@ -170,10 +172,10 @@ def _choosers(
         floor = noise_floor(run, measure)
 
         def from_effects(rows: np.ndarray) -> Choose:
-            values = curves.values[np.searchsorted(curves.rows, rows)]
-            return lambda part: int(horizon.settled(criterion, values[part].mean(axis=0), floor, curves.layers))
+            own = curves.of(rows)
+            return lambda part: int(horizon.settled(criterion, own.values[part].mean(axis=0), floor, own.layers))
 
-        return _finite(curves.rows, curves.values), from_effects
+        return curves.rows[curves.finite], from_effects
     collapse = detector if isinstance(detector, CollapseDetector) else CollapseDetector()
     entropies = entropy_curves(run, criterion)
     before_end = entropies.layers < run.config.n_layers

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.criteria import CRITERIA, criteria_of
-from analyses.depths import half_depths
+from analyses.depths import half_depths, skipped_before
 from analyses.effects import EffectCurves, check_choice, check_target, noise_floor
 from analyses.horizon import HorizonDetector
 from analyses.runs import Run
@@ -41,7 +41,7 @@ def sample_depths(
     Returns:
         One row a sample of the run, failed ones included, indexed by row number: id, task_type, task, category,
         image_sha256, effect (R_0), eligible (bool), reason ("" if eligible), half_depth (layers; NaN if not defined),
-        horizon (layer, or missing), censored (the horizon is L).
+        horizon (layer; missing too where the layers before it were skipped), censored (the horizon is L).
 
     Raises:
         HorizonError: unknown words, or the run lacks what the criterion needs.
@@ -52,22 +52,32 @@ def sample_depths(
     check_choice(f"measure of the criterion {criterion!r}", measure, rule.measures)
     curves, removal = rule.effects(run, measure, check_target(run, target))
     floor = noise_floor(run, measure)
-    reasons = _reasons(curves, removal.values[:, 0], floor, measure, detector)
-    eligible = reasons == ""
-    found = pd.DataFrame(index=pd.Index(curves.rows), data={"effect": removal.values[:, 0]})
-    found["half_depth"], found["horizon"] = np.nan, np.nan
-    settled = detector.settled(criterion, curves.values[eligible], floor, curves.layers)
-    found.loc[eligible, "horizon"] = settled
-    if rule.half_depth:
-        found.loc[eligible, "half_depth"] = half_depths(curves.values[eligible], curves.layers)
-    found["reason"] = reasons
-    table = run.samples[LABELS].join(found)
+    parts = [(own, removal.of(own.rows).values[:, 0]) for own in curves.alike()]
+    found = [_depths(own, effect, criterion, floor, measure, detector) for own, effect in parts]
+    table = run.samples[LABELS].join(pd.concat(found))
     unmeasured = run.samples["error"].where(run.samples["status"] == "failed", "not measured for this target")
     table["reason"] = table["reason"].fillna(unmeasured)
     table["eligible"] = table["reason"] == ""
     table["horizon"] = table["horizon"].astype("Int64")
     table["censored"] = (table["horizon"] == run.config.n_layers).fillna(False).astype(bool)
     return table[[*LABELS, "effect", "eligible", "reason", "half_depth", "horizon", "censored"]]
+
+
+def _depths(
+    curves: EffectCurves, effect: np.ndarray, criterion: str, floor: float, measure: str, detector: HorizonDetector
+) -> pd.DataFrame:
+    """Effect, half depth, horizon and reason of samples that were measured at the same layers, by row number."""
+    reasons = _reasons(curves, effect, floor, measure, detector)
+    eligible = reasons == ""
+    found = pd.DataFrame(index=pd.Index(curves.rows), data={"effect": effect})
+    found["half_depth"], found["horizon"] = np.nan, np.nan
+    settled = detector.settled(criterion, curves.values[eligible], floor, curves.layers)
+    bracketed = [not len(skipped_before(layer, curves.layers, curves.skipped)) for layer in settled]
+    found.loc[eligible, "horizon"] = np.where(bracketed, settled, np.nan)
+    if CRITERIA[criterion].half_depth:
+        found.loc[eligible, "half_depth"] = half_depths(curves.values[eligible], curves.layers)
+    found["reason"] = reasons
+    return found
 
 
 def _reasons(

@@ -35,6 +35,7 @@ from figures.panels import (
 from figures.style import GRAY, Look, assign_looks, group_label, paper_style
 
 SYMBOLS = {"keep-one": "I_k", "leave-one-out": "D_k"}
+QUANTITY = {"exact": "Token information", "gate": "First-order information"}  # by method
 # outermost first; each pair of quantiles bounds one band
 BANDS = (((0.0, 1.0), 0.13, "all tokens"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -52,6 +53,7 @@ class TokenInformation:
         layers: (layer,) int, the cuts.
         quantiles: (layer, quantile) of the information over tokens, at `QUANTILES`.
         horizon: by the criterion "information" where the run can carry it; its effect is the mean |information|.
+        method: "exact", or "gate" for first-order estimates.
     """
 
     model: str
@@ -61,6 +63,7 @@ class TokenInformation:
     layers: np.ndarray
     quantiles: np.ndarray
     horizon: Horizon | None
+    method: str = "exact"
 
 
 def gather_information(
@@ -78,7 +81,7 @@ def gather_information(
     if not rows:
         return []
     horizons: list[Horizon] = []
-    if context == "keep-one":  # the criterion is defined on this context
+    if context == "keep-one" and run.config.method == "exact":  # what the criterion is defined on
         horizons = find_horizon(run, by=tuple(by), criterion="information", measure=measure)
     found = []
     for group, members in split_groups(run.samples.loc[rows], by):
@@ -86,13 +89,16 @@ def gather_information(
             run, members.tolist(), context=context, measure=measure, quantiles=QUANTILES
         )
         horizon = next((h for h in horizons if h.group == group), None)
-        found.append(TokenInformation(run.model, group, context, measure, layers, quantiles, horizon))
+        held = TokenInformation(run.model, group, context, measure, layers, quantiles, horizon, run.config.method)
+        found.append(held)
     return found
 
 
 @paper_style()
 def plot_token_information(information: TokenInformation, *, look: Look | None = None, ax: Axes | None = None) -> Axes:
     """Distribution of the information over tokens by layer: three bands of quantiles, the median, the horizon.
+
+    Where not every layer was measured, dots on the median say which were.
 
     Args:
         information: what to draw.
@@ -105,7 +111,9 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
     columns = {quantile: information.quantiles[:, i] for i, quantile in enumerate(QUANTILES)}
     for (low, high), alpha, _ in BANDS:
         ax.fill_between(information.layers, columns[low], columns[high], color=look.color, alpha=alpha, linewidth=0)
-    ax.plot(information.layers, columns[0.5], color=look.color)
+    some = len(information.layers) and len(information.layers) <= np.ptp(information.layers)
+    marker = "o" if some else ""  # between the dots the lines are only lines
+    ax.plot(information.layers, columns[0.5], color=look.color, marker=marker, markersize=2.5)
     horizon = information.horizon
     last = int(information.layers.max())
     if horizon is not None:
@@ -115,7 +123,8 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
     if horizon is not None:
         mark_horizons(ax, [horizon], {group_label(horizon.group): look})
     ax.axhline(0, color=GRAY, linewidth=0.5, zorder=0)
-    value_axis(ax, f"Token information ${SYMBOLS[information.context]}$ ({MEASURES[information.measure]})")
+    symbol, unit = SYMBOLS[information.context], MEASURES[information.measure]
+    value_axis(ax, f"{QUANTITY[information.method]} ${symbol}$ ({unit})")
     retitle(ax, label)
     if alone:
         shared_legend(ax.figure.get_figure(root=True), (), information_keys())

@@ -21,7 +21,7 @@ from PIL import Image
 from analyses.effects import MEASURES, removal_effects
 from analyses.runs import HorizonError, Run, TokenGrids
 from figures.horizon import NO_BREAK
-from figures.information import SYMBOLS
+from figures.information import QUANTITY, SYMBOLS
 from figures.panels import Runs, as_runs, finish, new_axes, new_figure, retitle
 from figures.style import GRAY, WIDTHS, figure_width, paper_style
 
@@ -92,7 +92,7 @@ def plot_token_heatmap(
     """Information of each window as a colored cell over the image, in gray beneath it.
 
     Args:
-        values: (window,) information at one layer.
+        values: (window,) information at one layer; where it is NaN, not measured, the cell stays blank.
         boxes: (window, 4) left, top, width, height as fractions of the image, as `window_boxes` gives them.
         image: (height, width) gray or (height, width, 3) RGB thumbnail of the whole image, 0..255.
         limit: end of the color scale, symmetric about 0; the largest magnitude if not given.
@@ -126,7 +126,8 @@ def plot_token_heatmap(
 
 def color_scale(values: np.ndarray) -> Normalize:
     """A scale symmetric about 0 that reaches the largest magnitude."""
-    limit = float(np.nanmax(np.abs(values))) or 1.0  # all zero: any scale shows it
+    known = np.abs(values[~np.isnan(values)])
+    limit = float(known.max(initial=0.0)) or 1.0  # all zero, or none known: any scale shows it
     return Normalize(-limit, limit)
 
 
@@ -208,7 +209,9 @@ def figure_token_heatmap(
         shown = choose_layers(grids.layers, most) if layers is None else _measured(grids, layers)
         blocks += _blocks_of(run, row, grids, shown, measure, several=len(found) > 1)
     title = _question_words([_record(run, row) for run, row in found], width)
-    label = f"Token information\n${SYMBOLS[context]}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
+    methods = {run.config.method for run, _ in found}
+    quantity = QUANTITY["gate" if "gate" in methods else "exact"]
+    label = f"{quantity}\n${SYMBOLS[context]}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
     return finish(_draw_blocks(blocks, width, n_columns, label, title))
 
 

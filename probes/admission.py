@@ -60,11 +60,11 @@ def check_attention(name: str, attn: str, config: Any, family: Family) -> None:
     if attn != "flash":
         return
     window = sliding_window(config)
-    if family.bidirectional or window:
-        reason = (
-            f"its {family.bidirectional} attends both ways" if family.bidirectional else f"layers slide by {window}"
-        )
-        raise HorizonError(f"attention 'flash' is not exact for {name!r} ({family.name}): {reason}; choose sdpa")
+    reasons = [f"its {family.bidirectional} attends both ways"] if family.bidirectional else []
+    reasons += [f"some layers see {window} tokens back only"] if window else []
+    if reasons:
+        because = " and ".join(reasons)
+        raise HorizonError(f"attention 'flash' is not exact for {name!r} ({family.name}): {because}; choose sdpa")
     if find_spec("flash_attn") is None:
         raise HorizonError(
             "attention 'flash' needs the package flash-attn and a GPU: pip install flash-attn, or choose sdpa"

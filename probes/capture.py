@@ -19,6 +19,7 @@ from analyses.runs import STREAMS, HorizonError
 from probes.grids import TokenGrid
 from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
+from probes.readout import log_softmax, note_logits
 from probes.samples import Sample
 
 
@@ -48,6 +49,8 @@ class Capture:
         inputs: L tensors (token, hidden): the input of each layer.
         final: (token, hidden): the input of the final norm.
         arguments: L mappings: the other arguments of each layer's call.
+        additions: k -> (token, hidden): what the model itself adds between layer k and the next, where it does
+            (visual features that enter again, as in Qwen3-VL).
         keys, values: L tensors (key head, token, head_dim): keys after rotary embedding, and values.
         log_probs: (place, vocabulary) log-softmax of the model's own forward at the prompt's readout positions.
         visual: the visual tokens' states of the streams asked for.
@@ -57,6 +60,7 @@ class Capture:
     inputs: list[torch.Tensor]
     final: torch.Tensor
     arguments: Sequence[Mapping[str, Any]]
+    additions: Mapping[int, torch.Tensor]
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     log_probs: torch.Tensor
@@ -87,13 +91,12 @@ def check_streams(streams: Sequence[str]) -> None:
 def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -> Capture:
     """Run one prompt once and keep what replays and the streams need."""
     check_streams(streams)
-    _check_projections(model, streams)
     cache = DynamicCache()  # without a config every layer keeps all its keys, sliding ones too
     with torch.no_grad():
-        calls, queries, raw_keys, final, logits = _trace(model, prompt, streams, cache)
-    inputs = [(args[0] if args else kwargs["hidden_states"])[0] for args, kwargs in calls]
-    arguments = [{key: value for key, value in kwargs.items() if key != "hidden_states"} for _, kwargs in calls]
-    keys, values = [layer.keys[0] for layer in cache.layers], [layer.values[0] for layer in cache.layers]
+        calls, additions, queries, raw_keys, final, logits = _trace(model, prompt, streams, cache)
+    inputs = [_hidden(call)[0] for call in calls]
+    arguments = [_other_arguments(model, call) for call in calls]
+    keys, values = _keys_and_values(model, cache)
     at = prompt.visual  # indexed copies, so that no full sequence stays alive for the streams
     makers = {
         "hidden": lambda: [*(rows[at] for rows in inputs), final[0, at]],
@@ -102,28 +105,41 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
         "key_raw": lambda: raw_keys,
         "query_raw": lambda: queries,
         "query": lambda: [
-            _rotate(layer, query, kwargs["position_embeddings"], at, model.head_dim)
-            for layer, query, kwargs in zip(model.layers, queries, arguments, strict=True)
+            _rotated_query(model, k, query, raw_keys[k][-1:], keys[k], arguments[k]["position_embeddings"], at)
+            for k, query in enumerate(queries)
         ],
     }
     states = {stream: torch.stack(makers[stream]()) for stream in streams}
     visual = VisualStates(states, at, prompt.grids)
-    return Capture(prompt, inputs, final[0], arguments, keys, values, log_softmax(logits[0]), visual)
+    with torch.no_grad():
+        note_logits(model, final[0, prompt.readout], logits[0])
+    return Capture(prompt, inputs, final[0], arguments, additions, keys, values, log_softmax(logits[0]), visual)
 
 
-def _check_projections(model: ProbedModel, streams: Sequence[str]) -> None:
-    """Queries and keys are read at their projections, which is wrong where a norm follows these."""
-    read = sorted({"query", "query_raw", "key_raw"} & set(streams))
-    if read and hasattr(model.layers[0].self_attn, "q_norm"):
+def _keys_and_values(model: ProbedModel, cache: DynamicCache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(key head, token, head_dim) of every layer."""
+    held: list[Any] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    if len(held) != model.n_layers or any(not isinstance(part, torch.Tensor) for pair in held for part in pair):
         raise HorizonError(
-            f"{model.name!r} normalizes its queries and keys after projecting them, for which the streams "
-            f"{', '.join(read)} have no rule yet; key, value and hidden are exact"
+            f"{model.name!r} has layers that keep no keys and values of their own (recurrent ones, or keys shared "
+            "between layers): replays have no rule for them"
         )
+    return [keys[0] for keys, _ in held], [values[0] for _, values in held]
 
 
-def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Over the vocabulary, in float32 at least."""
-    return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
+def _hidden(call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
+    """(1, token, hidden) of the arguments that a layer was called with."""
+    args, kwargs = call
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _other_arguments(model: ProbedModel, call: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    args, kwargs = call
+    if len(args) > 1:
+        raise HorizonError(
+            f"the layers of {model.name!r} take {len(args)} positional arguments, and replays have a rule for one only"
+        )
+    return {key: value for key, value in kwargs.items() if key != "hidden_states"}
 
 
 def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: DynamicCache) -> tuple[Any, ...]:
@@ -131,18 +147,46 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
     envoy, decoder = _envoys(model)
     arguments = {**prompt.inputs, "past_key_values": cache, "use_cache": True, **_logits_to_keep(model, prompt)}
     visual, n_places = prompt.visual, len(prompt.readout)
-    wants_query, wants_raw_key = bool({"query", "query_raw"} & set(streams)), "key_raw" in streams
+    wants_query = bool({"query", "query_raw"} & set(streams))
+    # of rotated queries, one key a layer tells whether the layer rotates at all
+    wants_key = slice(None) if "key_raw" in streams else slice(-1, None) if "query" in streams else None
     with envoy.trace(**arguments):
-        calls, queries, raw_keys = nnsight.save([]), nnsight.save([]), nnsight.save([])
-        for layer in decoder.layers:
+        calls, queries, raw_keys, additions = nnsight.save([]), nnsight.save([]), nnsight.save([]), nnsight.save({})
+        output = None
+        for k, layer in enumerate(decoder.layers):
             calls.append(layer.inputs)
+            _note_addition(additions, k - 1, _hidden(calls[-1]), output)
             if wants_query:
-                queries.append(layer.self_attn.q_proj.output[0, visual])
-            if wants_raw_key:
-                raw_keys.append(layer.self_attn.k_proj.output[0, visual])
+                queries.append(_visual_rows(_projection(layer.self_attn, "q").output[0], visual, model.n_heads))
+            if wants_key is not None:
+                projected = _projection(layer.self_attn, "k").output[0]
+                raw_keys.append(_visual_rows(projected, visual[wants_key], model.n_key_value_heads))
+            output = layer.output
         final = nnsight.save(decoder.norm.input)
+        _note_addition(additions, model.n_layers - 1, final, output)
         logits = nnsight.save(envoy.output.logits[:, -n_places:])
-    return calls, queries, raw_keys, final, logits
+    return calls, additions, queries, raw_keys, final, logits
+
+
+def _note_addition(additions: dict[int, torch.Tensor], k: int, following: torch.Tensor, output: Any) -> None:
+    """Keep what lies between the output of layer k and what follows it, if anything does."""
+    if output is None:
+        return
+    between = following - (output[0] if isinstance(output, tuple) else output)
+    if bool(between.any()):
+        additions[k] = between[0]
+
+
+def _projection(attention: Any, letter: str) -> Any:
+    """Where queries ("q") or keys ("k") are read before the rotation: their projection, or the norm behind it."""
+    return getattr(attention, f"{letter}_norm" if hasattr(attention, f"{letter}_norm") else f"{letter}_proj")
+
+
+def _visual_rows(projected: torch.Tensor, visual: torch.Tensor, heads: int) -> torch.Tensor:
+    """(token, dim), (token, head, head_dim) or (head, token, head_dim) -> (visual token, dim)."""
+    if projected.ndim == 3 and projected.shape[0] == heads and projected.shape[1] != heads:
+        projected = projected.transpose(0, 1)
+    return projected[visual].flatten(1)
 
 
 def _envoys(model: ProbedModel) -> tuple[Any, Any]:
@@ -165,11 +209,47 @@ def _concatenate_heads(per_head: torch.Tensor) -> torch.Tensor:
     return per_head.transpose(0, 1).flatten(1)
 
 
+def _rotated_query(
+    model: ProbedModel,
+    k: int,
+    query: torch.Tensor,
+    raw_key: torch.Tensor,
+    keys: torch.Tensor,
+    embeddings: tuple[torch.Tensor, torch.Tensor],
+    at: torch.Tensor,
+) -> torch.Tensor:
+    """(token, dim) queries as attention receives them, judged by what becomes of a key: some layers rotate neither.
+
+    Args:
+        model: as loaded.
+        k: the layer.
+        query: (token, dim) before the rotation.
+        raw_key: (1, dim) of the last visual token, before the rotation.
+        keys: (key head, position, head_dim) as attention received them.
+        embeddings: the layer's (cos, sin).
+        at: (token,) positions of the visual tokens.
+    """
+    received = _concatenate_heads(keys[:, at[-1:]])
+    turned = _rotate(model.layers[k], raw_key, embeddings, at[-1:], model.head_dim)
+    apart, still = (float((one - received).abs().max()) for one in (turned, raw_key))
+    if min(apart, still) > 0.05 * float(received.abs().max()):
+        raise HorizonError(
+            f"layer {k} of {model.name!r} makes more of its keys and queries than its rotary embedding does: "
+            "leave the stream 'query' out"
+        )
+    return query if still < apart else _rotate(model.layers[k], query, embeddings, at, model.head_dim)
+
+
 def _rotate(
     layer: Any, query: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor], at: torch.Tensor, head_dim: int
 ) -> torch.Tensor:
     """Rotary embedding by the function of the layer's own architecture, on the visual rows only."""
-    rotary = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
+    architecture = type(layer.self_attn)
+    rotary = getattr(sys.modules[architecture.__module__], "apply_rotary_pos_emb", None)
+    if rotary is None:
+        raise HorizonError(
+            f"{architecture.__name__} rotates its queries by a rule of its own: leave the stream 'query' out"
+        )
     heads = query.unflatten(-1, (-1, head_dim)).transpose(0, 1)[None]
     cos, sin = (part[:, at] for part in embeddings)
     return _concatenate_heads(rotary(heads, heads, cos, sin)[0][0])

@@ -10,7 +10,11 @@ import torch
 from analyses.runs import HorizonError
 
 PRESETS = ("paper", "released")
-CHUNK_VALUES = 2**21  # of float64, 16 MB: a layer or two of a large model, all layers of a small one
+# Float64 values in one block: 4 MB, so that a block stays in a CPU's caches from its first pass to its last.
+BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**26}
+PANEL_ROWS = 192  # of a Gram matrix computed at once: as narrow as products still run at full speed
+# Up to this order tr(G^alpha) by repeated products costs less than eigenvalues do.
+PRODUCT_ORDERS = 8
 
 
 def matrix_entropy(
@@ -24,7 +28,8 @@ def matrix_entropy(
     """Entropy of the spectrum of token states: how many directions they fill, on a log scale.
 
     S_1 = -sum s ln s, S_alpha = ln(sum s^alpha) / (1 - alpha), with s the eigenvalues of the Gram matrix over its
-    trace; exp(S) is an effective number of directions. S_2 needs no eigenvalues.
+    trace; exp(S) is an effective number of directions. Orders 2, 3, ... 8 take no eigenvalues but
+    products, since sum s^alpha = tr(G^alpha).
 
     Args:
         states: (..., token, dim) float tensor.
@@ -50,7 +55,8 @@ def matrix_entropy(
 
     def entropy_of(matrices: torch.Tensor) -> torch.Tensor:
         gram = _gram(matrices, center=center, normalize_rows=normalize_rows)
-        entropy = -gram.square().sum((-2, -1)).log() if alpha == 2 else _renyi(_spectrum(gram), alpha)
+        by_products = alpha in range(2, PRODUCT_ORDERS + 1)
+        entropy = _power_trace(gram, int(alpha)).log() / (1 - alpha) if by_products else _renyi(_spectrum(gram), alpha)
         zero = gram.diagonal(dim1=-2, dim2=-1).sum(-1) == 0
         return torch.where(zero, 0.0, entropy).clamp(min=0.0)
 
@@ -116,16 +122,14 @@ def token_entropy(states: torch.Tensor, heads: int, *, preset: str = "paper") ->
         return matrix_entropy(per_head)
     if heads == 1:
         raise HorizonError("the released preset divides by ln heads, which is 0 for one head")
-    centered = _centered(per_head)
-    gram = centered @ centered.transpose(-2, -1) / heads
-    values = torch.linalg.eigvalsh(gram).clamp(min=1e-10)
-    return torch.special.entr(values).sum(-1) / math.log(heads)
 
+    def score_of(matrices: torch.Tensor) -> torch.Tensor:
+        rows = matrices.double()
+        rows = rows - rows.mean(-2, keepdim=True)
+        values = _eigenvalues(rows @ rows.mT / heads).clamp(min=1e-10)
+        return torch.special.entr(values).sum(-1) / math.log(heads)
 
-def _centered(states: torch.Tensor) -> torch.Tensor:
-    """In float64: the rounding of a common offset would pass for a direction that the tokens share."""
-    wide = states.double()
-    return wide - wide.mean(-2, keepdim=True)
+    return _in_chunks(score_of, per_head)
 
 
 def _check_shape(states: torch.Tensor) -> None:
@@ -136,35 +140,106 @@ def _check_shape(states: torch.Tensor) -> None:
 def _in_chunks(function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
     """Apply a function to (matrix, token, dim) chunks of (..., token, dim) states: their float64 copies stay small."""
     matrices = states.reshape(-1, *states.shape[-2:])
-    size = max(1, CHUNK_VALUES // (states.shape[-2] * states.shape[-1]))
-    found = torch.cat([function(chunk) for chunk in matrices.split(size)])
+    found = torch.cat([function(chunk) for chunk in matrices.split(matrices_at_once(states))])
     return found.reshape((*states.shape[:-2], *found.shape[1:]))
 
 
-def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.Tensor:
-    """Trace-one Gram matrix on the smaller side, (..., min(N, d), min(N, d)) float64; zero for zero states.
+def matrices_at_once(states: torch.Tensor) -> int:
+    """How many of the (token, dim) matrices of some states go through at once."""
+    return max(1, _block_values(states) // (states.shape[-2] * states.shape[-1]))
 
-    The products are float64 too: in float32 their rounding fills every direction that collapsed states left empty.
+
+def _block_values(states: torch.Tensor) -> int:
+    return BLOCK_VALUES.get(states.device.type, BLOCK_VALUES["cuda"])
+
+
+def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.Tensor:
+    """Lower triangle of the trace-one Gram matrix on the smaller side, (matrix, min(N, d), min(N, d)) float64.
+
+    Zero for zero states; what stands above the diagonal means nothing. Everything is float64: the rounding of a
+    common offset would pass for a direction that the tokens share, and that of products fills every direction that
+    collapsed states left empty. Only a block of the longer axis is widened at a time, so memory does not grow with it.
     """
-    rows = _centered(states) if center else states.double()
-    if not torch.isfinite(rows).all():
+    low, high = torch.aminmax(states.flatten(-2), dim=-1)
+    largest = torch.maximum(low.abs(), high.abs()).double()[:, None]
+    if not torch.isfinite(largest).all():
         raise HorizonError(f"states of shape {tuple(states.shape)} hold values that are not finite")
-    if normalize_rows:
-        lengths = rows.norm(dim=-1, keepdim=True)
-        # a token that lies at the mean is a zero row, whatever rounding left of it
-        rounding = 4 * torch.finfo(rows.dtype).eps * states.double().abs().amax((-2, -1), keepdim=True)
-        rows = torch.where(lengths > rounding * math.sqrt(rows.shape[-1]), rows / lengths, 0.0)
-    sides = rows if rows.shape[-2] <= rows.shape[-1] else rows.transpose(-2, -1)
-    gram = sides @ sides.transpose(-2, -1)
-    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    return torch.where(trace > 0, gram / trace.clamp(min=torch.finfo(gram.dtype).tiny), 0.0)
+    n, d = states.shape[-2:]
+    # a token that lies at the mean is a zero row, whatever rounding left of it
+    shortest = 4 * torch.finfo(torch.float64).eps * largest * math.sqrt(d)
+    gram = torch.zeros(len(states), min(n, d), min(n, d), dtype=torch.float64, device=states.device)
+    if n <= d:
+        for block in _blocks(states, -1):
+            rows = block.to(torch.float64, copy=True)
+            if center:
+                rows -= rows.mean(-2, keepdim=True)
+            _add_products(gram, rows)
+    else:
+        mean = _mean_row(states) if center else 0.0
+        for block in _blocks(states, -2):
+            rows = block.double() - mean
+            scale = _inverse(rows.norm(dim=-1), shortest)[..., None] if normalize_rows else 1.0
+            _add_products(gram, (rows * scale).mT)
+    return _scaled(gram, shortest if normalize_rows and n <= d else None)
+
+
+def _scaled(gram: torch.Tensor, shortest: torch.Tensor | None) -> torch.Tensor:
+    """The matrix over its trace, in place, after its rows' vectors are brought to length 1 unless `shortest` is None.
+
+    Their lengths stand on the diagonal, so that nothing passes over the vectors once more.
+    """
+    squares = gram.diagonal(dim1=-2, dim2=-1)
+    scale = torch.ones_like(squares) if shortest is None else _inverse(squares.sqrt(), shortest)
+    trace = (squares * scale.square()).sum(-1, keepdim=True)
+    scale = scale * _inverse(trace.sqrt(), torch.zeros_like(trace))
+    gram *= scale[..., :, None]
+    gram *= scale[..., None, :]
+    return gram
+
+
+def _blocks(states: torch.Tensor, axis: int) -> tuple[torch.Tensor, ...]:
+    """The states split along one axis."""
+    return states.split(max(1, _block_values(states) * states.shape[axis] // states.numel()), dim=axis)
+
+
+def _mean_row(states: torch.Tensor) -> torch.Tensor:
+    """(matrix, 1, dim) float64 mean over tokens, block by block."""
+    sums = [block.double().sum(-2, keepdim=True) for block in _blocks(states, -2)]
+    return torch.cat(sums, dim=-2).sum(-2, keepdim=True) / states.shape[-2]
+
+
+def _inverse(lengths: torch.Tensor, shortest: torch.Tensor) -> torch.Tensor:
+    """1 / length; 0 for those no longer than `shortest`."""
+    return torch.where(lengths > shortest, 1 / lengths, 0.0)
+
+
+def _add_products(gram: torch.Tensor, sides: torch.Tensor) -> None:
+    """Add sides @ sides.mT to the lower triangle of `gram`: panels that end at the diagonal, half the operations."""
+    for start in range(0, sides.shape[-2], PANEL_ROWS):
+        stop = min(start + PANEL_ROWS, sides.shape[-2])
+        gram[:, start:stop, :stop].baddbmm_(sides[:, start:stop], sides[:, :stop].mT)
+
+
+def _power_trace(gram: torch.Tensor, order: int) -> torch.Tensor:
+    """tr(G^order) from a lower triangle, order at least 2: the inner product of two powers that add up to it."""
+    whole = gram.tril() + gram.tril(-1).mT
+    half = whole
+    for bit in bin(order // 2)[3:]:
+        half = half @ half @ whole if bit == "1" else half @ half
+    other = half @ whole if order % 2 else half
+    return (half * other).sum((-2, -1))
 
 
 def _spectrum(gram: torch.Tensor) -> torch.Tensor:
     """Ascending eigenvalues; those within rounding of 0, negative ones among them, are 0."""
-    values = torch.linalg.eigvalsh(gram)
+    values = _eigenvalues(gram)
     rounding = gram.shape[-1] * torch.finfo(gram.dtype).eps * values[..., -1:]
     return torch.where(values > rounding, values, 0.0)
+
+
+def _eigenvalues(gram: torch.Tensor) -> torch.Tensor:
+    """Ascending, on the CPU wherever the matrices are: accelerators are slow at float64 eigenvalues of this size."""
+    return torch.linalg.eigvalsh(gram.cpu()).to(gram.device)
 
 
 def _renyi(values: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,13 @@ import torch
 from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.admission import check_grids
 from probes.capture import Capture, capture_prompt
-from probes.grids import Window, tile_windows
+from probes.gate import check_method, gate_effects, sum_windows
+from probes.grids import Window, check_windows, choose_window, tile_windows
 from probes.models import ProbedModel
-from probes.prompts import encode
-from probes.replay import Ablations, check_kind, replay
+from probes.prompts import Prompt, encode
+from probes.replay import Ablations, check_kind, replay, visual_mask
 from probes.samples import Sample, SampleError
-from probes.targets import Target, check_targets, forced_ids, resolve_targets
+from probes.targets import Target, check_targets, fixed_targets, forced_ids, resolve_targets
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def removal_curve(
     """
     check_targets((target,))
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
+    chosen = chosen_target(targets, target, sample)
     return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
 
 
@@ -103,11 +105,14 @@ def token_information(
     sample: Sample,
     *,
     context: str = "keep-one",
-    window: int = 2,
+    window: int | None = None,
     layers: Sequence[int] | None = None,
     target: str = "gold",
     kind: str = "delete",
+    method: str = "exact",
     batch_size: int | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
 ) -> InformationGrid:
     """Effect of every window of visual tokens from layer k on, for every k.
 
@@ -118,30 +123,35 @@ def token_information(
         model: as loaded.
         sample: one image, one question.
         context: keep-one or leave-one-out.
-        window: side of a window in tokens; 1 for single tokens.
+        window: side of a window in tokens; 1 for single tokens; 2 by default.
         layers: cuts in 0..L-1; all by default.
         target: as in `removal_curve`.
         kind: delete, zero or mean.
+        method: "exact", one replay a window; or "gate", first order: the derivative by a gate on every visual token,
+            from one backward pass (keep-one: one a cut), summed over a window's tokens. Only for `delete`.
         batch_size: ablations at once; by default as many as fit a fixed number of rows.
+        coarse: side of larger windows that are measured first, a multiple of `window`. Windows inside one whose
+            |effect| in p is no more than the sample's noise floor at a layer are not measured there: they are NaN,
+            and statistics take 0. The others are exact.
+        max_windows: the smallest windows that are at most so many, instead of `window`.
 
     Raises:
-        HorizonError: a context, window, layer, target or kind is unknown, or the model's family has no grid rule.
-        SampleError: the sample cannot be measured.
+        HorizonError: a context, window, layer, target, kind or method is unknown, the method cannot measure this, or
+            the model's family has no grid rule. SampleError: the sample cannot be measured.
     """
+    from probes.refinement import refined_grids  # which is made of the functions below
+
     check_targets((target,))
     check_grids(model.name, model.family)
+    check_method(method, kind, (context,), model.dtype, coarse)
+    window = check_windows(window, max_windows, coarse)
     captured, targets = prepare(model, sample, (target,))
-    chosen = _chosen(targets, target, sample)
-    return information_grids(
-        model,
-        captured,
-        {target: chosen},
-        context=context,
-        window=window,
-        layers=layers,
-        kind=kind,
-        batch_size=batch_size,
-    )[target]
+    chosen = {target: chosen_target(targets, target, sample)}
+    size = choose_window(window, max_windows, captured.prompt.grids)
+    how: dict[str, Any] = {"context": context, "window": size, "layers": layers, "kind": kind, "batch_size": batch_size}
+    if coarse is not None:
+        return refined_grids(model, captured, chosen, coarse=coarse, **how)[target]
+    return information_grids(model, captured, chosen, method=method, **how)[target]
 
 
 def prepare(
@@ -152,13 +162,39 @@ def prepare(
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
     """
+    prompt, fixed = encode_targets(model, sample, targets)
+    return capture_targets(model, sample, prompt, targets, fixed, streams)
+
+
+def encode_targets(model: ProbedModel, sample: Sample, targets: Sequence[str]) -> tuple[Prompt, dict[str, Target]]:
+    """The first half of `prepare`, which needs no forward pass: the prompt, and the targets that are fixed before one.
+
+    Raises:
+        SampleError: the sample cannot be encoded, or an answer is needed and missing.
+    """
     if sample.error:
         raise SampleError(sample.error)
-    forced = forced_ids(targets, model.tokenizer, sample)
-    captured = capture_prompt(model, encode(model, sample, forced), streams)
+    prompt = encode(model, sample, forced_ids(targets, model.tokenizer, sample))
+    return prompt, fixed_targets(targets, model.tokenizer, sample)
+
+
+def capture_targets(
+    model: ProbedModel,
+    sample: Sample,
+    prompt: Prompt,
+    targets: Sequence[str],
+    fixed: dict[str, Target],
+    streams: Sequence[str] = (),
+) -> tuple[Capture, dict[str, Target]]:
+    """The second half of `prepare`: run the prompt and resolve the targets that follow from the model's answer.
+
+    Raises:
+        HorizonError: a stream is unknown. SampleError: the model's output is not finite.
+    """
+    captured = capture_prompt(model, prompt, streams)
     if not torch.isfinite(captured.log_probs).all():
         raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
-    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs)
+    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs, fixed)
 
 
 def removal_curves(
@@ -207,6 +243,7 @@ def information_grids(
     window: int = 2,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    method: str = "exact",
     batch_size: int | None = None,
     removal: dict[str, RemovalCurve] | None = None,
 ) -> dict[str, InformationGrid]:
@@ -214,23 +251,36 @@ def information_grids(
     cuts = check_layers(model, layers)
     check_context(context)
     check_kind(kind)
+    check_method(method, kind, (context,), model.dtype)
     windows = tile_windows(captured.prompt.grids, window)
-    ablations = window_ablations(captured, windows, context, cuts, kind)
-    found = _target_log_p(model, captured, ablations, targets, batch_size)
     removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
+    removed = {name: removal[name].log_p[np.searchsorted(removal[name].layers, cuts)] for name in targets}
+    if method == "gate":
+        effects = gate_effects(model, captured, targets, context, cuts)
+        sums = {name: sum_windows(effects[name], captured.prompt.visual, windows) for name in targets}
+        found = {name: _shifted(removal[name], removed[name], sums[name], context) for name in targets}
+    else:
+        ablations = window_ablations(captured, windows, context, cuts, kind)
+        found = target_log_p(model, captured, ablations, targets, batch_size)
     table = window_table(windows)
     return {
         name: InformationGrid(
             log_p=found[name].reshape(len(cuts), len(windows)).astype(np.float64),
-            removed=removal[name].log_p[np.searchsorted(removal[name].layers, cuts)],
+            removed=removed[name],
             all=removal[name].log_p_all,
             layers=np.array(cuts),
             windows=table,
             context=context,
             target=name,
+            method=method,
         )
         for name in targets
     }
+
+
+def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
+    """(layer, window) log p that a context's effects, in nats, are the differences of."""
+    return removed[:, None] + effects if context == "keep-one" else removal.log_p_all - effects
 
 
 def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
@@ -250,16 +300,9 @@ def check_context(context: str) -> None:
         raise HorizonError(f"context {context!r} is unknown; choose from {', '.join(CONTEXTS)}")
 
 
-def visual_mask(captured: Capture) -> torch.Tensor:
-    """(token,) bool, all visual tokens, placeless ones included."""
-    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
-    mask[captured.prompt.visual] = True
-    return mask
-
-
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
     """All visual tokens removed at every cut."""
-    return Ablations(*cross(cuts, visual_mask(captured)[None]), kind)
+    return Ablations.at_every(cuts, visual_mask(captured)[None], kind)
 
 
 def window_ablations(
@@ -273,7 +316,7 @@ def window_ablations(
     masks = visual.new_zeros(len(windows), len(visual))
     for mask, window in zip(masks, windows, strict=True):
         mask[list(window.positions)] = True
-    return Ablations(*cross(cuts, visual & ~masks if context == "keep-one" else masks), kind)
+    return Ablations.at_every(cuts, visual & ~masks if context == "keep-one" else masks, kind)
 
 
 def window_table(windows: Sequence[Window]) -> pd.DataFrame:
@@ -282,7 +325,7 @@ def window_table(windows: Sequence[Window]) -> pd.DataFrame:
     return pd.DataFrame([{name: getattr(window, name) for name in names} for window in windows])
 
 
-def _target_log_p(
+def target_log_p(
     model: ProbedModel, captured: Capture, ablations: Ablations, targets: dict[str, Target], batch_size: int | None
 ) -> dict[str, np.ndarray]:
     """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""
@@ -298,13 +341,8 @@ def kl_divergence(log_probs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     return (log_probs.exp() * (log_probs - own)).sum(-1).clamp(min=0.0)
 
 
-def cross(cuts: Sequence[int], masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every mask at every cut, cut-major: layers (cut x mask,) and removed (cut x mask, token)."""
-    layers = torch.tensor(list(cuts), device=masks.device).repeat_interleave(len(masks))
-    return layers, masks.repeat(len(cuts), 1)
-
-
-def _chosen(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+def chosen_target(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+    """The target of that name; raises SampleError where the sample has none."""
     if name not in targets:
         raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")
     return targets[name]

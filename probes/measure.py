@@ -1,58 +1,149 @@
-"""Measure one sample: entropies, removals, token grids and noise floor from one capture, as a record to write."""
+"""Measure one sample: entropies, removals, token grids and noise floor from one capture, as a record to write.
+
+In three stages, so that a run can encode the next sample and finish the last one while the model is at work.
+"""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from analyses.runs import HorizonError, RunConfig
-from probes.capture import Capture
+from analyses.runs import PROBES, HorizonError, RunConfig
+from probes.capture import Capture, check_streams
+from probes.committed import held_removals, merge_grids
 from probes.entropy import matrix_entropy, matrix_spectrum
-from probes.grids import TokenGrid, tile_windows
+from probes.gate_checks import check_rows
+from probes.grids import TokenGrid, choose_window, tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
+    capture_targets,
+    check_context,
+    encode_targets,
     information_grids,
-    prepare,
     removal_ablations,
     removal_curves,
     window_ablations,
 )
 from probes.models import ProbedModel
-from probes.noise import NoiseFloor, grid_witness, noise_floor, removal_witness
+from probes.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
+from probes.prompts import Prompt
+from probes.refinement import floor_before_grids, refined_grids
 from probes.replay import largest_batch
 from probes.samples import Sample, pictures_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
 
 THUMBNAIL = 256  # px, longest side
+FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
 
 Grids = dict[tuple[str, str], InformationGrid]  # by target and context
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one sample gets, besides what the configuration fixes for all."""
+    """What one sample gets, besides what the configuration fixes for all.
+
+    Attributes:
+        tokens: whether it gets token grids.
+        spectra: whether its eigenvalues are kept.
+        layers: cuts of its token grids.
+        held: what is on disk of it, if only token grids are to be added to that.
+    """
 
     tokens: bool
     spectra: bool
+    gate_check: bool = False
+    layers: tuple[int, ...] = ()
+    held: Record | None = None
+
+
+def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
+    """Raise HorizonError unless all probes, streams and contexts are known, and none lacks what it needs."""
+    unknown = [probe for probe in probes if probe not in PROBES]
+    if unknown or not probes:
+        named = ", ".join(map(repr, unknown)) or "()"
+        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    if "entropy" in probes and not streams:
+        raise HorizonError("the probe 'entropy' needs at least one stream")
+    if "information" in probes and not contexts:
+        raise HorizonError("the probe 'information' needs at least one context")
+    check_streams(streams)
+    for context in contexts:
+        check_context(context)
 
 
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
     """What a committed row of this plan carries."""
     probes = [probe for probe in config.probes if probe != "information" or plan.tokens]
+    if checks_gates(config, plan):
+        probes.append("gate_check")
     return [*probes, "spectra"] if plan.spectra and config.streams else probes
 
 
-def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Record:
-    """Measure one sample; whatever goes wrong with it becomes its record, with the reason."""
+def checks_gates(config: RunConfig, plan: Plan) -> bool:
+    """Whether first-order token grids of this plan are held against exact ones."""
+    return plan.gate_check and plan.tokens and config.method == "gate" and "information" in config.probes
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample before its forward pass: the prompt, or the reason why there is none.
+
+    Attributes:
+        entry: the `SAMPLES` columns that the sample itself gives.
+        sample: what was asked.
+        plan: what it gets.
+        prompt: None where the sample cannot be encoded.
+        fixed: the targets that need no forward pass.
+        answer_tokens: as the `SAMPLES` column.
+        error: why the sample cannot be encoded, or "".
+        seconds: spent on it so far, waiting not included.
+    """
+
+    entry: dict[str, Any]
+    sample: Sample
+    plan: Plan
+    prompt: Prompt | None
+    fixed: dict[str, Target]
+    answer_tokens: int | None
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A sample after all that needs the model.
+
+    Attributes:
+        entry: the `SAMPLES` columns that the sample itself gives.
+        record: what the model gave; empty where it could not be measured.
+        states: stream -> (layer, token, dim), whose entropies are still to be taken.
+        images: the decoded image, or all images or frames.
+        plan: what it gets.
+        error: why it could not be measured, or "".
+        seconds: spent on it so far, waiting not included.
+    """
+
+    entry: dict[str, Any]
+    record: Record
+    states: dict[str, torch.Tensor]
+    images: tuple[Image.Image, ...]
+    plan: Plan
+    error: str
+    seconds: float
+
+
+def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Encoded:
+    """First stage: decode the image, encode the prompt and the answers. Runs nothing of the model."""
     started = time.monotonic()
     entry: dict[str, Any] = {
         "row": row,
@@ -63,59 +154,137 @@ def measure_sample(model: ProbedModel, row: int, sample: Sample, config: RunConf
         "question": sample.question,
         "answers": list(sample.answers),
     }
+    prompt, answer_tokens, error = None, None, ""
+    fixed: dict[str, Target] = {}
     try:
-        measured = _measure(model, sample, config, plan)
-    except Exception as error:  # one bad sample never ends a run
-        reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
-        return Record({**entry, "status": "failed", "error": reason, "seconds": time.monotonic() - started})
+        prompt, fixed = encode_targets(model, sample, _replayed_targets(config))
+        answer_tokens = answer_length(model.tokenizer, sample)
+    except Exception as caught:  # one bad sample never ends a run
+        error = _reason(caught)
+    return Encoded(entry, sample, plan, prompt, fixed, answer_tokens, error, time.monotonic() - started)
+
+
+def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured:
+    """Second stage: the capture and every replay. Only this one traces, so it belongs to one thread."""
+    started = time.monotonic()
+    record, error = Record({}), encoded.error
+    states: dict[str, torch.Tensor] = {}
+    fresh = encoded.prompt if encoded.plan.held is None else None  # a held record has its picture
+    images = (fresh.images or (fresh.image,)) if fresh else ()
+    if encoded.prompt is not None and not error:
+        try:
+            if encoded.plan.held is None:
+                record, states = _measure(model, encoded, encoded.prompt, config)
+            else:
+                record = _extend(model, encoded, encoded.prompt, config, encoded.plan.held)
+        except Exception as caught:  # one bad sample never ends a run
+            error = _reason(caught)
+    seconds = encoded.seconds + time.monotonic() - started
+    return Measured(encoded.entry, record, states, images, encoded.plan, error, seconds)
+
+
+def finish(measured: Measured, config: RunConfig) -> Record:
+    """Third stage: entropies of the captured states, and what is kept of the image. Needs no model."""
+    started = time.monotonic()
+    error = measured.error
+    if not error:
+        try:
+            record = _finish(measured, config)
+        except Exception as caught:  # one bad sample never ends a run
+            error = _reason(caught)
+    seconds = measured.seconds + time.monotonic() - started
+    if error:
+        return Record({**measured.entry, "status": "failed", "error": error, "seconds": seconds})
     done = {
         "status": "ok",
         "error": "",
-        "probes": wanted_probes(config, plan),
+        "probes": wanted_probes(config, measured.plan),
         "batch_size": config.batch_size,
-        "seconds": time.monotonic() - started,
+        "seconds": seconds + (measured.plan.held.sample["seconds"] if measured.plan.held else 0.0),
     }
-    return replace(measured, sample={**entry, **measured.sample, **done})
+    return replace(record, sample={**measured.entry, **record.sample, **done})
 
 
-def _measure(model: ProbedModel, sample: Sample, config: RunConfig, plan: Plan) -> Record:
-    replayed = bool({"removal", "information"} & set(config.probes))
-    captured, targets = prepare(model, sample, config.targets if replayed else (), config.streams)
-    states = captured.visual.states
-    how = {"center": config.center, "normalize_rows": config.normalize_rows}
-    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
-    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if plan.spectra}
-    entry = _entry(model, sample, captured, targets.get(config.targets[0]))
-    curves = list(_entropy_rows(entropies))
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
+
+
+def _replayed_targets(config: RunConfig) -> tuple[str, ...]:
+    return config.targets if {"removal", "information"} & set(config.probes) else ()
+
+
+def _measure(
+    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig
+) -> tuple[Record, dict[str, torch.Tensor]]:
+    """What the model gives, and the states whose entropies are to be taken."""
+    names, plan = _replayed_targets(config), encoded.plan
+    captured, targets = capture_targets(model, encoded.sample, prompt, names, encoded.fixed, config.streams)
+    entry = sample_entry(model, captured, targets.get(config.targets[0])) | {"answer_tokens": encoded.answer_tokens}
+    curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
+    before: NoiseFloor | None = None
+    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
     if targets:
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
         )
         if plan.tokens and "information" in config.probes:
-            grids = _token_grids(model, captured, targets, config, removals)
+            if config.coarse is not None:
+                before = _floor_before(model, captured, targets, removals, window, plan.layers, config)
+            grids = _token_grids(model, captured, targets, config, removals, window, plan.layers, before)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
-        floor = _floor(model, captured, targets, removals, grids, config)
-        entry.update(noise_floor_p=floor.p, noise_floor_log_p=floor.log_p, noise_floor_kl=floor.kl)
+            if checks_gates(config, plan):
+                curves += check_rows(model, captured, targets, grids, config, removals)
+        floor = _floor(model, captured, targets, removals, grids, window, config)
+        entry.update(_floor_columns(floor if before is None else floor.or_larger(before)))
         curves += _removal_rows(removals)
-    return Record(entry, curves, _token_arrays(grids), spectra)
+    return Record(entry, curves, _token_arrays(grids), token_layers=plan.layers), captured.visual.states
 
 
-def _entry(model: ProbedModel, sample: Sample, captured: Capture, target: Target | None) -> dict[str, Any]:
+def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, held: Record) -> Record:
+    """Add token grids at the layers that a held record lacks; everything else stays as it was measured."""
+    plan = encoded.plan
+    captured, targets = capture_targets(model, encoded.sample, prompt, config.targets, encoded.fixed)
+    missing = [layer for layer in plan.layers if layer not in held.token_layers]
+    if not targets or not missing:
+        return held
+    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
+    removals = held_removals(held, targets, config.kind)
+    before = NoiseFloor(*(held.sample[name] for name in FLOORS))
+    grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
+    floor = before
+    if not held.token_layers:  # later grids come in the same batches
+        floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
+    windows = next(iter(grids.values())).windows.to_dict("records")
+    entry = {**held.sample, "windows": windows, **_floor_columns(floor)}
+    return merge_grids(replace(held, sample=entry), _token_arrays(grids), missing)
+
+
+def _finish(measured: Measured, config: RunConfig) -> Record:
+    states, record = measured.states, measured.record
+    how = {"center": config.center, "normalize_rows": config.normalize_rows}
+    if measured.plan.held is not None:
+        return record
+    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
+    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
+    entry = dict(record.sample)
+    if measured.images:
+        entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=thumbnail(measured.images[0]))
+    return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
+
+
+def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
     """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
     prompt, own = captured.prompt, captured.log_probs
     there = own[target.place if target else 0]
     best = there.argmax()
     entry: dict[str, Any] = {
-        "image_sha256": pictures_sha256(prompt.images or (prompt.image,)),
         "prediction": model.tokenizer.decode([int(best)]),
         "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
-        "answer_tokens": answer_length(model.tokenizer, sample),
         "n_visual": len(prompt.visual),
         "n_placeless": prompt.placeless,
         "n_prompt": int(prompt.readout[0]) + 1,
         "crops": [_crop(grid) for grid in prompt.grids],
-        "thumbnail": _thumbnail(prompt.image),
     }
     if target:
         log_p = float(target.log_p(own))
@@ -131,22 +300,37 @@ def _token_grids(
     targets: dict[str, Target],
     config: RunConfig,
     removals: dict[str, RemovalCurve],
+    window: int,
+    layers: Sequence[int],
+    floor: NoiseFloor | None,
 ) -> Grids:
+    how: dict[str, Any] = {"window": window, "layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    grids_of: Callable[..., dict[str, InformationGrid]] = partial(information_grids, method=config.method)
+    if config.coarse is not None and floor is not None:
+        grids_of = partial(refined_grids, coarse=config.coarse, floor=floor.p)
     return {
         (name, context): grid
         for context in config.contexts
-        for name, grid in information_grids(
-            model,
-            captured,
-            targets,
-            context=context,
-            window=config.window,
-            layers=config.layers,
-            kind=config.kind,
-            batch_size=config.batch_size,
-            removal=removals,
-        ).items()
+        for name, grid in grids_of(model, captured, targets, context=context, removal=removals, **how).items()
     }
+
+
+def _floor_before(
+    model: ProbedModel,
+    captured: Capture,
+    targets: dict[str, Target],
+    removals: dict[str, RemovalCurve],
+    window: int,
+    layers: Sequence[int],
+    config: RunConfig,
+) -> NoiseFloor:
+    """The floor that decides where coarse windows are refined, for all contexts together."""
+    how: dict[str, Any] = {"layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    first, *others = (
+        floor_before_grids(model, captured, targets, removals, window=window, context=context, **how)
+        for context in config.contexts
+    )
+    return reduce(NoiseFloor.or_larger, others, first)
 
 
 def _floor(
@@ -155,21 +339,25 @@ def _floor(
     targets: dict[str, Target],
     removals: dict[str, RemovalCurve],
     grids: Grids,
+    window: int,
     config: RunConfig,
 ) -> NoiseFloor:
     """Noise floor of the first target, in the batches that were in use."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
-    cuts = curve.layers[:-1].tolist()
-    windows = tile_windows(captured.prompt.grids, config.window)
-    witnesses = [removal_witness(captured, curve)]
-    batches = [removal_ablations(captured, cuts, config.kind)]
+    windows = tile_windows(captured.prompt.grids, window)
+    witnesses: list[Witness | None] = [removal_witness(captured, curve)]
+    batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():
-        if measured == name:
-            witnesses.append(grid_witness(captured, grid, config.window, config.kind))
-            batches.append(window_ablations(captured, windows, context, cuts, config.kind))
+        if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
+            witnesses.append(grid_witness(captured, grid, window, config.kind))
+            batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
-    return noise_floor(model, captured, target, witnesses, batch_rows=rows)
+    return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)
+
+
+def _floor_columns(floor: NoiseFloor) -> dict[str, float]:
+    return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
 
 
 def _entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[tuple[str, str, int, str, str, float]]:
@@ -190,6 +378,7 @@ def _token_arrays(grids: Grids) -> dict[str, np.ndarray]:
     for (name, context), grid in grids.items():
         key = f"{name}/{context}"
         arrays |= {key: grid.log_p, f"{key}/removed": grid.removed, f"{key}/all": np.array([grid.all])}
+        arrays |= {f"{key}/coarse": grid.coarse} if grid.coarse is not None else {}
     return arrays
 
 
@@ -199,7 +388,8 @@ def _crop(grid: TokenGrid) -> dict[str, float]:
     return {"rows": grid.rows, "columns": grid.columns, **box, "image": grid.image}
 
 
-def _thumbnail(image: Image.Image) -> bytes:
+def thumbnail(image: Image.Image) -> bytes:
+    """PNG of an image, at most `THUMBNAIL` pixels a side."""
     small = image.copy()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     stored = io.BytesIO()

@@ -95,6 +95,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     attn: str = "sdpa",
     quantization: str | None = None,
+    check: bool = True,
 ) -> ProbedModel:
     """Load a model from a directory or hub id, or wrap one that is already built.
 
@@ -108,11 +109,31 @@ def load_model(
             precision is slow.
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
         quantization: "4bit" or "8bit" (needs bitsandbytes and a GPU); states are then those of the quantized model.
+        check: prove on one prompt that it can be measured exactly (`check_model`): about eight forwards.
 
     Raises:
         HorizonError: nothing is there, it has no processor or that of another model, it is no decoder-only
-            vision-language model, or of a family that is refused.
+            vision-language model, it is of a family that is refused, or it fails the self-test.
     """
+    model = _load(name_or_path_or_model, processor, name, revision, device_map, dtype, attn, quantization)
+    if check:
+        from probes.check import check_model  # it runs captures and replays, which know this module
+
+        if refusal := check_model(model).refusal:
+            raise HorizonError(refusal)
+    return model
+
+
+def _load(
+    name_or_path_or_model: str | Path | nn.Module,
+    processor: Any,
+    name: str | None,
+    revision: str | None,
+    device_map: Any,
+    dtype: str | torch.dtype,
+    attn: str,
+    quantization: str | None,
+) -> ProbedModel:
     if attn not in ATTENTION:
         raise HorizonError(f"attention {attn!r} is not supported; choose one of {', '.join(ATTENTION)}")
     if isinstance(name_or_path_or_model, nn.Module):
@@ -272,6 +293,7 @@ def _probed(
     text = config.get_text_config(decoder=True)
     ids = find_visual_tokens(name, config)
     layers: Any = decoder.layers
+    check_layers(name, layers)
     vocabulary: Any = head.weight
     return ProbedModel(
         model=model.eval(),
@@ -298,7 +320,6 @@ def _probed(
 def _checked(probed: ProbedModel) -> ProbedModel:
     """The same, once its layers and its processor are known to be of use."""
     embeddings = probed.model.get_input_embeddings().weight  # type: ignore[operator]
-    check_layers(probed.name, probed.layers)
     check_processor(probed.name, probed.processor, probed.visual_token_ids, embeddings.shape[0])
     return probed
 

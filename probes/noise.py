@@ -14,7 +14,6 @@ from probes.information import (
     InformationGrid,
     RemovalCurve,
     as_numpy,
-    cross,
     kl_divergence,
     removal_ablations,
     window_ablations,
@@ -36,6 +35,10 @@ class NoiseFloor:
     log_p: float
     kl: float
 
+    def or_larger(self, other: NoiseFloor) -> NoiseFloor:
+        """The larger of the two in each measure."""
+        return NoiseFloor(max(self.p, other.p), max(self.log_p, other.log_p), max(self.kl, other.kl))
+
 
 @dataclass(frozen=True)
 class Witness:
@@ -47,18 +50,25 @@ class Witness:
 
 
 def removal_witness(captured: Capture, curve: RemovalCurve) -> Witness:
-    """The removal at the middle cut of a curve."""
-    middle = (len(curve.layers) - 1) // 2
-    ablation = removal_ablations(captured, [int(curve.layers[middle])], curve.kind)
-    return Witness(ablation, float(curve.log_p[middle]), float(curve.kl[middle]))
+    """The removal of a curve that rounding moves most."""
+    cut = _most_sensitive(curve.log_p[:-1])
+    ablation = removal_ablations(captured, [int(curve.layers[cut])], curve.kind)
+    return Witness(ablation, float(curve.log_p[cut]), float(curve.kl[cut]))
 
 
-def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness:
-    """The middle window at the middle cut of a token grid."""
-    layer, place = (n // 2 for n in grid.log_p.shape)
+def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: str) -> Witness | None:
+    """The ablation of a token grid that rounding moves most, of those that it reports; None if it reports none."""
+    if np.isnan(grid.log_p).all():
+        return None
+    layer, place = np.unravel_index(_most_sensitive(grid.log_p), grid.log_p.shape)
     chosen = tile_windows(captured.prompt.grids, window)[place : place + 1]
     ablation = window_ablations(captured, chosen, grid.context, [int(grid.layers[layer])], kind)
     return Witness(ablation, float(grid.log_p[layer, place]))
+
+
+def _most_sensitive(log_p: np.ndarray) -> int:
+    """Flat index of the p nearest to one half: where p is near 0 or 1, an error in the logits hardly moves it."""
+    return int(np.nanargmin(np.abs(np.exp(log_p) - 0.5)))
 
 
 def noise_floor(
@@ -94,13 +104,18 @@ def noise_floor(
     return NoiseFloor(*(float(value) for value in np.max(spreads, axis=0)))
 
 
-def _null_replays(model: ProbedModel, captured: Capture, batch_rows: int) -> torch.Tensor:
-    """(replay, place, vocabulary) log-softmax of unablated replays from four layers spread over the depth."""
+def null_ablations(model: ProbedModel, captured: Capture, batch_rows: int) -> tuple[Ablations, torch.Tensor]:
+    """Nothing removed from four layers spread over the depth, and the (token,) bool rows to run again regardless."""
     spread = sorted({round(k) for k in np.linspace(0, model.n_layers - 1, 4)})
     recompute = torch.arange(captured.prompt.n_tokens, device=model.device) >= captured.prompt.visual[0]
     copies = max(1, batch_rows // (len(spread) * int(recompute.sum())))
     nothing = torch.zeros(copies, captured.prompt.n_tokens, dtype=torch.bool, device=model.device)
-    null = Ablations(*cross(spread, nothing))
+    return Ablations.at_every(spread, nothing), recompute
+
+
+def _null_replays(model: ProbedModel, captured: Capture, batch_rows: int) -> torch.Tensor:
+    """(replay, place, vocabulary) log-softmax of unablated replays."""
+    null, recompute = null_ablations(model, captured, batch_rows)
     return torch.cat([found for _, found in replay(model, captured, null, batch_size=len(null), recompute=recompute)])
 
 

@@ -12,6 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_SECONDS = 15.0  # between two lines where standard error is a file or a pipe
 
 
+def say_line(text: str) -> None:
+    """Print a line on standard error, between two sweeps."""
+    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
+
+
 class RunProgress:
     """Counts samples and shows it: a bar in a terminal, a line now and then elsewhere. A context manager."""
 
@@ -65,7 +70,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._enabled:
-            self._console.print(text, markup=False, highlight=False)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)  # one line, however long
 
     def _show(self) -> None:
         self._bar.update(self._task, advance=1, rate=self._rate(), note=self._note())

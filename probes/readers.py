@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from analyses.runs import HorizonError
 from probes.llava_files import image_folders
@@ -35,6 +36,11 @@ class SampleStream(Iterator[Sample]):
     note: str
     left_out: Counter[str] = field(default_factory=Counter)
     samples: Iterator[Sample] = field(default_factory=lambda: iter(()), repr=False)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Arguments of `run` that a list of the same samples would no longer tell."""
+        return {"sources": (self.source.name,), "with_ocr_tokens": self.reading.with_ocr_tokens}
 
     def __next__(self) -> Sample:
         """The next sample."""

@@ -2,23 +2,27 @@
 
 Only rows that can see a removed token, directly or through other rows, are run again; the keys and values of all
 other rows are those of the capture. Ablations that start at different layers share one sweep over the layers: each
-joins the batch at its own layer, so nothing below its cut is computed.
+joins the batch at its own layer, so nothing below its cut is computed. In the last layer only the rows that are read
+run in full: of the others it needs keys and values alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from analyses.runs import KINDS, HorizonError
-from probes.capture import Capture, log_softmax
+from probes.batching import Shape, default_batch, is_out_of_memory
+from probes.capture import Capture
 from probes.models import ProbedModel
+from probes.readout import read_out
+from probes.visibility import Rows, additive, affected_rows, attention_mask, rows_to_run
 
-# Rows (ablations x tokens) in one batch: wide enough for full matrix products, small enough for the caches of a CPU.
-BATCH_ROWS = {"cpu": 2048, "cuda": 65536}
+LOG = logging.getLogger("vlm_horizon")
 
 
 @dataclass(frozen=True)
@@ -27,36 +31,60 @@ class Ablations:
 
     Attributes:
         layers: (ablation,) long, the layer k at whose input each begins.
-        removed: (ablation, token) bool, the tokens taken away.
+        masks: (mask, token) bool, sets of tokens to take away; one an ablation unless `which` says otherwise.
         kind: "delete": absent from layer k on, the others keep their positions. "zero", "mean": their rows at the
             input of layer k are replaced once, by zeros or by the mean over the visual tokens there.
+        which: (ablation,) long, the mask of each ablation: the same sets at many layers are held once.
     """
 
     layers: torch.Tensor
-    removed: torch.Tensor
+    masks: torch.Tensor
     kind: str = "delete"
+    which: torch.Tensor | None = None
+
+    @classmethod
+    def at_every(cls, cuts: Sequence[int], masks: torch.Tensor, kind: str = "delete") -> Ablations:
+        """Every mask at every cut, cut-major."""
+        layers = torch.tensor(list(cuts), device=masks.device).repeat_interleave(len(masks))
+        return cls(layers, masks, kind, torch.arange(len(masks), device=masks.device).repeat(len(cuts)))
 
     def __len__(self) -> int:
         return len(self.layers)
 
     def __getitem__(self, index: torch.Tensor) -> Ablations:
-        return replace(self, layers=self.layers[index], removed=self.removed[index])
+        return replace(self, layers=self.layers[index], which=self._which[index])
+
+    @property
+    def removed(self) -> torch.Tensor:
+        """(ablation, token) bool, the tokens taken away."""
+        return self.masks if self.which is None else self.masks[self.which]
+
+    def of_each(self, values: torch.Tensor) -> torch.Tensor:
+        """(mask,) values -> (ablation,)."""
+        return values[self._which]
+
+    @property
+    def _which(self) -> torch.Tensor:
+        return torch.arange(len(self.layers), device=self.layers.device) if self.which is None else self.which
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Which rows a batch recomputes, and which it takes from the capture.
+class _Recorded(Exception):  # noqa: N818 (it ends a call early; nothing went wrong)
+    """Carries keys and values out of a layer: (batch, head, row, dim)."""
 
-    Attributes:
-        active: (ablation or 1, row) long, positions recomputed, ascending; one row if the same for all.
-        context: (column,) long, positions whose keys and values are those of the capture.
-    """
-
-    active: torch.Tensor
-    context: torch.Tensor
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
 
 
-class _FrozenContext:
+class _Recorder:
+    """Stands where a layer expects its cache: ends the call as soon as keys and values are there."""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Raise what the layer would store."""
+        raise _Recorded(keys, values)
+
+
+class FrozenContext:
     """Stands where a layer expects its cache: puts the captured keys and values before those just computed."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -69,6 +97,13 @@ class _FrozenContext:
             torch.cat([self.keys.expand(batch), keys], dim=2),
             torch.cat([self.values.expand(batch), values], dim=2),
         )
+
+
+def visual_mask(captured: Capture) -> torch.Tensor:
+    """(token,) bool, all visual tokens, placeless ones included."""
+    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
+    mask[captured.prompt.visual] = True
+    return mask
 
 
 def check_kind(kind: str) -> None:
@@ -92,7 +127,8 @@ def replay(
         model: the captured model.
         capture: its forward pass on one prompt.
         ablations: what is taken away.
-        batch_size: ablations at once; by default as many as `BATCH_ROWS` rows hold.
+        batch_size: ablations at once; by default as many as free memory and `BATCH_ROWS` allow. Halved, with a
+            line that says so, where memory runs out.
         recompute: (token,) bool, rows to run again besides those that must be (a null ablation runs none), with
             those that see them.
 
@@ -104,144 +140,164 @@ def replay(
         HorizonError: the removal kind is unknown.
     """
     check_kind(ablations.kind)
-    for indices in _batches(capture, ablations, batch_size, model.device.type):
-        batch = ablations[indices]
-        yield indices, _replay_batch(model, capture, batch, recompute)
+    for indices, _ in batches_of(model, capture, ablations, batch_size):
+        yield from _replay_or_halve(model, capture, ablations, indices, recompute)
 
 
-def _batches(capture: Capture, ablations: Ablations, batch_size: int | None, device: str) -> Iterator[torch.Tensor]:
-    """Indices of ablations that run together: the same number of tokens gone, the first of them close together.
+def batches_of(
+    model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Indices of ablations that run together, and how many tokens each of them runs.
 
-    Inside a batch ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
+    They lack the same number of tokens, the first of them close together: what lies before is shared. Inside a batch
+    ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
     """
-    counts = ablations.removed.sum(1)
-    first = ablations.removed.int().argmax(1)
+    counts = ablations.of_each(ablations.masks.sum(1))
+    first = ablations.of_each(ablations.masks.int().argmax(1))
     for count in counts.unique().tolist():
         same = (counts == count).nonzero()[:, 0]
         order = same[torch.argsort(first[same], stable=True)]
-        size = batch_size or _default_batch(capture, count, device)
-        for part in order.split(size):
-            yield part[torch.argsort(ablations.layers[part], stable=True)]
+        while len(order):
+            rows = _rows_from(capture, int(first[order[0]]), count, ablations.kind)
+            part, order = order.tensor_split([batch_size or _default_batch(model, capture, rows, count)])
+            yield part[torch.argsort(ablations.layers[part], stable=True)], rows
 
 
 def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
     """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
-    removed = int(ablations.removed.sum(1).min())
-    rows = capture.prompt.n_tokens - int(capture.prompt.visual[0])
-    size = batch_size or _default_batch(capture, removed, model.device.type)
-    return min(size, len(ablations)) * max(1, rows - removed)
+    return max(len(indices) * rows for indices, rows in batches_of(model, capture, ablations, batch_size))
 
 
-def _default_batch(capture: Capture, removed: int, device: str) -> int:
-    rows = capture.prompt.n_tokens - int(capture.prompt.visual[0])
-    return max(1, BATCH_ROWS.get(device, BATCH_ROWS["cuda"]) // max(1, rows - removed))
+def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:
+    columns = max(rows, capture.prompt.n_tokens - removed)
+    return default_batch(model, Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture)))
+
+
+def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
+    """Tokens that an ablation runs: those from its first removed one on, all of them where some see forward."""
+    rows = capture.prompt.n_tokens - (first if _is_causal(capture) else 0)
+    return max(1, rows - removed if kind == "delete" else rows)
+
+
+def _is_causal(capture: Capture) -> bool:
+    return all(kwargs["attention_mask"] is None for kwargs in capture.arguments)
+
+
+def _replay_or_halve(
+    model: ProbedModel, capture: Capture, ablations: Ablations, indices: torch.Tensor, recompute: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One batch, or its halves where memory does not hold it; later batches are as small from the start."""
+    try:
+        found = _replay_batch(model, capture, ablations[indices], recompute)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        found = None  # the halves start outside of this block, which keeps the failed batch's tensors alive
+    if found is not None:
+        yield indices, found
+        return
+    if len(indices) == 1:
+        raise HorizonError(
+            f"{model.name!r} runs out of memory in a single replay of {capture.prompt.n_tokens} tokens on "
+            f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
+        )
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(indices) // 2
+    mask = ablations[indices].removed[0]
+    rows = _rows_from(capture, int(mask.int().argmax()), int(mask.sum()), ablations.kind)
+    model.memo["largest_batch_rows"] = half * rows
+    LOG.warning("out of memory with %d ablations at once on %s: going on with %d", len(indices), model.device, half)
+    for part in indices.split(half):
+        yield from _replay_or_halve(model, capture, ablations, part, recompute)
 
 
 def _replay_batch(
     model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
 ) -> torch.Tensor:
-    start = int(batch.layers[0])
-    changed = batch.removed.any(0)
-    affected = _affected(capture, changed if recompute is None else changed | recompute, start)
+    start, last = int(batch.layers[0]), model.n_layers - 1
+    removed = batch.removed
+    changed = removed.any(0)
+    affected = affected_rows(capture.arguments[start:], changed if recompute is None else changed | recompute)
     affected[capture.prompt.readout] = True
-    rows = _rows(batch, affected)
+    rows = rows_to_run(batch.kind, removed, affected)
+    places = len(capture.prompt.readout)
     states = capture.inputs[start].new_empty(0, rows.active.shape[1], capture.inputs[start].shape[1])
-    for k in range(start, model.n_layers):
+    for k in range(start, last + 1):
         joining = (batch.layers == k).nonzero()[:, 0]
         if len(joining):
-            states = torch.cat([states, _starting_rows(capture, batch, rows, joining, k)])
-        states = _run_layer(model, capture, rows, states, k)
-    last = states[:, -len(capture.prompt.readout) :]
-    return log_softmax(model.head(model.norm(last)))
+            started = _starting_rows(capture, batch.kind, removed[joining], rows.of(joining, len(batch)), k)
+            states = torch.cat([states, started])
+        begun = rows.first(len(states))
+        if k == last:
+            states = _run_last_layer(model, capture, begun, states)
+        else:
+            states = run_layer(model, capture, begun, states, k)
+        states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
+    return read_out(model, states[:, -places:])
 
 
-def _affected(capture: Capture, changed: torch.Tensor, start: int) -> torch.Tensor:
-    """(token,) bool: changed rows, and those that see one from layer `start` on, directly or through others."""
-    affected = changed.clone()
-    if not changed.any():
-        return affected
-    masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in capture.arguments[start:]}
-    visible = [_visible(mask) for mask in masks.values()]
-    while True:
-        seen = affected.clone()
-        for matrix in visible:
-            seen |= _sees(matrix, affected)
-        if torch.equal(seen, affected):
-            return affected
-        affected = seen
+def _add_between(capture: Capture, active: torch.Tensor, states: torch.Tensor, k: int) -> torch.Tensor:
+    """What the model itself adds to its rows between layer k and the next one (deepstack)."""
+    added = capture.additions.get(k)
+    return states if added is None else states + added[active]
 
 
-def _sees(visible: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
-    """Which rows see one of the tokens; None is the causal mask."""
-    if visible is None:
-        return tokens.int().cumsum(0) > 0
-    return visible[:, tokens].any(1)
-
-
-def _visible(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(query, key) bool of a layer's mask argument, boolean or additive; None stays None."""
-    if mask is None:
-        return None
-    matrix = mask[0, 0]
-    return matrix if matrix.dtype == torch.bool else matrix > torch.finfo(matrix.dtype).min / 2
-
-
-def _rows(batch: Ablations, affected: torch.Tensor) -> _Rows:
-    context = (~affected).nonzero()[:, 0]
-    if batch.kind != "delete" or not batch.removed.any():
-        return _Rows(affected.nonzero()[:, 0][None], context)
-    same = bool((batch.removed == batch.removed[0]).all())
-    kept = affected & ~(batch.removed[:1] if same else batch.removed)
-    return _Rows(kept.nonzero()[:, 1].reshape(len(kept), -1), context)
-
-
-def _starting_rows(capture: Capture, batch: Ablations, rows: _Rows, joining: torch.Tensor, k: int) -> torch.Tensor:
+def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: torch.Tensor, k: int) -> torch.Tensor:
     """(joining, row, hidden) input of layer k of the ablations that begin there."""
     states = capture.inputs[k]
-    active = rows.active.expand(len(batch), -1)[joining]
     started = states[active]
-    if batch.kind == "delete":
+    if kind == "delete":
         return started
-    fill = torch.zeros_like(states[0]) if batch.kind == "zero" else states[capture.prompt.visual].mean(0)
-    gone = batch.removed[joining].gather(1, active)
-    return torch.where(gone[..., None], fill, started)
+    fill = torch.zeros_like(states[0]) if kind == "zero" else states[capture.prompt.visual].mean(0)
+    return torch.where(removed.gather(1, active)[..., None], fill, started)
 
 
-def _run_layer(model: ProbedModel, capture: Capture, rows: _Rows, states: torch.Tensor, k: int) -> torch.Tensor:
+def run_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int) -> torch.Tensor:
     """One decoder layer on the active rows of every ablation that has begun: (ablation, row, hidden) -> the same."""
+    return _call(model, capture, k, states, rows, rows.active, _context(capture, rows, k))
+
+
+def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor) -> torch.Tensor:
+    """The last layer for the rows that are read: (ablation, row, hidden) -> (ablation, place, hidden).
+
+    The rows before them are asked for their keys and values only.
+    """
+    k, places = model.n_layers - 1, len(capture.prompt.readout)
+    unread, read = rows.active[:, :-places], rows.active[:, -places:]
+    if not unread.shape[1]:
+        return run_layer(model, capture, rows, states, k)
+    try:
+        _call(model, capture, k, states[:, :-places], None, unread, _Recorder())
+    except _Recorded as recorded:
+        keys, values = _context(capture, rows, k).update(recorded.keys, recorded.values)
+    else:
+        raise HorizonError(f"the last layer of {model.name!r} stores no keys and values: replays have no rule for it")
+    return _call(model, capture, k, states[:, -places:], rows, read, FrozenContext(keys, values))
+
+
+def _context(capture: Capture, rows: Rows, k: int) -> FrozenContext:
+    return FrozenContext(capture.keys[k][None, :, rows.context], capture.values[k][None, :, rows.context])
+
+
+def _call(
+    model: ProbedModel,
+    capture: Capture,
+    k: int,
+    states: torch.Tensor,
+    rows: Rows | None,
+    queries: torch.Tensor,
+    cache: FrozenContext | _Recorder,
+) -> torch.Tensor:
+    """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
     arguments = dict(capture.arguments[k])
-    active = rows.active[: len(states)]
-    cos, sin = (part[0][active] for part in arguments["position_embeddings"])
-    context = _FrozenContext(capture.keys[k][None, :, rows.context], capture.values[k][None, :, rows.context])
+    cos, sin = (part[0][queries] for part in arguments["position_embeddings"])
+    allowed = None if rows is None else attention_mask(arguments["attention_mask"], rows, queries)
+    if allowed is not None and model.attn == "eager":
+        allowed = additive(allowed, states.dtype)
+    if model.attn == "flash":  # causal by itself, its last rows at the last columns; other masks are refused at load
+        allowed = None
     # The rotary embedding carries the positions; gapped position ids would be read as packed sequences.
-    arguments.update(
-        position_embeddings=(cos, sin),
-        attention_mask=_mask(model, arguments["attention_mask"], active, rows.context, states.dtype),
-        past_key_values=context,
-        position_ids=None,
-    )
+    arguments.update(position_embeddings=(cos, sin), attention_mask=allowed, past_key_values=cache, position_ids=None)
     output = model.layers[k](states, **arguments)
     return output[0] if isinstance(output, tuple) else output
-
-
-def _mask(
-    model: ProbedModel, mask: torch.Tensor | None, active: torch.Tensor, context: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """(ablation or 1, 1, row, context + row): the captured mask at the rows and columns in use."""
-    visible = _visible(mask)
-    if visible is None:
-        allowed = _causal(active, context)
-    else:
-        columns = torch.cat([context.expand(len(active), -1), active], dim=1)
-        allowed = visible[active[:, :, None], columns[:, None, :]]
-    allowed = allowed[:, None]
-    if model.attn != "eager":
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
-
-
-def _causal(active: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-    """Under a causal mask kept rows see the kept rows before them and themselves; every context row lies before."""
-    n = active.shape[1]
-    own = torch.ones(n, n, dtype=torch.bool, device=active.device).tril()
-    return torch.cat([own.new_ones(n, len(context)), own], dim=1)[None]

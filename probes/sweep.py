@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from itertools import chain, islice
@@ -18,12 +20,25 @@ import torch
 
 from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
 from probes.admission import check_grids
-from probes.capture import check_streams
+from probes.committed import read_record
+from probes.cost import TRIED, Amount, announcement
 from probes.entropy import check_alpha
-from probes.grids import tile_windows
-from probes.information import check_context, check_layers
-from probes.measure import Plan, measure_sample, wanted_probes
+from probes.gate import check_method
+from probes.grids import check_windows
+from probes.information import check_layers
+from probes.measure import (
+    Encoded,
+    Measured,
+    Plan,
+    check_probes,
+    checks_gates,
+    encode_sample,
+    finish,
+    measure,
+    wanted_probes,
+)
 from probes.models import ProbedModel, fingerprint
+from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
 from probes.prompts import chat_text
 from probes.readers import SampleStream
@@ -31,9 +46,9 @@ from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
 from probes.video import frame_rule
-from probes.writer import RunWriter
+from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS, RunWriter
 
-FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0
+AHEAD, BEHIND = 2, 1  # samples encoded before their turn; samples measured, their states still held, before finished
 
 
 def run(
@@ -45,13 +60,15 @@ def run(
     streams: Sequence[str] = ("query", "key", "hidden"),
     targets: Sequence[str] = ("gold",),
     contexts: Sequence[str] = ("keep-one",),
-    window: int = 2,
+    window: int | None = None,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    method: str = "exact",
     alpha: float = 1.0,
     center: bool = True,
     normalize_rows: bool = True,
     token_samples: int | None = None,
+    gate_checks: int = 2,
     spectra: int = 0,
     prompt: str | None = None,
     limit: int | None = None,
@@ -61,6 +78,10 @@ def run(
     retry_failed: bool = False,
     progress: bool = True,
     sources: Sequence[str] = (),
+    overlap: bool = True,
+    token_layers: Sequence[int] | str | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
     with_ocr_tokens: bool | None = None,
     video: str | None = None,
 ) -> Run:
@@ -74,13 +95,16 @@ def run(
         streams: of the entropies.
         targets: the first is the one that the samples table shows.
         contexts: of the token grids: keep-one, leave-one-out.
-        window: side of their windows in tokens.
-        layers: cuts of removals and token grids, 0..L-1; all by default.
+        window: side of their windows in tokens; 2 by default.
+        layers: cuts of removals and token grids, 0..L-1; all by default. To have them chosen, see `run_adaptive`.
         kind: delete, zero or mean.
+        method: of the token grids: "exact", or first order by "gate" (see `token_information`).
         alpha: Renyi order of the entropies.
         center: center tokens before the Gram matrix.
         normalize_rows: scale tokens to length 1 before it.
         token_samples: token grids for the first so many samples of each task only; all by default.
+        gate_checks: with the method "gate", hold token grids of the first so many samples of each task against exact
+            ones at up to four layers; what the estimates are worth on this model is then part of the run.
         spectra: keep eigenvalues of the first so many samples of each task.
         prompt: question template with `{question}`.
         limit: measure at most the first so many samples.
@@ -90,6 +114,12 @@ def run(
         retry_failed: measure samples again that failed before.
         progress: show a progress bar on standard error.
         sources: where the samples came from, recorded.
+        overlap: while the model is at work, read and encode the next samples and finish and write the last ones in
+            two threads beside it; the results are the same without.
+        token_layers: cuts of the token grids, some of `layers`; all of them by default. "auto": those that
+            `run_adaptive` has recorded in `out` so far, none before it did.
+        coarse: side of windows to measure first; smaller ones only inside those with an effect above the noise floor.
+        max_windows: the smallest windows that are at most so many in a sample, instead of `window`.
         with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
         video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
 
@@ -99,7 +129,15 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    _check(model, probes, streams, targets, contexts, window, layers, kind, alpha, batch_size, shard, limit, prompt)
+    _check_token_layers(model, token_layers, layers)
+    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt)
+    if "information" in probes:
+        window = check_windows(window, max_windows, coarse)
+        check_method(method, kind, contexts, model.dtype, coarse)
+    else:
+        window, max_windows, coarse = check_windows(window, None, None), None, None
+    if gate_checks < 0:
+        raise HorizonError(f"gate_checks is {gate_checks}; it must be at least 0")
     if isinstance(samples, SampleStream):
         sources = sources or (samples.source.name,)
         with_ocr_tokens = samples.reading.with_ocr_tokens if with_ocr_tokens is None else with_ocr_tokens
@@ -134,6 +172,7 @@ def run(
         window=window,
         layers=None if layers is None else tuple(sorted(set(layers))),
         kind=kind,
+        method=method if "information" in probes else "exact",
         seed=seed,
         n_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         versions={name: version(name) for name in ("vlm-horizon", "torch", "transformers", "nnsight", "numpy")},
@@ -141,16 +180,24 @@ def run(
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
         prompt_example=example,
+        token_layers=token_layers
+        if token_layers is None or isinstance(token_layers, str)
+        else tuple(sorted(set(token_layers))),
+        coarse=coarse,
+        max_windows=max_windows,
         with_ocr_tokens=bool(first and first.ocr_tokens) if with_ocr_tokens is None else with_ocr_tokens,
         video=(frame_rule(first.frames) if first else "") if video is None else video,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
         total = limit if total is None else min(total, limit)
-    if progress:
-        print(f"first prompt: {example!r}", file=sys.stderr)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
-        _sweep(model, islice(samples, limit), writer, bar, shard, token_samples, spectra, retry_failed)
+        chosen = _Chosen(shard, token_samples, gate_checks, spectra, retry_failed)
+        if progress:
+            samples = _announced(model, samples, limit, writer, bar, chosen)
+            if not writer.committed:
+                bar.say(f"first prompt: {example!r}")
+        _sweep(model, islice(samples, limit), writer, bar, chosen, overlap)
     return load_run(out)
 
 
@@ -160,7 +207,6 @@ def _check(
     streams: Sequence[str],
     targets: Sequence[str],
     contexts: Sequence[str],
-    window: int,
     layers: Sequence[int] | None,
     kind: str,
     alpha: float,
@@ -169,22 +215,11 @@ def _check(
     limit: int | None,
     prompt: str | None,
 ) -> None:
-    unknown = [probe for probe in probes if probe not in PROBES]
-    if unknown or not probes:
-        named = ", ".join(map(repr, unknown)) or "()"
-        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
-    if "entropy" in probes and not streams:
-        raise HorizonError("the probe 'entropy' needs at least one stream")
-    if "information" in probes and not contexts:
-        raise HorizonError("the probe 'information' needs at least one context")
+    check_probes(probes, streams, contexts)
     if "information" in probes:
         check_grids(model.name, model.family)
-    check_streams(streams)
     check_alpha(alpha)
     check_targets(targets)
-    for context in contexts:
-        check_context(context)
-    tile_windows((), window)
     check_template(prompt)
     check_layers(model, layers)
     check_kind(kind)
@@ -196,40 +231,135 @@ def _check(
         raise HorizonError(f"limit is {limit}; it must be at least 1")
 
 
+def _check_token_layers(
+    model: ProbedModel, token_layers: Sequence[int] | str | None, layers: Sequence[int] | None
+) -> None:
+    if isinstance(layers, str):
+        raise HorizonError(f"layers {layers!r} are chosen between two sweeps: call run_adaptive, which makes them")
+    if isinstance(token_layers, str):
+        if token_layers != "auto":
+            raise HorizonError(f"token_layers is {token_layers!r}; give layers, or 'auto'")
+        return
+    without = set(check_layers(model, token_layers)) - set(check_layers(model, layers)) if token_layers else ()
+    if token_layers is not None and (without or not token_layers):
+        named = ", ".join(map(str, sorted(without))) or "none given"
+        raise HorizonError(f"token_layers {named}: token grids need removals at the same layers, so choose of those")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Which samples are measured, and how many of each task get more than the others."""
+
+    shard: tuple[int, int]
+    token_samples: int | None
+    gate_checks: int
+    spectra: int
+    retry_failed: bool
+
+    def plan(self, place: int, layers: tuple[int, ...]) -> Plan:
+        """Of the sample at a place (from 0) among those of its task, with token grids at these layers."""
+        return Plan(
+            tokens=bool(layers) and (self.token_samples is None or place < self.token_samples),
+            spectra=place < self.spectra,
+            gate_check=place < self.gate_checks,
+            layers=layers,
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A sample that is to be measured."""
+
+    row: int
+    sample: Sample
+    plan: Plan
+
+
 def _sweep(
     model: ProbedModel,
     samples: Iterator[Sample],
     writer: RunWriter,
     bar: RunProgress,
-    shard: tuple[int, int],
-    token_samples: int | None,
-    spectra: int,
-    retry_failed: bool,
+    chosen: _Chosen,
+    overlap: bool,
 ) -> None:
+    """Measure what is not there yet, in this thread, which alone may trace; the threads beside it do the rest."""
+    config = writer.config
+    jobs = _jobs(samples, writer, bar, chosen)
+    encoded: Iterator[Encoded] = (encode_sample(model, job.row, job.sample, config, job.plan) for job in jobs)
+    records = _Records(writer, bar)
+    with ExitStack() as threads:
+        submit = threads.enter_context(Behind(depth=BEHIND)).submit if overlap else _now
+        for one in threads.enter_context(Ahead(encoded, depth=AHEAD)) if overlap else encoded:
+            # no name for what was measured: it would keep the states until the next sample is measured
+            submit(partial(records.keep, measure(model, one, config)))
+
+
+def _now(call: Callable[[], object]) -> None:
+    call()
+
+
+def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None, chosen: _Chosen) -> Iterator[_Job]:
+    """The samples of a shard that are not on disk with everything that they should carry; a bar counts the others."""
     seen: Counter[str] = Counter()
-    flushed = time.monotonic()
+    index, count = chosen.shard
     for row, sample in enumerate(samples):
         sample = _prompted(sample, writer.config)
         place = seen[sample.task]
         seen[sample.task] += 1
-        if row % shard[1] != shard[0]:
-            bar.pass_over()
+        if row % count != index:
+            if bar:
+                bar.pass_over()
             continue
         there = _committed(writer, row, sample)
-        plan = Plan(tokens=token_samples is None or place < token_samples, spectra=place < spectra)
-        if there is not None and _suffices(there, wanted_probes(writer.config, plan), retry_failed):
-            bar.skip()
+        plan = chosen.plan(place, writer.config.grid_layers(row, sample.task_type))
+        if there is not None and _suffices(there, writer.config, plan, chosen.retry_failed):
+            if bar:
+                bar.skip()
             continue
-        record = measure_sample(model, row, sample, writer.config, _with_what_is_there(plan, there))
-        failed = record.sample["status"] == "failed"
+        yield _Job(row, sample, _with_what_is_there(plan, row, there, writer))
+
+
+class _Records:
+    """Finishes records and commits them, many at a time."""
+
+    def __init__(self, writer: RunWriter, bar: RunProgress) -> None:
+        self._writer, self._bar = writer, bar
+        self._flushed = time.monotonic()
+
+    def keep(self, measured: Measured) -> None:
+        """Finish one sample's record; a failure does not replace an earlier measurement."""
+        writer = self._writer
+        sample = (record := finish(measured, writer.config)).sample
+        failed = sample["status"] == "failed"
+        there = writer.committed.get(sample["row"])
         if failed and there is not None and there["status"] == "ok":
-            bar.say(f"{sample.id}: {record.sample['error']} (its earlier measurement is kept)")
+            self._bar.say(f"{sample['id']}: {sample['error']} (its earlier measurement is kept)")
         else:
             writer.add(record)
-        bar.advance(failed=failed)
-        if len(writer) >= FLUSH_SAMPLES or time.monotonic() - flushed > FLUSH_SECONDS:
+        self._bar.advance(failed=failed)
+        if len(writer) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             writer.flush()
-            flushed = time.monotonic()
+            self._flushed = time.monotonic()
+
+
+def _announced(
+    model: ProbedModel,
+    samples: Iterable[Sample],
+    limit: int | None,
+    writer: RunWriter,
+    bar: RunProgress,
+    chosen: _Chosen,
+) -> Iterable[Sample]:
+    """Say what is left to do and what it takes; the samples, of which a stream loses none."""
+    stream = iter(samples)
+    head = list(stream if isinstance(samples, Sequence) else islice(stream, TRIED))
+    sure = isinstance(samples, Sequence) or len(head) < TRIED or (limit is not None and limit <= TRIED)
+    jobs = _jobs(iter(head[:limit]), writer, None, chosen)
+    left = [(job.sample, job.plan) for job in jobs if not job.sample.error]
+    amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
+    bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
+    return chain(head, stream)
 
 
 def _first_readable(samples: Iterable[Sample]) -> tuple[Sample | None, Iterable[Sample]]:
@@ -283,17 +413,33 @@ def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | 
     return there
 
 
-def _suffices(there: dict[str, Any], wanted: list[str], retry_failed: bool) -> bool:
+def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed: bool) -> bool:
     """Whether a committed row carries everything that it should."""
     if there["status"] == "failed":
         return not retry_failed
-    return set(wanted) <= set(there["probes"])
+    # a row that was through with its token grids and has none lacks the target
+    lacks_layers = plan.tokens and there["token_layers"] and set(plan.layers) - set(there["token_layers"])
+    return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers
 
 
-def _with_what_is_there(plan: Plan, there: dict[str, Any] | None) -> Plan:
-    """A row that is measured again keeps what it had: its newest commit is the one that holds."""
-    held = set(there["probes"]) if there is not None and there["status"] == "ok" else set()
-    return Plan(tokens=plan.tokens or "information" in held, spectra=plan.spectra or "spectra" in held)
+def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writer: RunWriter) -> Plan:
+    """A row that is measured again keeps what it had: its newest commit is the one that holds.
+
+    If it lacks nothing but token grids, those are added to what is on disk.
+    """
+    if there is None or there["status"] != "ok":
+        return plan
+    done = set(there["probes"])
+    plan = replace(
+        plan,
+        tokens=plan.tokens or "information" in done,
+        spectra=plan.spectra or "spectra" in done,
+        gate_check=plan.gate_check or "gate_check" in done,
+    )
+    lacks = set(wanted_probes(writer.config, plan)) - done
+    if lacks <= {"information"} and not checks_gates(writer.config, plan):
+        return replace(plan, held=read_record(writer.path, there["part"], row, there["token_layers"]))
+    return plan
 
 
 def _processor_digest(model: ProbedModel) -> str:
@@ -301,8 +447,10 @@ def _processor_digest(model: ProbedModel) -> str:
     processor, tokenizer = model.processor, model.tokenizer
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     images = processor.image_processor.to_dict()
-    described = json.dumps([template, images, sorted(tokenizer.get_vocab().items())], sort_keys=True, default=str)
-    return sha256(described.encode()).hexdigest()[:16]
+    described: list[Any] = [template, images, sorted(tokenizer.get_vocab().items())]
+    if getattr(processor, "video_processor", None) is not None:
+        described.append(processor.video_processor.to_dict())
+    return sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _device_name(model: ProbedModel) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,8 +182,23 @@ def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[in
     return ()
 
 
+def fixed_targets(names: Sequence[str], tokenizer: Any, sample: Sample) -> dict[str, Target]:
+    """The targets that need no forward pass; `gold` also where `greedy-correct` is to be compared with it.
+
+    Raises:
+        SampleError: an answer is needed and missing, or tokenizes to nothing.
+    """
+    makers = {"gold": gold_target, "greedy-correct": gold_target, "gold-raw": _gold_raw, "answer": answer_target}
+    made = (makers[name](tokenizer, sample) for name in names if name in makers)
+    return {target.name: target for target in made}
+
+
 def resolve_targets(
-    names: Sequence[str], tokenizer: Any, sample: Sample, own_log_probs: torch.Tensor
+    names: Sequence[str],
+    tokenizer: Any,
+    sample: Sample,
+    own_log_probs: torch.Tensor,
+    fixed: Mapping[str, Target] | None = None,
 ) -> dict[str, Target]:
     """Every target of a sample; `greedy-correct` is left out where the model answers wrong.
 
@@ -192,22 +207,20 @@ def resolve_targets(
         tokenizer: the model's.
         sample: with its answers; `greedy` alone needs none.
         own_log_probs: (place, vocabulary), of the model's own forward.
+        fixed: its `fixed_targets`, if they are there already.
 
     Raises:
         SampleError: an answer is needed and missing, or tokenizes to nothing.
     """
     own = own_log_probs.argmax(-1).tolist()
+    fixed = fixed_targets(names, tokenizer, sample) if fixed is None else fixed
     found = {}
     for name in names:
-        if name == "gold":
-            found[name] = gold_target(tokenizer, sample)
-        elif name == "gold-raw":
-            found[name] = _gold_raw(tokenizer, sample)
-        elif name == "answer":
-            found[name] = answer_target(tokenizer, sample)
-        elif name == "greedy":
+        if name == "greedy":
             found[name] = Target(name, tokenizer.decode([own[0]]), (own[0],))
-        elif _says(own, gold := gold_target(tokenizer, sample)):
+        elif name != "greedy-correct":
+            found[name] = fixed[name]
+        elif _says(own, gold := fixed["gold"]):
             token = own[gold.place]
             found[name] = Target(name, tokenizer.decode([token]), (token,), gold.prefix)
     return found

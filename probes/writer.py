@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from safetensors.numpy import save_file
 from analyses.runs import CURVES, SAMPLES, HorizonError, Run, RunConfig, load_run, part_order
 
 FOLDERS = ("samples", "curves", "tokens", "spectra")
-COMMITTED = ("id", "task", "question", "answers", "status", "probes")
+FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0  # after so many samples, or so long, a run commits a part
+COMMITTED = ("id", "task", "question", "answers", "status", "probes", "part")
 
 
 @dataclass(frozen=True)
@@ -32,20 +34,22 @@ class Record:
     Attributes:
         sample: values of the `SAMPLES` columns; missing ones are null.
         curves: rows (target, context, layer, stream, measure, value).
-        tokens: "<target>/<context>[/removed|/all]" -> float32 array.
+        tokens: "<target>/<context>[/removed|/all|/coarse]" -> float32 array.
         spectra: stream -> (layer, rank) float32 array.
+        token_layers: the layers of `tokens`.
     """
 
     sample: dict[str, Any]
     curves: list[tuple[str, str, int, str, str, float]] = field(default_factory=list)
     tokens: Mapping[str, np.ndarray] = field(default_factory=dict)
     spectra: Mapping[str, np.ndarray] = field(default_factory=dict)
+    token_layers: tuple[int, ...] = ()
 
 
 class RunWriter:
     """Adds records to one shard of a run directory; `flush` commits what was added since the last flush.
 
-    A context manager: it holds a lock on its shard until it is left, and flushes then.
+    A context manager: it holds a lock on its shard until it is left, and flushes then. Threads may share it.
     """
 
     def __init__(self, path: str | Path, config: RunConfig, *, shard: tuple[int, int] = (0, 1)) -> None:
@@ -58,6 +62,7 @@ class RunWriter:
         self.path, self.config = Path(path), config
         self.label = f"{shard[0]}of{shard[1]}"
         self._pending: list[Record] = []
+        self._flushing = threading.Lock()  # whoever leaves in haste may flush while another thread still does
         self._open()
         self._lock = FileLock(self.path / f".lock-{self.label}", timeout=0)
         try:
@@ -89,16 +94,20 @@ class RunWriter:
                 raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
         self.path.mkdir(parents=True, exist_ok=True)
         _create(file, json.dumps(self.config.to_dict(), indent=2))
-        _refuse_other(load_run(self.path), self.config)
+        found = load_run(self.path)
+        _refuse_other(found, self.config)
+        layers, pilot = found.config.chosen_layers, found.config.pilot_rows
+        self.config = replace(self.config, chosen_layers=layers, pilot_rows=pilot)
         for folder in FOLDERS:
             (self.path / folder).mkdir(exist_ok=True)
 
     def _read_committed(self) -> dict[int, dict[str, Any]]:
-        """Row number -> what was asked, its status and probes, for every row that some shard has committed."""
+        """Row number -> what was asked, its status, probes, part and token layers, for every row of every shard."""
         self._discard_uncommitted()
-        samples = Run(self.path, self.config).samples
+        run = Run(self.path, self.config)
         return {
-            int(row): dict(zip(COMMITTED, values, strict=True)) for row, *values in samples[["row", *COMMITTED]].values
+            int(row): {**dict(zip(COMMITTED, values, strict=True)), "token_layers": run.token_layers(int(row))}
+            for row, *values in run.samples[["row", *COMMITTED]].values
         }
 
     def _discard_uncommitted(self) -> None:
@@ -118,16 +127,20 @@ class RunWriter:
 
     def flush(self) -> None:
         """Commit everything added since the last flush as one part; does nothing if there is none."""
-        if not self._pending:
-            return
-        records, self._pending = self._pending, []
+        with self._flushing:
+            records, self._pending = self._pending, []
+            if records:
+                self._commit(records)
+
+    def _commit(self, records: list[Record]) -> None:
         part = f"part-{self.label}-{self._next_number():05d}"
         tokens = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.tokens.items()}
         spectra = {f"{r.sample['row']}/{key}": value for r in records for key, value in r.spectra.items()}
         if tokens:
-            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens)
+            self._write_arrays(self.path / "tokens" / f"{part}.safetensors", tokens, _layer_labels(records))
         if spectra:
-            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra)
+            labels = {"layers": json.dumps(self.config.removal_layers)}
+            self._write_arrays(self.path / "spectra" / f"{part}.safetensors", spectra, labels)
         _write_table(self.path / "curves" / f"{part}.parquet", _curve_table(records))
         samples = pa.Table.from_pylist([record.sample for record in records], schema=SAMPLES)
         _write_table(self.path / "samples" / f"{part}.parquet", samples)
@@ -137,17 +150,43 @@ class RunWriter:
         parts = list((self.path / "samples").glob("part-*.parquet"))
         return max((part_order(part)[0] for part in parts), default=-1) + 1
 
-    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray]) -> None:
-        layers = self.config.layers or range(self.config.n_layers)
+    def _write_arrays(self, file: Path, arrays: dict[str, np.ndarray], labels: dict[str, str]) -> None:
         metadata = {
-            "layers": json.dumps(list(layers)),
-            "window": str(self.config.window),
+            **labels,
+            "window": str(self.config.window or f"at most {self.config.max_windows} of them"),
             "unit": "log p in nats" if file.parent.name == "tokens" else "share of the trace",
         }
         temporary = file.with_name(f".{file.name}")
         stored = {key: np.ascontiguousarray(value, dtype=np.float32) for key, value in arrays.items()}
         save_file(stored, temporary, metadata=metadata)
         temporary.chmod((self.path / "run.json").stat().st_mode)  # safetensors makes files that only their owner reads
+        temporary.replace(file)
+
+
+def _layer_labels(records: Sequence[Record]) -> dict[str, str]:
+    """Metadata of a part: the layers of its first token grids, and those of every row that has others."""
+    own = {str(record.sample["row"]): list(record.token_layers) for record in records if record.tokens}
+    layers = next(iter(own.values()))
+    others = {row: its for row, its in own.items() if its != layers}
+    return {"layers": json.dumps(layers)} | ({"row_layers": json.dumps(others)} if others else {})
+
+
+def record_choice(path: str | Path, *, layers: Mapping[str, Sequence[int]], pilot: Sequence[int] = ()) -> None:
+    """Note in a run with `token_layers="auto"` which token grids to measure next; what was noted before stays.
+
+    Args:
+        path: the run directory.
+        layers: task type -> cuts to add to those of its samples.
+        pilot: row numbers to add to those that get every cut.
+    """
+    file = Path(path) / "run.json"
+    with FileLock(Path(path) / ".lock-layers"):
+        config = load_run(path).config
+        chosen = {name: sorted({*config.chosen_layers.get(name, ()), *more}) for name, more in layers.items()}
+        rows = tuple(sorted({*config.pilot_rows, *pilot}))
+        config = replace(config, chosen_layers={**config.chosen_layers, **chosen}, pilot_rows=rows)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(config.to_dict(), indent=2))
         temporary.replace(file)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `vlm-horizon demo`, `run`, `tasks`, `show`, `compare`, `plan`, `figures`.
+"""The command line: `vlm-horizon demo`, `run`, `tasks`, `cost`, `show`, `compare`, `plan`, `check`, `figures`.
 
 Exit codes: 0 done, 1 some samples failed (listed), 2 unusable arguments, 130 interrupted (what finished is on disk).
 """
@@ -8,15 +8,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from analyses.runs import CONTEXTS, KINDS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
+from analyses.first_order import describe_agreement, gate_agreement
+from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, HorizonError, Run, load_runs
+from vlm_horizon.arguments import parse_layers
 from vlm_horizon.benchmarks import tasks
+from vlm_horizon.check import check
 from vlm_horizon.conclude import RunPaths, compare, plan, show, words
+from vlm_horizon.cost import cost
 
 LISTED_FAILURES = 10
 
@@ -58,7 +63,7 @@ def top(
         raise typer.Exit
 
 
-for command in (tasks, show, compare, plan):
+for command in (tasks, cost, show, compare, plan, check):
     app.command()(command)
 
 
@@ -93,9 +98,33 @@ def run(
     streams: Annotated[str, typer.Option(help=f"Of the entropies: {', '.join(STREAMS)}.")] = "query,key,hidden",
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold",
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one",
-    window: Annotated[int, typer.Option(help="Side of the token grids' windows, in tokens.")] = 2,
-    layers: Annotated[str | None, typer.Option(help="Cuts, as 0,4,8 or 0-7; all by default.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Side of the token grids' windows, in tokens; 2 by default.")
+    ] = None,
+    max_windows: Annotated[
+        int | None, typer.Option(help="The smallest windows that are at most so many, instead of --window.")
+    ] = None,
+    coarse: Annotated[
+        int | None,
+        typer.Option(help="Windows of this side first; --window only inside those with an effect above the floor."),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Cuts, as 0,4,8 or 0-7; all by default. auto: token grids only around the horizons."),
+    ] = None,
+    layer_budget: Annotated[
+        int | None,
+        typer.Option(
+            help="With --layers auto: token grids for so many layers a sample; by default a quarter, at least 8."
+        ),
+    ] = None,
     kind: Annotated[str, typer.Option(help=f"Removal kind: {', '.join(KINDS)}.")] = "delete",
+    method: Annotated[
+        str, typer.Option(help=f"Of the token grids: {', '.join(METHODS)} (first order, by backward passes).")
+    ] = "exact",
+    gate_checks: Annotated[
+        int, typer.Option(help="With --method gate: samples of each task that also get exact values.", min=0)
+    ] = 2,
     alpha: Annotated[float, typer.Option(help="Renyi order of the entropies.")] = 1.0,
     token_samples: Annotated[
         int | None, typer.Option(help="Token grids for the first so many samples of each task; all by default.", min=0)
@@ -148,7 +177,12 @@ def run(
     from probes.samples import Sample
     from probes.sweep import run as sweep
     from probes.video import frame_rule
+    from vlm_horizon.adaptive import count_replays, run_adaptive
 
+    auto = layers is not None and layers.strip() == "auto"
+    if layer_budget is not None and not auto:
+        raise HorizonError(f"--layer-budget {layer_budget} says how --layers auto chooses: give both or neither")
+    measure = partial(run_adaptive, budget=layer_budget) if auto else partial(sweep, layers=parse_layers(layers))
     read = [
         read_samples(
             name,
@@ -179,8 +213,8 @@ def run(
     for stream in read:
         print(stream.note, file=sys.stderr)
         samples += stream
-        for reason, count in stream.left_out.items():
-            print(f"  {count} rows left out: {reason}", file=sys.stderr)
+        for reason, n_rows in stream.left_out.items():
+            print(f"  {n_rows} rows left out: {reason}", file=sys.stderr)
     if not samples:
         raise HorizonError(f"{', '.join(data)} holds no samples: nothing to measure")
     print(
@@ -189,7 +223,7 @@ def run(
     )
     video = next((rule for sample in samples if (rule := frame_rule(sample.frames))), "")
     with _resumable():
-        measured = sweep(
+        measured = measure(
             probed,
             samples,
             out,
@@ -198,8 +232,11 @@ def run(
             targets=words(targets),
             contexts=words(contexts),
             window=window,
-            layers=_parse_layers(layers),
+            max_windows=max_windows,
+            coarse=coarse,
             kind=kind,
+            method=method,
+            gate_checks=gate_checks,
             alpha=alpha,
             token_samples=token_samples,
             spectra=spectra,
@@ -212,6 +249,11 @@ def run(
             with_ocr_tokens=with_ocr_tokens,
             video=video,
         )
+    if measured.config.method == "gate":
+        print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
+    if coarse is not None:
+        count = count_replays(measured)
+        print(f"{count.run} replays for token grids instead of {count.all} at every window and layer", file=sys.stderr)
     print(f"{len(measured.ok)} samples measured in {out}; `vlm-horizon show {out}` concludes", file=sys.stderr)
     raise typer.Exit(_report_failures([measured]))
 
@@ -235,19 +277,6 @@ def figures(
         print(f"figure {name} was not drawn: {reason}", file=sys.stderr)
     for path in saved.written:
         print(path)
-
-
-def _parse_layers(text: str | None) -> list[int] | None:
-    """Read "0,4,8" or "0-7" as layers."""
-    if text is None:
-        return None
-    layers: list[int] = []
-    for word in words(text):
-        first, dash, last = word.partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise HorizonError(f"layers {text!r} cannot be read; write them as 0,4,8 or 0-7")
-        layers += range(int(first), int(last if dash else first) + 1)
-    return layers
 
 
 def _parse_shard(text: str) -> tuple[int, int]:

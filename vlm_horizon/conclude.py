@@ -21,7 +21,7 @@ from analyses.export import FORMATS, render, to_csv
 from analyses.groups import BETWEEN
 from analyses.planning import plan_samples
 from analyses.published import load_published
-from analyses.reports import SECTIONS, STANDARD, Options, Section, association_table, make_sections, plan_table
+from analyses.reports import SECTIONS, STANDARD, UNASKED, Options, Section, association_table, make_sections, plan_table
 from analyses.runs import HorizonError, Run, load_runs
 from analyses.scaling import correlate_models
 from analyses.summary import summarize
@@ -75,7 +75,7 @@ def show(
     made = [(run, make_sections(run, wanted, options)) for run in opened]
     for run, parts in made:
         for name in wanted:
-            if name not in parts and name != "published":
+            if name not in parts and name not in UNASKED:
                 print(f"{run.path} carries nothing for the section {name}", file=sys.stderr)
     if form == "csv":
         _print_csv([parts for _, parts in made], wanted)
@@ -178,6 +178,7 @@ def overview(run: Run) -> dict[str, Any]:
         "layers": run.config.n_layers,
         "measured": len(run.ok),
         "failed": len(run.failed),
+        "method": run.config.method,
         "accuracy": accuracy(run),
     }
 
@@ -197,7 +198,8 @@ def headline(run: Run) -> str:
     failed = f", {len(run.failed)} failed" if len(run.failed) else ""
     right = f"; first token right: {shares}" if shares else ""
     bits = f" (states of the model quantized to {run.config.quantization})" if run.config.quantization else ""
-    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}{right}\n"
+    grids = "; token grids are first order (method gate)" if run.config.method == "gate" else ""
+    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {len(run.ok)} samples{failed}{right}{grids}\n"
 
 
 def _checked(output: str, as_json: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from analyses.runs import HorizonError
 from probes.families import FAMILIES
 
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
@@ -33,9 +34,15 @@ def families_table() -> str:
 
 
 def write_table(path: Path) -> None:
-    """Replace what stands between the two markers of a file by the table."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Replace what stands between the two markers of a file by the table.
+
+    Raises:
+        HorizonError: the file lacks a marker.
+    """
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise HorizonError(f"{path} has no place for the table: put {BEGIN} and {END} around it")
     path.write_text(f"{before}{BEGIN}\n{families_table()}{END}{after}")
 
 

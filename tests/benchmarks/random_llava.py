@@ -29,14 +29,14 @@ VOCABULARY = 1000
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 
 
-def load() -> vh.ProbedModel:
+def load(grid: int = GRID, layers: int = LAYERS) -> vh.ProbedModel:
     """The model in float32, weights large enough that removals change the answer."""
-    return vh.load_model(_llava(), processor=_processor())
+    return vh.load_model(_llava(grid, layers), processor=_processor(grid))
 
 
-def sample() -> vh.Sample:
+def sample(grid: int = GRID) -> vh.Sample:
     """Noise as the image, `AFTER` words as the question."""
-    pixels = np.random.default_rng(0).integers(0, 256, (GRID * PATCH, GRID * PATCH, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (grid * PATCH, grid * PATCH, 3), dtype=np.uint8)
     question = " ".join(f"w{i}" for i in range(BEFORE, BEFORE + AFTER))
     return vh.Sample("noise", Image.fromarray(pixels), question, ("w7",), task="noise")
 
@@ -45,6 +45,11 @@ def layer_operations(rows: int, pairs: float) -> float:
     """Floating-point operations of one decoder layer: `rows` tokens run, `pairs` (query, key) pairs attended."""
     weights = 4 * WIDTH**2 + 3 * WIDTH * FEED_FORWARD
     return 2 * weights * rows + 4 * WIDTH * pairs
+
+
+def last_layer_operations(rows: int, columns: int) -> float:
+    """The last layer of a replay: one row is read, the `rows` - 1 others give queries, keys and values alone."""
+    return layer_operations(1, columns) + 2 * 3 * WIDTH**2 * (rows - 1)
 
 
 def tower_operations() -> float:
@@ -67,12 +72,12 @@ def causal_pairs(rows: int, context: int = 0) -> float:
     return rows * context + rows * (rows + 1) / 2
 
 
-def _llava() -> LlavaForConditionalGeneration:
+def _llava(grid: int, layers: int) -> LlavaForConditionalGeneration:
     text = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         intermediate_size=FEED_FORWARD,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         max_position_embeddings=1024,
@@ -85,14 +90,14 @@ def _llava() -> LlavaForConditionalGeneration:
         intermediate_size=TOWER_FEED_FORWARD,
         num_hidden_layers=TOWER_LAYERS,
         num_attention_heads=4,
-        image_size=GRID * PATCH,
+        image_size=grid * PATCH,
         patch_size=PATCH,
     )
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
         image_token_index=SPECIAL.index("<image>"),
-        image_seq_length=VISUAL,
+        image_seq_length=grid**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
@@ -114,7 +119,7 @@ def _gain(name: str) -> float:
     return 2.0 if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj")) else 1.0
 
 
-def _processor() -> LlavaProcessor:
+def _processor(grid: int) -> LlavaProcessor:
     words = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
     vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
     splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
@@ -127,7 +132,7 @@ def _processor() -> LlavaProcessor:
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    side = {"height": GRID * PATCH, "width": GRID * PATCH}
+    side = {"height": grid * PATCH, "width": grid * PATCH}
     question = "{% for c in messages[0]['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),

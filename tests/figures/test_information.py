@@ -36,6 +36,12 @@ def test_the_line_is_the_median():
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), VALUES[:, QUANTILES.index(0.5)])
 
 
+def test_dots_say_which_layers_were_measured_where_not_all_were():
+    some = TokenInformation("five", {}, "keep-one", "p", np.array([0, 2, 3, 7]), VALUES, None)
+    assert plot_token_information(some).lines[0].get_marker() == "o"
+    assert plot_token_information(PANEL).lines[0].get_marker() == ""
+
+
 @pytest.mark.parametrize(
     ("context", "measure", "label"),
     [

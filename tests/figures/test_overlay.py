@@ -57,6 +57,17 @@ def test_cells_carry_the_values_and_stand_at_their_boxes():
     assert ax.figure.axes[1].get_ylabel() == "information (nats)"
 
 
+def test_windows_that_were_not_measured_stay_blank():
+    values = np.array([0.1, np.nan, -0.4])
+    ax = plot_token_heatmap(values, np.array([(0, 0, 0.5, 0.5), (0.5, 0, 0.5, 0.5), (0, 0.5, 1, 0.5)]))
+    (cells,) = ax.collections
+    ax.figure.draw_without_rendering()
+    np.testing.assert_array_equal(cells.get_facecolors()[:, 3] > 0, ~np.isnan(values))
+    assert cells.get_clim() == (-0.4, 0.4)
+    nothing = plot_token_heatmap(np.full(1, np.nan), np.array([(0, 0, 1, 1)]))
+    assert nothing.collections[0].get_clim() == (-1, 1)
+
+
 def test_values_that_are_all_zero_can_be_drawn():
     ax = plot_token_heatmap(np.zeros(1), np.array([(0, 0, 1, 1)]))
     assert ax.collections[0].get_clim() == (-1, 1)

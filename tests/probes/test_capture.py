@@ -7,15 +7,17 @@ import weakref
 
 import pytest
 import torch
+from deletion_oracle import deleted_logits, recorded_states
 from random_models import GRID, PATCH, SPECIAL, random_image, random_processor
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
+from random_models import encode as random_inputs
+from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
 
 from analyses.runs import STREAMS, HorizonError
 from probes.capture import Capture, capture, capture_prompt
 from probes.information import removal_ablations
 from probes.models import ProbedModel, load_model
 from probes.prompts import encode
-from probes.replay import replay
+from probes.replay import replay, visual_mask
 from probes.samples import Sample
 
 SAMPLE = Sample("noise", random_image(), "what is shown ?", ("apple",))
@@ -26,10 +28,10 @@ def captured(random_model) -> Capture:
     return capture_prompt(random_model, encode(random_model, SAMPLE), STREAMS)
 
 
-def normalizing_model() -> ProbedModel:
-    """A LLaVA over Qwen3, whose attention normalizes queries and keys between projection and rotation."""
+def normalizing_model(transposed: bool = False) -> ProbedModel:
+    """A LLaVA over Qwen3 or Gemma 3, whose attention normalizes queries and keys between projection and rotation."""
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = Qwen3Config(vocab_size=64, num_key_value_heads=1, head_dim=8, **sizes)
+    text = (Gemma3TextConfig if transposed else Qwen3Config)(vocab_size=64, num_key_value_heads=1, head_dim=8, **sizes)
     vision = CLIPVisionConfig(image_size=GRID * PATCH, patch_size=PATCH, **sizes)
     config = LlavaConfig(
         text_config=text,
@@ -108,18 +110,42 @@ def test_an_unknown_stream_is_named(random_model):
         capture(random_model, SAMPLE, streams=("queries", "key", "logits"))
 
 
-@pytest.mark.parametrize("stream", ["query", "query_raw", "key_raw"])
-def test_projections_that_a_norm_follows_are_refused(stream):
-    with pytest.raises(HorizonError, match=f"normalizes its queries and keys .* streams {stream} have no rule yet"):
-        capture(normalizing_model(), SAMPLE, streams=("hidden", stream))
+@torch.no_grad()
+@pytest.mark.parametrize("transposed", [False, True])
+def test_queries_and_keys_are_read_behind_their_norms(transposed):
+    """Norms see (token, head, dim) in Qwen3 and (head, token, dim) in Gemma 3."""
+    model = normalizing_model(transposed)
+    held = capture_prompt(model, encode(model, SAMPLE), STREAMS)
+    inputs = random_inputs(model.processor, SAMPLE.image)
+    received = recorded_states(model.model, inputs)
+    for stream in ("query", "key", "value"):
+        torch.testing.assert_close(held.visual.states[stream], received[stream], rtol=0, atol=1e-6)
+    for stream, letter in (("query_raw", "q"), ("key_raw", "k")):
+        seen: list[torch.Tensor] = []
+        hooks = [
+            getattr(layer.self_attn, f"{letter}_norm").register_forward_hook(
+                lambda _m, _a, out, to=seen: to.append(out[0])
+            )
+            for layer in model.layers
+        ]
+        model.model(**held.prompt.inputs)
+        for hook in hooks:
+            hook.remove()
+        rows = [state.transpose(0, 1) if transposed else state for state in seen]
+        normed = torch.stack([state[held.prompt.visual].flatten(1) for state in rows])
+        torch.testing.assert_close(held.visual.states[stream], normed, rtol=0, atol=1e-6)
+        turned = held.visual.states[stream.removesuffix("_raw")]
+        torch.testing.assert_close(held.visual.states[stream].norm(dim=-1), turned.norm(dim=-1))  # a rotation
+        assert (held.visual.states[stream] - turned).abs().median() > 0.01
 
 
 @torch.no_grad()
-def test_the_other_streams_of_such_a_model_are_exact():
+def test_replays_of_such_a_model_are_exact():
     model = normalizing_model()
-    held = capture_prompt(model, encode(model, SAMPLE), ("key", "value", "hidden"))
-    cache = model.model(**held.prompt.inputs, use_cache=True).past_key_values
-    visual = held.prompt.visual
-    for stream, name in (("key", "keys"), ("value", "values")):
-        plain = [getattr(layer, name)[0][:, visual].transpose(0, 1).flatten(1) for layer in cache.layers]
-        torch.testing.assert_close(held.visual.states[stream], torch.stack(plain), rtol=0, atol=1e-6)
+    held = capture_prompt(model, encode(model, SAMPLE), ())
+    inputs = random_inputs(model.processor, SAMPLE.image)
+    visual = visual_mask(held)
+    for indices, found in replay(model, held, removal_ablations(held, range(2))):
+        for k, log_probs in zip(indices.tolist(), found[:, 0], strict=True):
+            oracle = deleted_logits(model.model, inputs, k, visual).log_softmax(-1)
+            torch.testing.assert_close(log_probs, oracle, rtol=0, atol=2e-5)

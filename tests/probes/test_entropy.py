@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import probes.entropy
 from analyses.runs import HorizonError
-from probes.entropy import matrix_entropy, matrix_spectrum, token_entropy
+from probes.entropy import BLOCK_VALUES, PRODUCT_ORDERS, matrix_entropy, matrix_spectrum, token_entropy
 
 ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, math.inf)
 SHAPES = ((7, 5), (5, 7), (6, 6), (40, 16), (16, 40))
@@ -223,6 +225,82 @@ def test_half_precision_states_are_widened_first(dtype):
     found = matrix_entropy(states)
     assert found.dtype == torch.float64
     assert found.item() == pytest.approx(entropy_of(states.double().numpy()), abs=1e-9)
+
+
+# --- fast paths ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", range(2, PRODUCT_ORDERS + 3))
+@pytest.mark.parametrize(("n", "d"), [(30, 50), (50, 30)])
+def test_orders_by_products_are_those_of_the_eigenvalues(n, d, alpha):
+    states = np.stack([normal(n, d), low_rank(n, d, 3)])
+    found = matrix_entropy(tensor(states), alpha=alpha)
+    expected = [entropy_of(matrix, alpha) for matrix in states]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+    by_eigenvalues = matrix_entropy(tensor(states), alpha=alpha + 1e-12)
+    np.testing.assert_allclose(found, by_eigenvalues, rtol=0, atol=1e-9)
+
+
+def test_orders_by_products_need_no_eigenvalues(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("eigenvalues were computed")
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", refuse)
+    for alpha in range(2, PRODUCT_ORDERS + 1):
+        matrix_entropy(tensor(normal(6, 9)), alpha=alpha)
+    with pytest.raises(AssertionError, match="eigenvalues were computed"):
+        matrix_entropy(tensor(normal(6, 9)))
+
+
+@pytest.mark.parametrize(("n", "d"), [(13, 31), (31, 13), (16, 16)])
+@pytest.mark.parametrize("block", [1, 40, 500])
+@pytest.mark.parametrize("panel", [1, 5, 100])
+def test_blocks_and_panels_change_nothing(monkeypatch, n, d, block, panel):
+    states = normal(3, n, d) + 10 * normal(d, seed=1)
+    states[1, 4] = states[1, :4].mean(axis=0)
+    monkeypatch.setitem(BLOCK_VALUES, "cpu", block)
+    monkeypatch.setattr(probes.entropy, "PANEL_ROWS", panel)
+    for how in ({}, {"center": False}, {"normalize_rows": False}):
+        for alpha in (1, 2, 3):
+            expected = [entropy_of(matrix, alpha, **how) for matrix in states]
+            np.testing.assert_allclose(matrix_entropy(tensor(states), alpha=alpha, **how), expected, rtol=0, atol=1e-10)
+        expected_spectra = [spectrum_of(matrix, **how) for matrix in states]
+        np.testing.assert_allclose(matrix_spectrum(tensor(states), **how), expected_spectra, rtol=0, atol=1e-12)
+
+
+class LargestWide(TorchDispatchMode):
+    """Notes how many values the largest float64 tensor holds that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for one in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float64:
+                self.values = max(self.values, one.numel())
+        return made
+
+
+@pytest.mark.parametrize(("n", "d"), [(20, 3000), (3000, 20)])
+def test_long_inputs_are_widened_in_blocks(monkeypatch, n, d):
+    monkeypatch.setitem(BLOCK_VALUES, "cpu", 2000)
+    states = torch.randn(4, n, d, generator=torch.Generator().manual_seed(0))
+    with LargestWide() as watched:
+        matrix_entropy(states)
+    assert 400 <= watched.values <= 2000
+
+
+@pytest.mark.parametrize("preset", ["paper", "released"])
+def test_token_entropies_of_all_layers_are_computed_in_blocks(monkeypatch, preset):
+    states = torch.randn(6, 50, 32, generator=torch.Generator().manual_seed(0))
+    by_layer = torch.stack([token_entropy(layer, 4, preset=preset) for layer in states])
+    monkeypatch.setitem(BLOCK_VALUES, "cpu", 320)
+    with LargestWide() as watched:
+        found = token_entropy(states, 4, preset=preset)
+    torch.testing.assert_close(found, by_layer, rtol=0, atol=1e-12)
+    assert watched.values <= 320
 
 
 # --- tokens ----------------------------------------------------------------------------------------------------------

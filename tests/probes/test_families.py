@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from analyses.runs import HorizonError
+from probes import layouts
 from probes.families import FAMILIES, Family, find_family, sliding_window
 from probes.grids import TokenGrid
 from probes.layouts import WHOLE, Block, Layout, anyres_block, center_crop_box, idefics_tiling, place_blocks
@@ -354,6 +356,21 @@ def test_an_undescribed_family_has_no_grid_and_all_tokens_are_placeless():
     family = find_family(SimpleNamespace(model_type="brand_new"))
     assert family == Family("brand_new", None)
     assert family.grids(layout_of({}, 7, [(1, 1)])) == []
+
+
+def test_the_familys_example_in_contributing_is_right():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    example = text.partition("## Add a model family")[2].partition("```python\n")[2].partition("```")[0]
+    rule, _, entry = example.rpartition("\n\n\n")
+    known = dict(vars(layouts)) | {"Family": Family}
+    exec(rule, known)
+    family = eval(entry, known)
+    layout = layout_of({"half_grid": (2, 3)}, 32, [(8, 8)] * 2)
+    grids = family.grids(layout)
+    assert [grid.image for grid in grids] == [0, 0, 1, 1]
+    np.testing.assert_array_equal(grids[3].positions, [[27, 28, 29], [31, 32, 33]])
+    assert grids[3].box == (0.5, 0, 1, 1)
+    assert family.required(video=False) == ("image_sizes",)
 
 
 def test_sliding_windows_are_read_from_the_configuration():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.runs import HorizonError
-from probes.grids import TokenGrid, tile_windows
+from probes.grids import TokenGrid, check_windows, choose_window, tile_windows
 
 extents = st.tuples(st.integers(1, 7), st.integers(1, 7))
 
@@ -74,3 +74,39 @@ def test_no_grid_has_no_window():
 def test_sizes_that_are_no_number_of_tokens_are_refused(size):
     with pytest.raises(HorizonError, match=f"window is {size}; it must be a whole number"):
         tile_windows(grids_of([(2, 2)]), size)
+
+
+@given(st.lists(extents, min_size=1, max_size=3), st.integers(1, 60))
+def test_windows_by_count_are_the_smallest_that_are_so_few(shapes, most):
+    grids = grids_of(shapes)
+    if most < len(grids):
+        with pytest.raises(HorizonError, match=f"max_windows is {most}, but this sample has {len(grids)} grids"):
+            choose_window(None, most, grids)
+        return
+    size = choose_window(None, most, grids)
+    assert len(tile_windows(grids, size)) <= most
+    assert all(len(tile_windows(grids, smaller)) > most for smaller in range(1, size))
+
+
+def test_a_side_that_is_given_stands():
+    assert choose_window(3, None, grids_of([(9, 9)])) == 3
+    assert check_windows(None, None, None) == 2
+    assert check_windows(3, None, 9) == 3
+    assert check_windows(None, 64, None) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((2, 64, None), "goes with neither window nor coarse"),
+        ((None, 64, 8), "goes with neither window nor coarse"),
+        ((None, 0, None), "max_windows is 0; it must be a whole number"),
+        ((None, 2.5, None), "max_windows is 2.5; it must be a whole number"),
+        ((2, None, 3), "coarse is 3 and window 2: coarse must be a larger multiple"),
+        ((2, None, 2), "coarse is 2 and window 2: coarse must be a larger multiple"),
+        ((0, None, None), "window is 0; it must be a whole number"),
+    ],
+)
+def test_windows_that_contradict_each_other_are_refused(asked, message):
+    with pytest.raises(HorizonError, match=message):
+        check_windows(*asked)

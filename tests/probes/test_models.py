@@ -8,15 +8,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from family_processors import PAIRS
 from random_models import random_llava, random_processor
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForImageTextToText,
+    Florence2Config,
+    FuyuConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MllamaConfig,
+)
 
 from analyses.runs import HorizonError
+from probes.admission import find_visual_tokens
+from probes.families import Family
 from probes.models import fingerprint, load_model
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -70,7 +81,7 @@ def test_a_directory_gives_every_part_by_its_role(tiny):
 
 def test_a_directory_as_text_and_its_processor_given(tiny):
     processor = random_processor()
-    probed = load_model(str(tiny), processor=processor)
+    probed = load_model(str(tiny), processor=processor, check=False)  # it makes smaller pictures
     assert probed.processor is processor
     assert fingerprint(probed.model) == fingerprint(load_model(tiny).model)
 
@@ -96,7 +107,8 @@ def test_a_precision_that_is_named_is_the_models(tiny, given, dtype):
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_the_attention_that_is_named_is_the_models(tiny, attn):
     built = AutoModelForImageTextToText.from_pretrained(tiny)
-    for probed in (load_model(tiny, attn=attn), load_model(built, processor=random_processor(), attn=attn)):
+    wrapped = load_model(built, processor=random_processor(), attn=attn, check=False)
+    for probed in (load_model(tiny, attn=attn), wrapped):
         assert probed.attn == attn
         assert probed.decoder.config._attn_implementation == attn
 
@@ -122,7 +134,7 @@ from probes.models import load_model
 
 def outcome(name, revision):
     try:
-        model = load_model(name, revision=revision)
+        model = load_model(name, revision=revision, check=False)
     except HorizonError as error:
         return str(error)
     return [model.name, model.revision, model.n_layers, model.processor.image_processor.size["height"]]
@@ -249,11 +261,98 @@ def test_a_text_only_model_is_named(tiny, tmp_path):
         load_model(text_only(), processor=random_processor())
 
 
-def test_a_family_without_a_description_is_named_before_its_weights_are_read(copied):
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (MllamaConfig, r"\(mllama\) is refused: its visual tokens never enter the sequence: .*; take a model whose"),
+        (Florence2Config, r"\(florence2\) is an encoder-decoder, .*: take a decoder-only model"),
+        (FuyuConfig, r"\(fuyu\) has no vision_config, .*: take one of the families that the README lists"),
+    ],
+)
+def test_what_its_configuration_rules_out_is_named_before_weights_are_read(tmp_path, config, reason):
+    config().save_pretrained(tmp_path)
+    with pytest.raises(HorizonError, match=f"^model '{tmp_path}' {reason}"):
+        load_model(tmp_path)
+
+
+def test_a_family_without_a_description_loads_and_has_no_grid():
+    model = random_llava(layers=1)
+    model.config.model_type = "brand_new"
+    probed = load_model(model, processor=random_processor())
+    assert probed.family == Family("brand_new", None)
+
+
+def test_a_decoder_that_cannot_be_captured_is_named():
+    model = random_llava(layers=2)
+    model.get_decoder = lambda: torch.nn.Identity()
+    with pytest.raises(HorizonError, match="no decoder with layers, final norm and output embedding was found"):
+        load_model(model, processor=random_processor())
+    model = random_llava(layers=2)
+    del model.get_decoder().layers[1].self_attn
+    with pytest.raises(HorizonError, match=r"layer 1 has no self-attention \(1 such layers\), and removing tokens"):
+        load_model(model, processor=random_processor())
     with pytest.raises(
-        HorizonError, match=r"model type 'qwen2_vl' has no family .* \(known: llava\); add one to probes"
+        HorizonError, match="'m' declares no image token: its visual tokens cannot be found in a prompt"
     ):
-        load_model(copied(without=["model.safetensors"], model_type="qwen2_vl"))
+        find_visual_tokens("m", LlamaConfig())
+
+
+def test_a_processor_of_another_model_is_named():
+    model = random_llava(layers=1)
+    model.config.image_token_index = 7
+    with pytest.raises(
+        HorizonError, match=r"takes tokens 7 for visual ones, and its processor \(Llava.*\) writes 4: take"
+    ):
+        load_model(model, processor=random_processor())
+    model = random_llava(layers=1)
+    model.resize_token_embeddings(20)
+    with pytest.raises(HorizonError, match="knows 32 tokens and the model embeds 20: take the processor that belongs"):
+        load_model(model, processor=random_processor())
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="with torchvision these processors load")
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair.video], ids=lambda pair: pair.name)
+def test_a_processor_that_needs_torchvision_says_so_before_weights_are_read(tmp_path, pair):
+    processor = pair.processor()
+    pair.make()[1].save_pretrained(tmp_path)
+    processor.tokenizer.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": type(processor).__name__}))
+    reason = f"^the processor of '{tmp_path}' needs torchvision, which is not installed: install the build that belongs"
+    with pytest.raises(HorizonError, match=reason):
+        load_model(tmp_path)
+
+
+def test_dimensions_that_a_configuration_leaves_out_are_found():
+    model = random_llava(layers=1)
+    text = model.config.text_config
+    for name in ("head_dim", "num_key_value_heads"):
+        setattr(text, name, None)
+    probed = load_model(model, processor=random_processor())
+    assert (probed.n_heads, probed.n_key_value_heads, probed.head_dim) == (4, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("paligemma", "its prefix attends both ways; choose sdpa"),
+        ("gemma3", "its image attends both ways and some layers see 8 tokens back only; choose sdpa"),
+    ],
+)
+def test_flash_attention_is_refused_where_it_is_not_exact(name, reason):
+    (pair,) = [pair for pair in PAIRS if pair.name == name]
+    model, processor = pair.build()
+    with pytest.raises(HorizonError, match=rf"attention 'flash' is not exact for .* \({name}\): {reason}"):
+        load_model(model, processor=processor, attn="flash")
+
+
+def test_flash_attention_is_refused_over_sliding_layers():
+    model = random_llava(layers=1)
+    model.config.text_config.sliding_window = 8
+    with pytest.raises(
+        HorizonError, match=r"is not exact for .* \(llava\): some layers see 8 tokens back only; choose"
+    ):
+        load_model(model, processor=random_processor(), attn="flash")
 
 
 def test_a_built_model_needs_its_processor():
@@ -264,7 +363,7 @@ def test_a_built_model_needs_its_processor():
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"attn": "flash"}, "attention 'flash' is not supported; choose one of sdpa, eager"),
+        ({"attn": "flex"}, "attention 'flex' is not supported; choose one of sdpa, eager, flash"),
         ({"dtype": "float99"}, "dtype 'float99' is unknown; choose auto, float32"),
         ({"dtype": "int32"}, "dtype 'int32' is unknown"),
         ({"dtype": "nn"}, "dtype 'nn' is unknown"),
@@ -273,6 +372,19 @@ def test_a_built_model_needs_its_processor():
     ],
 )
 def test_unknown_ways_to_load_are_refused(tiny, how, reason):
+    with pytest.raises(HorizonError, match=reason):
+        load_model(tiny, **how)
+
+
+@pytest.mark.parametrize(
+    ("package", "how", "reason"),
+    [
+        ("flash_attn", {"attn": "flash"}, "'flash' needs the package flash-attn and a GPU: pip install flash-attn, or"),
+        ("bitsandbytes", {"quantization": "4bit"}, r"needs bitsandbytes: pip install 'vlm-horizon\[quantized\]', or"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_remedy(tiny, package, how, reason):
+    assert find_spec(package) is None
     with pytest.raises(HorizonError, match=reason):
         load_model(tiny, **how)
 
@@ -307,3 +419,9 @@ def test_the_fingerprint_reads_tensors_of_any_length():
         model = torch.nn.Module()
         model.weight = torch.nn.Parameter(torch.zeros(1).expand(length))  # one value in memory
         assert len(fingerprint(model)) == 16
+
+
+def test_a_processor_that_makes_other_pictures_is_refused_at_load(tiny):
+    with pytest.raises(HorizonError, match=r"cannot be captured: .*Input image size \(20\*20\) doesn't match model"):
+        load_model(tiny, processor=random_processor())
+    assert load_model(tiny, processor=random_processor(), check=False).n_layers == 8

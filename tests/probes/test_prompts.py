@@ -13,9 +13,9 @@ from transformers import CLIPImageProcessorPil
 
 from analyses.runs import HorizonError
 from probes.capture import capture_prompt
-from probes.families import Family, Layout, center_crop_box, square_grid
-from probes.grids import TokenGrid
+from probes.families import Family, square_grid
 from probes.information import removal_curves
+from probes.layouts import Block, Layout, center_crop_box
 from probes.models import ProbedModel
 from probes.prompts import chat_text, encode
 from probes.samples import Sample, SampleError
@@ -31,9 +31,26 @@ def with_template(model: ProbedModel, template: str | None) -> ProbedModel:
     return replace(model, processor=processor)
 
 
-def with_grids(model: ProbedModel, *grids: np.ndarray) -> ProbedModel:
-    """The same model; its family places visual tokens on the given grids."""
-    return replace(model, family=Family("made-up", lambda _layout: [*map(TokenGrid, grids)]))
+def with_blocks(model: ProbedModel, *blocks: Block, **facts) -> ProbedModel:
+    """The same model; its family lays visual tokens out in the given blocks."""
+    return replace(model, family=Family("made-up", lambda _layout: list(blocks), **facts))
+
+
+class Reworked:
+    """The demo model's processor, with what it gives changed by a function."""
+
+    def __init__(self, processor, change) -> None:
+        self.processor, self.change = processor, change
+
+    def __getattr__(self, name):
+        return getattr(self.processor, name)
+
+    def __call__(self, **kwargs):
+        return self.change(dict(self.processor(**kwargs)))
+
+
+def reworked(model: ProbedModel, change) -> ProbedModel:
+    return replace(model, processor=Reworked(model.processor, change))
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +110,8 @@ def test_a_beginning_of_sequence_that_the_template_writes_is_not_doubled(demo, r
 
 
 def test_tokens_that_no_grid_holds_are_placeless(demo, read):
-    square = np.arange(2, 65).reshape(9, 7)
-    prompt = encode(with_grids(demo, square), read)
+    prompt = encode(with_blocks(demo, Block(9, 7, after=1)), read)
+    np.testing.assert_array_equal(prompt.grids[0].positions, np.arange(2, 65).reshape(9, 7))
     assert prompt.placeless == 1
     assert len(prompt.visual) == 64
 
@@ -184,20 +201,126 @@ def test_a_processor_without_a_chat_template_is_named(demo, read):
 
 
 @pytest.mark.parametrize(
-    "grids",
+    ("blocks", "told"),
     [
-        [np.arange(1, 65).reshape(8, 8)],  # begins one early, on a text token
-        [np.arange(2, 66).reshape(8, 8), np.arange(2, 6).reshape(2, 2)],  # a token in two places
+        ([Block(7, 9)], r"63 \(grids: 7 x 9; 0 placeless\)"),
+        ([Block(8, 8, after=1)], r"65 \(grids: 8 x 8; 1 placeless\)"),
+        ([Block(7, 8), Block(2, 2, row_end=1)], r"62 \(grids: 7 x 8, 2 x 2; 2 placeless\)"),
+        ([], r"0 \(grids: none; 0 placeless\)"),
     ],
 )
-def test_grids_that_do_not_fit_the_prompt_are_named(demo, read, grids):
-    with pytest.raises(SampleError, match=f"sample '{read.id}': the grids of made-up place .* among the 64"):
-        encode(with_grids(demo, *grids), read)
+def test_more_or_fewer_visual_tokens_than_the_rule_explains_are_named(demo, read, blocks, told):
+    reason = (
+        f"^sample '{read.id}': '.*tiny-8' \\(made-up\\): the prompt holds 64 visual tokens and the rule explains {told}"
+    )
+    with pytest.raises(SampleError, match=reason):
+        encode(with_blocks(demo, *blocks), read)
+
+
+def test_an_encoding_that_lacks_what_the_family_needs_is_named(demo, read):
+    needs = with_blocks(demo, Block(8, 8), inputs=("mm_token_type_ids",), video_inputs=("video_grid_thw",))
+    reason = (
+        "gives no mm_token_type_ids, without which the family 'made-up' is silently wrong: take the processor of the"
+    )
+    with pytest.raises(SampleError, match=reason):
+        encode(needs, read)
+    told = reworked(needs, lambda found: found | {"mm_token_type_ids": torch.zeros_like(found["input_ids"])})
+    assert encode(told, read).placeless == 0
+
+
+# --- padding, and encodings that are no single prompt ----------------------------------------------------------------
+
+
+def padded(found: dict, left: int, right: int) -> dict:
+    def widened(row):
+        return torch.nn.functional.pad(row, (left, right))
+
+    return found | {key: widened(found[key]) for key in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize(("left", "right"), [(3, 0), (0, 2), (3, 2)])
+def test_padding_is_taken_off(demo, read, left, right):
+    plain, prompt = encode(demo, read), encode(reworked(demo, lambda found: padded(found, left, right)), read)
+    assert prompt.inputs.keys() == plain.inputs.keys()
+    assert all(torch.equal(prompt.inputs[key], plain.inputs[key]) for key in plain.inputs)
+    assert prompt.visual.tolist() == plain.visual.tolist()
+    assert prompt.readout.tolist() == plain.readout.tolist()
+
+
+def test_padding_left_in_would_have_changed_the_answer(random_model, read):
+    """The variant without the guard: pads at the left, which a replay of captured layers would take for words."""
+    model = random_model.model
+    plain = encode(random_model, replace(read, question="what is shown ?")).inputs
+    left = padded(plain, 3, 0)
+    del left["attention_mask"]
+    with torch.no_grad():
+        shift = model(**left).logits[0, -1].softmax(-1) - model(**plain).logits[0, -1].softmax(-1)
+    assert shift.abs().max() > 1e-3
+
+
+def test_a_mask_with_holes_and_a_batch_are_named(demo, read):
+    def holed(found):
+        mask = found["attention_mask"].clone()
+        mask[0, 4] = 0
+        return found | {"attention_mask": mask}
+
+    with pytest.raises(SampleError, match="its attention mask hides tokens inside the prompt; mask only padding"):
+        encode(reworked(demo, holed), read)
+    double = reworked(demo, lambda found: {key: torch.cat([value, value]) for key, value in found.items()})
+    with pytest.raises(SampleError, match=r"its input_ids have shape \(2, 73\); one row is expected"):
+        encode(double, read)
+
+
+def test_a_token_without_an_embedding_is_named(demo, read):
+    def beyond(found):
+        ids = found["input_ids"].clone()
+        ids[0, -1] = 91
+        return found | {"input_ids": ids}
+
+    with pytest.raises(SampleError, match=r"token id 91 lies beyond the 91 embeddings of '.*tiny-8': its processor"):
+        encode(reworked(demo, beyond), read)
+
+
+# --- several images, frames ------------------------------------------------------------------------------------------
+
+
+def test_several_images_have_grids_in_their_order(demo, demo_samples):
+    first, second = (sample.load_image() for sample in demo_samples[:2])
+    both = Sample("both", None, "what ?", (), images=(first, second))
+    prompt = encode(demo, both)
+    assert prompt.text == "USER: <image> <image> what ? ASSISTANT:"
+    assert [grid.image for grid in prompt.grids] == [0, 1]
+    np.testing.assert_array_equal(prompt.grids[1].positions, np.arange(66, 130).reshape(8, 8))
+    assert [np.asarray(image).tolist() for image in prompt.images] == [np.asarray(i).tolist() for i in (first, second)]
+    for place, image in enumerate((first, second)):
+        alone = encode(demo, Sample("one", image, "what ?", ()))
+        assert torch.equal(prompt.inputs["pixel_values"][place], alone.inputs["pixel_values"][0])
+
+
+def test_frames_of_different_sizes_and_a_missing_video_processor_are_named(demo):
+    frames = (Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9)))
+    video = Sample("v", None, "what ?", (), frames=frames)
+    with pytest.raises(
+        SampleError, match="'v' has video frames, for which the family 'llava' has no rule: give them as"
+    ):
+        encode(demo, video)
+    takes = with_blocks(demo, Block(8, 8), video=True)
+    with pytest.raises(SampleError, match="loaded without its video processor, which needs torchvision: install the"):
+        encode(takes, video)
+    processor = copy(demo.processor)
+    processor.video_processor = processor.image_processor
+    with pytest.raises(SampleError, match="sample 'v': its video frames differ in size"):
+        encode(replace(takes, processor=processor), video)
+
+
+def test_a_template_that_fails_by_itself_is_named(demo, read):
+    with pytest.raises(SampleError, match=r"has no chat template that renders an image and a question: no images$"):
+        encode(with_template(demo, "{{ raise_exception('no images') }}"), read)
 
 
 def test_a_number_of_tokens_that_is_no_square_is_named(demo):
     with pytest.raises(HorizonError, match="63 visual tokens form no square grid, as llava promises"):
-        square_grid(Layout(demo.model.config, {}, np.arange(63), (64, 64), None))
+        square_grid(Layout(demo.model.config, {}, np.arange(63), ((64, 64),), None))
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,15 +9,16 @@ from deletion_oracle import ablated_logits
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import encode as plain_inputs
-from random_models import random_image, random_llava
+from random_models import random_image, random_llava, random_processor
 
 from analyses.runs import HorizonError
+from probes.batching import BATCH_ROWS, MEMORY_SHARE, Shape, ablation_bytes
 from probes.capture import Capture, capture_prompt
-from probes.information import visual_mask
 from probes.models import load_model
 from probes.prompts import encode
-from probes.replay import BATCH_ROWS, Ablations, _affected, largest_batch, replay
+from probes.replay import Ablations, largest_batch, replay, visual_mask
 from probes.samples import Sample
+from probes.visibility import affected_rows
 
 QUESTION = "what is shown ?"
 SAMPLE = Sample("noise", random_image(), QUESTION, ("apple",))
@@ -90,7 +89,10 @@ def test_a_batch_is_as_large_as_its_rows_allow(random_model, captured, monkeypat
 
 
 def test_nothing_below_a_cut_is_computed(random_model, captured):
-    """Each ablation joins the sweep at its own layer, with the rows that see a removed token and no others."""
+    """Each ablation joins the sweep at its own layer, with the rows that see a removed token and no others.
+
+    In the last layer the rows that nobody reads give their keys and values first, then the one that is read runs.
+    """
     visual = visual_mask(captured)
     n, first, gone = captured.prompt.n_tokens, int(captured.prompt.visual[0]), int(visual.sum())
     seen: list[tuple[int, int, int]] = []
@@ -102,7 +104,90 @@ def test_nothing_below_a_cut_is_computed(random_model, captured):
     for handle in handles:
         handle.remove()
     rows = n - first - gone
-    assert seen == [(1, 2, rows), (2, 3, rows), (3, 4, rows)]
+    assert seen == [(1, 2, rows), (2, 3, rows), (3, 4, rows - 1), (3, 4, 1)]
+
+
+def test_in_the_last_layer_the_feed_forward_block_runs_for_the_rows_that_are_read_only(random_model, captured):
+    seen: list[tuple[int, ...]] = []
+    hook = random_model.layers[-1].mlp.register_forward_pre_hook(lambda _m, args: seen.append(tuple(args[0].shape[:2])))
+    gathered(random_model, captured, Ablations(torch.arange(4), visual_mask(captured).expand(4, -1)))
+    hook.remove()
+    assert seen == [(4, 1)]
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def failing_above(model, largest: int, message: str = "out of memory"):
+    """Make layer 1 fail as a full device does on batches above a size; returns the hook and the sizes that ran."""
+    ran: list[int] = []
+
+    def before(_module, args):
+        if len(args[0]) > largest:
+            raise RuntimeError(f"DefaultCPUAllocator: {message}: you tried to allocate 99 bytes")
+        ran.append(len(args[0]))
+
+    return model.layers[1].register_forward_pre_hook(before), ran
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_nothing(captured, caplog):
+    model = load_model(random_llava(34), processor=random_processor())
+    ablations = Ablations(torch.zeros(40, dtype=torch.long), visual_mask(captured).expand(40, -1).clone())
+    ablations.masks[torch.arange(40), captured.prompt.visual[torch.arange(40) % 25]] = False  # one token stays
+    expected = gathered(model, captured, ablations)
+    hook, ran = failing_above(model, 12)
+    found = gathered(model, captured, ablations)
+    assert ran == [10, 10, 10, 10]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines[0] == f"out of memory with 40 ablations at once on {model.device}: going on with 20"
+    ran.clear()
+    caplog.clear()
+    gathered(model, captured, ablations)  # later batches are small from the start
+    hook.remove()
+    assert ran == [10, 10, 10, 10]
+    assert not caplog.records
+    rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 24
+    assert largest_batch(model, captured, ablations, None) == 10 * rows
+
+
+def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
+    model = load_model(random_llava(34), processor=random_processor(), name="big")
+    hook, _ = failing_above(model, 0, "can't allocate memory")
+    with pytest.raises(HorizonError, match=r"'big' runs out of memory in a single replay of 32 tokens on cpu"):
+        gathered(model, captured, mixed(captured, 2))
+    hook.remove()
+
+
+def test_other_errors_are_not_taken_for_a_full_memory(captured):
+    model = load_model(random_llava(34), processor=random_processor())
+    hook = model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        gathered(model, captured, mixed(captured))
+    hook.remove()
+
+
+def test_batches_fit_what_memory_is_free(random_model, captured, monkeypatch):
+    visual = visual_mask(captured)
+    one_gone = visual & (visual.cumsum(0) == 1)
+    ablations = Ablations(torch.arange(40) % 4, one_gone.expand(40, -1))
+    rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 1
+    each = ablation_bytes(random_model, Shape(rows, captured.prompt.n_tokens - 1, 1, own_mask=False))
+    monkeypatch.setattr("probes.batching.free_memory", lambda _device: int(each * 6.5 / MEMORY_SHARE["cpu"]))
+    assert max(len(indices) for indices, _ in replay(random_model, captured, ablations)) == 6
+    monkeypatch.setattr("probes.batching.free_memory", lambda _device: 0)
+    assert max(len(indices) for indices, _ in replay(random_model, captured, ablations)) == 1
+
+
+def test_the_same_tokens_at_many_layers_are_held_once(captured):
+    masks = visual_mask(captured) & (torch.arange(captured.prompt.n_tokens) != torch.arange(3, 6)[:, None])
+    crossed = Ablations.at_every([1, 3], masks, "zero")
+    assert crossed.masks is masks
+    assert crossed.layers.tolist() == [1, 1, 1, 3, 3, 3]
+    assert torch.equal(crossed.removed, masks.repeat(2, 1))
+    part = crossed[torch.tensor([5, 0])]
+    assert (part.layers.tolist(), part.kind) == ([3, 1], "zero")
+    assert torch.equal(part.removed, masks[[2, 0]])
 
 
 # --- null ablations --------------------------------------------------------------------------------------------------
@@ -155,9 +240,9 @@ def test_every_readout_place_of_a_forced_answer_is_replayed(random_model):
 # --- which rows are affected -----------------------------------------------------------------------------------------
 
 
-def with_masks(*masks: torch.Tensor | None) -> SimpleNamespace:
-    """What `_affected` reads of a capture: one attention mask a layer."""
-    return SimpleNamespace(arguments=[{"attention_mask": mask} for mask in masks])
+def with_masks(*masks: torch.Tensor | None) -> list[dict[str, torch.Tensor | None]]:
+    """What `affected_rows` reads: one attention mask a layer."""
+    return [{"attention_mask": mask} for mask in masks]
 
 
 def reachable(matrices: list[np.ndarray], changed: np.ndarray) -> np.ndarray:
@@ -187,7 +272,7 @@ def test_affected_rows_are_those_that_reach_a_changed_one(seed, density, start):
     first, second = (random.random((12, 12)) < density for _ in range(2))
     changed = random.random(12) < 0.2
     captured = with_masks(torch.from_numpy(first)[None, None], additive(second), additive(second))
-    found = _affected(captured, torch.from_numpy(changed), start)
+    found = affected_rows(captured[start:], torch.from_numpy(changed))
     matrices = [first, second] if start == 0 else [second]
     np.testing.assert_array_equal(found, reachable(matrices, changed))
 
@@ -201,20 +286,20 @@ def test_affected_rows_of_a_prefix_that_sees_itself_both_ways():
     mask = torch.from_numpy(visible)[None, None]
     for changed, affected in ((2, [0, 1, 2, 3, 4, 5, 6, 7]), (4, [4, 5, 6, 7]), (5, [5])):
         one = torch.arange(n) == changed
-        assert _affected(with_masks(mask, mask), one, 0).nonzero()[:, 0].tolist() == affected
-        np.testing.assert_array_equal(_affected(with_masks(mask), one, 0), reachable([visible], one.numpy()))
+        assert affected_rows(with_masks(mask, mask), one).nonzero()[:, 0].tolist() == affected
+        np.testing.assert_array_equal(affected_rows(with_masks(mask), one), reachable([visible], one.numpy()))
 
 
 @given(st.integers(0, 11), st.booleans())
 def test_no_mask_is_the_causal_one(changed, mixed_with_a_diagonal):
     masks = (None, torch.eye(12, dtype=torch.bool)[None, None]) if mixed_with_a_diagonal else (None, None)
     one = torch.arange(12) == changed
-    assert _affected(with_masks(*masks), one, 0).nonzero()[:, 0].tolist() == list(range(changed, 12))
+    assert affected_rows(with_masks(*masks), one).nonzero()[:, 0].tolist() == list(range(changed, 12))
 
 
 def test_nothing_changed_affects_nothing():
     mask = torch.ones(1, 1, 5, 5, dtype=torch.bool)
-    assert not _affected(with_masks(mask, None), torch.zeros(5, dtype=torch.bool), 0).any()
+    assert not affected_rows(with_masks(mask, None), torch.zeros(5, dtype=torch.bool)).any()
 
 
 def test_an_unknown_kind_is_named(random_model, captured):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from analyses.runs import HorizonError
 from probes.readers import read_samples
-from probes.samples import Sample, SampleError, fill_template, image_sha256, with_template
+from probes.samples import Sample, SampleError, fill_template, image_sha256, pictures_sha256, with_template
 
 LINE = {"id": "a", "image": "images/a.png", "question": "what?", "answers": ["cat"]}
 
@@ -44,6 +45,53 @@ def test_a_line_gives_every_field(tmp_path):
     assert read(tmp_path, full) == [
         Sample("a", tmp_path / "images/a.png", "what?", ("cat",), "pets-2", "vqa", "color", ("cat", "dog"))
     ]
+
+
+def test_several_images_and_frames_are_read_in_order(tmp_path):
+    bare = {"id": "a", "question": "what?", "answers": ["cat"]}
+    names = ["x/b.png", "a.png"]
+    several, video, empty = read(
+        tmp_path, bare | {"images": names}, bare | {"frames": names, "fps": 2}, LINE | {"images": []}
+    )
+    paths = tuple(tmp_path / name for name in names)
+    assert (several.image, several.images, several.frames, several.error) == (None, paths, (), "")
+    assert (video.image, video.images, video.frames, video.fps) == (None, (), paths, 2.0)
+    assert (empty.image, empty.images, empty.error) == (tmp_path / "images/a.png", (), "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"images": ["b.png"]}, "image and images are given; one of them is expected"),
+        ({"image": None, "images": "b.png"}, "images are 'b.png'; a list of paths is expected"),
+        ({"image": None, "frames": ["b.png", 3]}, r"frames are \['b.png', 3\]; a list of paths is expected"),
+        ({"image": None, "images": []}, "no image among the keys"),
+        ({"fps": 0}, "fps is 0; a number above 0 is expected"),
+        ({"fps": "fast"}, "fps is 'fast'; a number above 0 is expected"),
+    ],
+)
+def test_pictures_that_cannot_be_meant_are_named(tmp_path, changes, reason):
+    (found,) = read(tmp_path, LINE | changes)
+    assert re.fullmatch(f"pets.jsonl line 1: {reason}.*", found.error)
+
+
+def test_pictures_are_decoded_in_order(tmp_path):
+    first, second = picture(seed=1), picture(size=(5, 7), seed=2)
+    second.save(tmp_path / "b.png")
+    sample = Sample("a", None, "?", (), images=(first, tmp_path / "b.png"))
+    assert [image.tobytes() for image in sample.load_images()] == [first.tobytes(), second.tobytes()]
+    assert sample.load_image().tobytes() == first.tobytes()
+    assert [image.size for image in Sample("a", first, "?", ()).load_images()] == [(12, 8)]
+    with pytest.raises(SampleError, match="sample 'a': give one of image, images and frames, not 2 of them"):
+        Sample("a", first, "?", (), frames=(second,)).load_images()
+
+
+def test_the_digest_of_several_pictures_is_of_all_in_order():
+    first, second = picture(seed=1), picture(seed=2)
+    assert pictures_sha256([first]) == image_sha256(first)
+    digests = {pictures_sha256(images) for images in ([first], [second], [first, second], [second, first])}
+    assert len(digests) == 4
+    assert pictures_sha256([first, second]) == pictures_sha256([first.copy(), second.copy()])
 
 
 def test_fields_that_are_left_out_have_defaults(tmp_path):

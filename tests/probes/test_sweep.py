@@ -1,15 +1,21 @@
 """A run measures what single calls measure, resumes, shards, records failures, and loses nothing."""
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from demo_data import demo_model, demo_samples
 from PIL import Image
 
 import probes.sweep
+import probes.writer
 import vlm_horizon as vh
+
+STAGES = ("encode_sample", "measure", "finish")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +102,10 @@ def test_run_records_its_conventions(whole):
     assert set(record["versions"]) >= {"torch", "transformers", "nnsight"}
 
 
+def assert_no_threads_of_a_run():
+    assert [thread.name for thread in threading.enumerate() if "vlm-horizon" in thread.name] == []
+
+
 def removal_run(model, out, samples=None, **options):
     options = {"probes": ("removal",), "progress": False} | options
     return vh.run(model, demo_samples(3) if samples is None else samples, out, **options)
@@ -104,10 +114,13 @@ def removal_run(model, out, samples=None, **options):
 def test_resume_skips_what_is_committed(model, tmp_path, monkeypatch):
     removal_run(model, tmp_path / "run", limit=2)
     measured = []
-    original = probes.sweep.measure_sample
-    monkeypatch.setattr(
-        probes.sweep, "measure_sample", lambda m, row, *rest: measured.append(row) or original(m, row, *rest)
-    )
+    original = probes.sweep.measure
+
+    def noting(m, encoded, config):
+        measured.append(encoded.entry["row"])
+        return original(m, encoded, config)
+
+    monkeypatch.setattr(probes.sweep, "measure", noting)
     run = removal_run(model, tmp_path / "run")
     assert measured == [2, 3, 4, 5]
     assert run.samples.index.tolist() == [0, 1, 2, 3, 4, 5]
@@ -115,18 +128,20 @@ def test_resume_skips_what_is_committed(model, tmp_path, monkeypatch):
     assert measured == [2, 3, 4, 5]
 
 
-def test_interrupted_run_keeps_what_was_finished(model, tmp_path, monkeypatch):
-    original = probes.sweep.measure_sample
+@pytest.mark.parametrize("overlap", [True, False])
+def test_interrupted_run_keeps_what_was_finished(model, tmp_path, monkeypatch, overlap):
+    original = probes.sweep.measure
 
-    def interrupt(m, row, *rest):
-        if row == 3:
+    def interrupt(m, encoded, config):
+        if encoded.entry["row"] == 3:
             raise KeyboardInterrupt
-        return original(m, row, *rest)
+        return original(m, encoded, config)
 
-    monkeypatch.setattr(probes.sweep, "measure_sample", interrupt)
+    monkeypatch.setattr(probes.sweep, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        removal_run(model, tmp_path / "run")
+        removal_run(model, tmp_path / "run", overlap=overlap)
     monkeypatch.undo()
+    assert_no_threads_of_a_run()
     assert vh.load_run(tmp_path / "run").samples.index.tolist() == [0, 1, 2]
     resumed = removal_run(model, tmp_path / "run")
     straight = removal_run(model, tmp_path / "straight")
@@ -136,6 +151,84 @@ def test_interrupted_run_keeps_what_was_finished(model, tmp_path, monkeypatch):
             straight.matrix(measure, context="removal", target="gold")[2],
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize("probes_", [("entropy",), ("entropy", "removal", "information")])
+def test_threads_change_nothing_of_the_results(model, tmp_path, probes_):
+    options = {"probes": probes_, "streams": ("query", "hidden"), "window": 4, "token_samples": 2, "spectra": 1}
+    bad = replace(demo_samples(1, "ocr")[0], id="bad", image=tmp_path / "nowhere.png")
+    samples = [*demo_samples(3, "ocr"), bad, *demo_samples(3, "vqa")]
+    one, three = (removal_run(model, tmp_path / str(on), samples, overlap=on, **options) for on in (False, True))
+    assert_no_threads_of_a_run()
+    assert three.failed["id"].tolist() == ["bad"]
+    pd.testing.assert_frame_equal(one.curves, three.curves, check_exact=True)
+    timed = ["seconds"]
+    pd.testing.assert_frame_equal(one.samples.drop(columns=timed), three.samples.drop(columns=timed), check_exact=True)
+    for row, values in one.spectra("hidden").items():
+        np.testing.assert_array_equal(values, three.spectra("hidden")[row])
+    assert one.token_rows() == three.token_rows() == ([0, 1, 4, 5] if "information" in probes_ else [])
+    for row in one.token_rows():
+        name = one.samples.loc[row, "id"]
+        np.testing.assert_array_equal(one.tokens(name).log_p, three.tokens(name).log_p)
+
+
+def test_samples_are_encoded_and_finished_beside_the_thread_that_measures(model, tmp_path, monkeypatch):
+    """At most two encoded samples and one measured sample wait, whatever takes longest."""
+    events = []
+
+    def noting(name, row_of, slow):
+        original = getattr(probes.sweep, name)
+
+        def stage(*args):
+            events.append((name, "begins", row_of(args), threading.current_thread()))
+            time.sleep(0.02 * slow)
+            done = original(*args)
+            events.append((name, "ends", row_of(args), threading.current_thread()))
+            return done
+
+        monkeypatch.setattr(probes.sweep, name, stage)
+
+    for slow in ("encode_sample", "measure", "finish"):
+        events.clear()
+        noting("encode_sample", lambda args: args[1], slow == "encode_sample")
+        noting("measure", lambda args: args[1].entry["row"], slow == "measure")
+        noting("finish", lambda args: args[0].entry["row"], slow == "finish")
+        removal_run(model, tmp_path / slow)
+        monkeypatch.undo()
+        began = {name: [row for stage, what, row, _ in events if (stage, what) == (name, "begins")] for name in STAGES}
+        assert list(began.values()) == 3 * [[0, 1, 2, 3, 4, 5]]
+        threads = {name: {thread for stage, *_, thread in events if stage == name} for name in STAGES}
+        assert threads["measure"] == {threading.main_thread()}
+        assert len({thread for found in threads.values() for thread in found}) == 3
+        order = {event[:3]: at for at, event in enumerate(events)}
+        for row in range(3, 6):
+            assert order["encode_sample", "begins", row] > order["measure", "begins", row - 3]
+        for row in range(2, 6):
+            assert order["measure", "begins", row] > order["finish", "ends", row - 2]
+
+
+def test_an_error_in_the_thread_that_writes_ends_the_run(model, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(probes.sweep, "FLUSH_SAMPLES", 2)
+    monkeypatch.setattr(probes.writer, "_write_table", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        removal_run(model, tmp_path / "run")
+    monkeypatch.undo()
+    assert_no_threads_of_a_run()
+    assert removal_run(model, tmp_path / "run").ok["id"].tolist() == [sample.id for sample in demo_samples(3)]
+
+
+def test_samples_that_stop_coming_leave_what_came_before(model, tmp_path):
+    def breaking():
+        yield from demo_samples(2, "ocr")
+        raise ConnectionError("the samples' source is gone")
+
+    with pytest.raises(ConnectionError, match="source is gone"):
+        removal_run(model, tmp_path / "run", breaking())
+    assert_no_threads_of_a_run()
+    assert len(vh.load_run(tmp_path / "run").ok) == 2
 
 
 def test_shards_add_up_to_the_run(model, tmp_path):

@@ -36,6 +36,7 @@ class FamilyCase:
         cells: (grid, row, column) -> (input, index) of the pixels under that cell; None where nothing is said.
         required: inputs without which the model refuses or, worse, computes something else.
         cross_attention: visual tokens are no rows of the decoder, but states that some layers attend to.
+        enters_again: layers behind which the model adds visual features to the visual rows once more.
         attention: implementations that the model class allows.
         seed: of weights on which ablations have a large effect at every layer.
         notes: what to know about the family.
@@ -50,6 +51,7 @@ class FamilyCase:
     cells: Callable[[int, int, int], tuple[str, Any]] | None = None
     required: tuple[str, ...] = ()
     cross_attention: bool = False
+    enters_again: tuple[int, ...] = ()
     attention: tuple[str, ...] = ("sdpa", "eager")
     seed: int = 0
     notes: str = field(default="", repr=False)
@@ -67,11 +69,12 @@ class FamilyCase:
 def build(kind: type[nn.Module], config: Any, seed: int, attn: str, dtype: torch.dtype) -> nn.Module:
     """A model whose weights are drawn anew, in evaluation mode."""
     config._attn_implementation = attn
+    config._experts_implementation = "eager"  # grouped products know no float64
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = kind(config)
         draw_weights(model)
-    return model.to(dtype).eval()
+    return model._apply(lambda t: t.to(dtype) if t.is_floating_point() else t).eval()  # complex tables stay complex
 
 
 @torch.no_grad()

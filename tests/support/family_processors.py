@@ -40,6 +40,9 @@ class Frames:
     def __init__(self, side: int, patches: bool = False, key: str = "pixel_values_videos") -> None:
         self.size, self.patches, self.key = {"height": side, "width": side}, patches, key
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"size": self.size}
+
     def __call__(self, videos: list[np.ndarray], **kwargs: Any) -> dict[str, Any]:
         assert kwargs["do_sample_frames"] is False
         (metadata,) = kwargs["video_metadata"]

@@ -2,11 +2,13 @@
 
 A plant lives inside a module of the decoder, in a subclass with the same children, and it recognizes visual rows by the
 position that their rotary embedding encodes. So it holds in a plain forward, under a trace, and where layers are called
-one by one on some of the rows, with the caller's own masks and cached rows, as long as no visual row is a cached one.
+one by one on some of the rows, with the caller's own masks, on top of cached rows from the start of the sequence and of
+rows whose keys a call that was broken off has just computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 
 import torch
@@ -23,21 +25,28 @@ def rotary_positions(position_embeddings, rotary) -> torch.Tensor:
 class CutAttention(LlamaAttention):
     """Attention in which no token outside `visual` (positions) attends to one inside."""
 
-    def plant(self, rotary, visual: range) -> None:
-        self._rotary, self._visual = (rotary,), visual  # in a tuple: no child module, the names stay as they were
+    _before: torch.Tensor | None = None
+
+    def plant(self, rotary, visual: Sequence[int]) -> None:
+        self._rotary = (rotary,)  # in a tuple: no child module, the names stay as they were
+        self._visual = torch.tensor(visual)
 
     def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **kwargs):
         positions = rotary_positions(position_embeddings, self._rotary[0])
-        visual = (positions >= self._visual.start) & (positions < self._visual.stop)
-        n = visual.shape[-1]
+        before, self._before = self._before, positions  # stays where the caller breaks this call off
+        columns = positions if before is None else torch.cat([before, positions], dim=1)
+        n = columns.shape[-1]
         if attention_mask is None:  # causal
-            attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=visual.device).tril()
-        # the newest n columns are the rows at hand; any before them are cached text from before the image
-        cut = torch.zeros(len(visual), 1, *attention_mask.shape[2:], dtype=torch.bool, device=visual.device)
-        cut[..., -n:] = (~visual)[:, None, :, None] & visual[:, None, None, :]
+            attention_mask = torch.ones(1, 1, n, n, dtype=torch.bool, device=columns.device).tril()
+        # under a causal mask what is cached, and stands before the newest n columns, is the sequence from its start
+        cached = torch.arange(attention_mask.shape[-1] - n, device=columns.device).expand(len(columns), -1)
+        queries, keys = (torch.isin(at, self._visual) for at in (positions, torch.cat([cached, columns], dim=1)))
+        cut = (~queries)[:, None, :, None] & keys[:, None, None, :]
         blocked = False if attention_mask.dtype == torch.bool else torch.finfo(attention_mask.dtype).min
         attention_mask = torch.where(cut, blocked, attention_mask)
-        return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        output = super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        self._before = None
+        return output
 
 
 class CollapsingLayer(LlamaDecoderLayer):
@@ -55,8 +64,11 @@ class CollapsingLayer(LlamaDecoderLayer):
         return torch.where(visual[..., None], output @ directions.T @ directions, output)
 
 
-def cut_from(model: LlavaForConditionalGeneration, layer: int, visual: range) -> LlavaForConditionalGeneration:
-    """A copy in which, from decoder layer `layer` on, the text no longer attends to the visual positions."""
+def cut_from(model: LlavaForConditionalGeneration, layer: int, visual: Sequence[int]) -> LlavaForConditionalGeneration:
+    """A copy in which, from decoder layer `layer` on, the text no longer attends to the visual positions.
+
+    With some of them only, nor do the other visual rows: what remains to be seen are those others.
+    """
     model = deepcopy(model)
     decoder = model.get_decoder()
     for k in range(layer, len(decoder.layers)):

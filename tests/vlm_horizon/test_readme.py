@@ -3,9 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import vlm_horizon as vh
-from vlm_horizon.benchmarks import BEGIN, END, task_table, write_table
+from analyses.runs import HorizonError
+from probes.families import FAMILIES
+from vlm_horizon import benchmarks
 from vlm_horizon.cli import app
+from vlm_horizon.families import BEGIN, END, families_table, write_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -31,6 +36,25 @@ def test_every_name_used_exists():
     assert used <= set(vh.__all__)
 
 
+def test_the_table_of_families_is_what_the_code_says(tmp_path):
+    table = README.partition(BEGIN)[2].partition(END)[0]
+    assert table == f"\n{families_table()}"
+    for name, family in FAMILIES.items():
+        (row,) = [line for line in table.splitlines() if f"| `{name}` |" in line]
+        assert row.startswith(f"| {family.title} |")
+        assert ("refused" in row) == bool(family.refused)
+        assert ("video" in row) == family.video
+    copy = tmp_path / "README.md"
+    copy.write_text(f"above\n{BEGIN}\nstale\n{END}\nbelow\n")
+    write_table(copy)
+    held = copy.read_text()
+    assert held == f"above\n{BEGIN}\n{families_table()}{END}\nbelow\n"
+    copy.write_text("no markers\n")
+    with pytest.raises(HorizonError, match=r"README.md has no place for the table: put <!-- families: begin -->"):
+        write_table(copy)
+    assert copy.read_text() == "no markers\n"
+
+
 def test_every_file_named_exists():
     named = set(re.findall(r"`([\w/.-]+\.(?:md|ipynb|cff))`", README)) | set(
         re.findall(r"\]\(([\w/.-]+\.png)\)", README)
@@ -40,10 +64,10 @@ def test_every_file_named_exists():
 
 
 def test_the_table_of_benchmarks_is_the_codes(tmp_path):
-    assert f"{BEGIN}\n{task_table()}{END}" in README
+    assert f"{benchmarks.BEGIN}\n{benchmarks.task_table()}{benchmarks.END}" in README
     copy = tmp_path / "README.md"
     copy.write_text(README.replace("| textvqa |", "| other |"))
-    write_table(copy)
+    benchmarks.write_table(copy)
     assert copy.read_text() == README
 
 

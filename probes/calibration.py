@@ -1,0 +1,183 @@
+"""Time the parts of a measurement on the model itself, as far as a budget allows, and scale them up by operations.
+
+Each part (forward, entropies, removals, token grids, noise floor) is run by the functions that runs use, on as many
+cuts and windows as its share of the budget pays for. Batches are as wide as those of the measurement, so overhead and
+products keep their proportion.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from analyses.runs import RunConfig
+from probes.entropy import matrices_at_once, matrix_entropy, matrix_spectrum
+from probes.information import as_numpy, check_layers, prepare, removal_ablations, removal_curves, window_ablations
+from probes.measure import sample_entry
+from probes.models import ProbedModel
+from probes.noise import Witness, noise_floor
+from probes.operations import Work, decoder_weights, make_batches, replay_work
+from probes.replay import Ablations, replay
+from probes.workload import FLOORS, Clock, SampleWork, Subject, grid_cuts, timed, windows_of, witnessed
+
+REPEATS = 3
+
+
+@dataclass
+class _Stopwatch:
+    """Times parts of one sample, each within its share of a budget in seconds, and learns the machine's rate."""
+
+    model: ProbedModel
+    subject: Subject
+    config: RunConfig
+    work: SampleWork
+    budget: float
+    clock: Clock
+    rate: float  # operations a second, the best seen so far
+
+    def share(self, part: str) -> float:
+        """Seconds for one part: by its operations, a twelfth at least. Half of them pay for a first call."""
+        counted = self.work.operations | {name: done.operations for name, done in self.work.replays.items()}
+        return self.budget * max(1 / 12, counted.get(part, 0.0) / sum(counted.values()))
+
+    def forward(self) -> float:
+        if self.subject.seconds > self.share("forward"):
+            return self.subject.seconds
+        targets = self.config.targets if self.subject.targets else ()
+        return self._time("forward", lambda: prepare(self.model, self.subject.sample, targets, self.config.streams))
+
+    def entropies(self, function: Callable[..., torch.Tensor], **how: Any) -> float:
+        """All layers where the first promises to leave time for them, else as many as go through at once."""
+        return sum(self._entropy(partial(function, **how), states) for states in self._states())
+
+    def _states(self) -> Iterable[torch.Tensor]:
+        return self.subject.captured.visual.states.values()
+
+    def _entropy(self, function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> float:
+        few = states[: matrices_at_once(states)]
+        seconds, _ = timed(self.model, partial(function, few), self.clock)
+        if seconds * len(states) / len(few) > self.share("entropies"):
+            return seconds * len(states) / len(few)
+        return self._time("entropies", partial(function, states))
+
+    def removal(self) -> float:
+        one_cut = removal_ablations(self.subject.captured, [0], self.config.kind)
+        cuts = self._affordable("removal", one_cut, check_layers(self.model, self.config.layers))
+        seconds = self._time(
+            "removal",
+            lambda: removal_curves(
+                self.model,
+                self.subject.captured,
+                self.subject.targets,
+                layers=cuts,
+                kind=self.config.kind,
+                batch_size=self.config.batch_size,
+            ),
+        )
+        return self._scaled("removal", seconds, self._count(one_cut, cuts))
+
+    def grids(self, context: str) -> float:
+        """Windows spread over the image, at least as many as a batch holds, from the deepest cuts if not from all."""
+        captured, config = self.subject.captured, self.config
+        windows = windows_of(captured, config)
+        widest = max(len(batch.layers) for batch in self.work.batches[context])
+        whole = self.work.replays[context].operations / self.rate <= self.share(context) / 2
+        if not whole and len(windows) > widest:
+            windows = [windows[at] for at in np.linspace(0, len(windows) - 1, widest).round().astype(int)]
+        one_cut = window_ablations(captured, windows, context, [0], config.kind)
+        cuts = self._affordable(context, one_cut, grid_cuts(self.model, config))
+        ablations = window_ablations(captured, windows, context, cuts, config.kind)
+
+        def measure() -> None:
+            for _, found in replay(self.model, captured, ablations, batch_size=config.batch_size):
+                for target in self.subject.targets.values():
+                    as_numpy(target.log_p(found))
+
+        return self._scaled(context, self._time(context, measure), self._count(ablations, None))
+
+    def floor(self, grids: bool) -> float:
+        """The real thing where it fits in, else by the rate of the other replays."""
+        captured, config, part = self.subject.captured, self.config, FLOORS[grids]
+        if self.work.replays[part].operations / self.rate > self.share(part):
+            return self.work.replays[part].operations / self.rate
+        witnesses = [Witness(ablation, 0.0) for ablation in witnessed(self.model, captured, config, grids=grids)]
+        target = next(iter(self.subject.targets.values()))
+        rows = max(len(batch.layers) * batch.rows for batch in self.work.batches[part])
+        return self._time(part, lambda: noise_floor(self.model, captured, target, witnesses, batch_rows=rows))
+
+    def record(self) -> float:
+        target = next(iter(self.subject.targets.values()), None)
+        return self._time("record", lambda: sample_entry(self.model, self.subject.captured, target))
+
+    def _affordable(self, part: str, one_cut: Ablations, cuts: list[int]) -> list[int]:
+        """All cuts, or the deepest of them that the share pays for; more than the last one, if there are more."""
+        fewest = min(2, len(cuts))
+        while len(cuts) > fewest and self._count(one_cut, cuts).operations / self.rate > self.share(part) / 2:
+            cuts = cuts[-max(fewest, len(cuts) // 2) :]
+        return cuts
+
+    def _count(self, ablations: Ablations, cuts: Sequence[int] | None) -> Work:
+        captured = self.subject.captured
+        batches = make_batches(self.model, captured, ablations, cuts=cuts, batch_size=self.config.batch_size)
+        return replay_work(decoder_weights(self.model), batches, len(captured.prompt.readout))
+
+    def _scaled(self, part: str, seconds: float, done: Work) -> float:
+        self.rate = max(self.rate, done.operations / seconds)
+        return seconds * self.work.replays[part].operations / done.operations
+
+    def _time(self, part: str, function: Callable[[], Any]) -> float:
+        """Median of a few calls after a first one, or the second alone, or the first where even that takes long."""
+        first, _ = timed(self.model, function, self.clock)
+        if first > self.share(part):
+            return first
+        repeats = 1 if first * REPEATS > self.share(part) else REPEATS
+        return float(np.median([timed(self.model, function, self.clock)[0] for _ in range(repeats)]))
+
+
+def time_parts(
+    model: ProbedModel,
+    subject: Subject,
+    config: RunConfig,
+    work: SampleWork,
+    *,
+    grids: bool,
+    spectra: bool,
+    budget: float,
+    clock: Clock = time.perf_counter,
+) -> dict[str, float]:
+    """Seconds of one sample, by part: `forward`, `entropies`, `spectra`, `record` and those of the replays.
+
+    Args:
+        model: as loaded.
+        subject: the sample.
+        config: of the run.
+        work: its `sample_work`.
+        grids: whether some samples get token grids.
+        spectra: whether some keep eigenvalues.
+        budget: seconds that this may take, about.
+        clock: gives seconds; processor time on a busy machine.
+
+    Raises:
+        SampleError: replays do not reproduce the model.
+    """
+    rate = work.operations["forward"] / subject.seconds
+    watch = _Stopwatch(model, subject, config, work, budget, clock, rate)
+    how = {"center": config.center, "normalize_rows": config.normalize_rows}
+    seconds = {"forward": watch.forward(), "record": watch.record()}
+    watch.rate = max(watch.rate, work.operations["forward"] / seconds["forward"])
+    seconds["entropies"] = watch.entropies(matrix_entropy, alpha=config.alpha, **how)
+    if spectra:
+        seconds["spectra"] = watch.entropies(matrix_spectrum, **how)
+    if subject.targets:
+        seconds["removal"] = watch.removal()
+        seconds |= {context: watch.grids(context) for context in config.contexts if grids}
+        seconds |= {
+            part: watch.floor(some) for some, part in FLOORS.items() if not some or (grids and part in work.batches)
+        }
+    return seconds

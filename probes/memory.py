@@ -1,0 +1,135 @@
+"""Peak memory of a run, by a formula of its shapes: what is resident, one capture, and the largest of what passes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from analyses.runs import RunConfig
+from probes.entropy import BLOCK_VALUES, matrices_at_once
+from probes.information import check_layers
+from probes.models import ProbedModel
+from probes.operations import Batch
+from probes.workload import SampleWork, Subject, windows_of
+
+
+def resident_bytes(device: torch.device) -> int:
+    """What is held now: torch's own memory on a GPU, else the resident size of this process.
+
+    Where the system does not tell that size, the largest one so far stands for it, and 0 where it tells neither.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if sys.platform == "win32":
+        return 0
+    import resource  # not on every platform
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def memory_parts(
+    model: ProbedModel, subject: Subject, config: RunConfig, work: SampleWork
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes that one sample takes, by part, and the formula behind each.
+
+    Args:
+        model: as loaded.
+        subject: the sample whose shapes count.
+        config: of the run.
+        work: its `sample_work`.
+    """
+    found = {"capture": _capture(model, subject), "forward": _forward(model, subject)}
+    if config.streams:
+        found["entropies"] = _entropies(subject)
+    batches = [batch for made in work.batches.values() for batch in made]
+    if batches:
+        found["replays"] = max((_replays(model, subject, config, batch) for batch in batches), key=lambda pair: pair[0])
+    return {part: held for part, (held, _) in found.items()}, {part: text for part, (_, text) in found.items()}
+
+
+def peak(parts: dict[str, int]) -> int:
+    """Resident + capture + the largest of what comes and goes (forward, entropies, replays)."""
+    passing = [held for part, held in parts.items() if part not in ("resident", "capture")]
+    return parts["resident"] + parts["capture"] + max(passing)
+
+
+def _width(model: ProbedModel) -> int:
+    return model.n_key_value_heads * model.head_dim
+
+
+def _feed_forward(model: ProbedModel) -> int:
+    """The widest that a token gets inside a layer."""
+    return max(module.out_features for module in model.layers.modules() if isinstance(module, nn.Linear))
+
+
+def _bytes(model: ProbedModel) -> int:
+    return torch.finfo(model.dtype).bits // 8
+
+
+def _capture(model: ProbedModel, subject: Subject) -> tuple[int, str]:
+    """Layer inputs, keys and values, streams of the visual tokens, log-probabilities."""
+    layers, d, b = model.n_layers, model.hidden_size, _bytes(model)
+    n = subject.captured.prompt.n_tokens
+    streams = sum(states.numel() for states in subject.captured.visual.states.values())
+    own = subject.captured.log_probs.numel()
+    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * own
+    return total, (
+        f"{n:,} tokens x ({layers + 1} x {d} + 2 x {layers} x {_width(model)}) + {streams:,} of the streams, "
+        f"{b} bytes each"
+    )
+
+
+def _forward(model: ProbedModel, subject: Subject) -> tuple[int, str]:
+    """The vision tower's states, or three feed-forward widths and three streams a token."""
+    n, inner, d, b = subject.captured.prompt.n_tokens, _feed_forward(model), model.hidden_size, _bytes(model)
+    decoder = b * n * 3 * (inner + d) + _scores(model, n, n, 1)
+    return max(decoder, subject.vision_bytes), (
+        f"the larger of {n:,} tokens x 3 x ({inner} + {d}) x {b} bytes and the vision tower's states"
+    )
+
+
+def _scores(model: ProbedModel, rows: int, columns: int, ablations: int) -> int:
+    """Eager attention holds its scores, twice in float32; the other kind a mask."""
+    pairs = ablations * rows * columns
+    return pairs * model.n_heads * (_bytes(model) + 8) if model.attn == "eager" else 0
+
+
+def _entropies(subject: Subject) -> tuple[int, str]:
+    """Two float64 copies of a block of states, and three Gram matrices of as many layers as go through at once."""
+    sizes = []
+    for states in subject.captured.visual.states.values():
+        layers, n, d = states.shape
+        at_once = min(layers, matrices_at_once(states))
+        block = 8 * min(at_once * n * d, BLOCK_VALUES.get(states.device.type, BLOCK_VALUES["cuda"]))
+        gram = 8 * at_once * min(n, d) ** 2
+        sizes.append((2 * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"))
+    return max(sizes)
+
+
+def _replays(model: ProbedModel, subject: Subject, config: RunConfig, batch: Batch) -> tuple[int, str]:
+    """The larger of feed-forward and attention in one layer, masks, and the vocabulary at the readout places."""
+    count, rows, columns = len(batch.layers), batch.rows, batch.columns
+    d, inner, b = model.hidden_size, _feed_forward(model), _bytes(model)
+    repeated = model.n_heads * model.head_dim if model.n_heads != model.n_key_value_heads else 0
+    feed_forward = b * count * rows * 3 * (inner + d)
+    attention = b * count * (rows * 5 * d + columns * 2 * (_width(model) + repeated))
+    attention += 5 * count * rows * columns + _scores(model, rows, columns, count)
+    vocabulary = 3 * 4 * model.vocab_size * len(subject.captured.prompt.readout)
+    tables = vocabulary * (count + len(check_layers(model, config.layers)))
+    windows = len(windows_of(subject.captured, config)) if config.contexts else 1
+    masks = 5 * windows * subject.captured.prompt.n_tokens
+    larger = (
+        f"3 x ({inner} + {d})" if feed_forward >= attention else f"5 x {d} + its keys, values and mask ({columns} long)"
+    )
+    text = (
+        f"{count} replays of {rows:,} rows x ({larger}) x {b} bytes, {masks:,} bytes of masks, "
+        f"{tables:,} over the vocabulary"
+    )
+    return max(feed_forward, attention) + masks + tables, text

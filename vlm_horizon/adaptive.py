@@ -1,0 +1,263 @@
+"""Token grids only where they matter: removal curves at every layer first, then grids where these point.
+
+A run with `token_layers="auto"` notes in its run.json which layers were chosen, so that it goes on after an
+interruption as if there had been none. Verdicts come from `analyses`, measurements from `probes`; this loop stands
+between the two, and what it knows is on disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analyses.brackets import (
+    Guide,
+    default_budget,
+    first_layers,
+    layers_left,
+    named_layers,
+    next_layer,
+    pilot_size,
+)
+from analyses.depths import layer_words, settled_layer
+from analyses.effects import information_curves
+from analyses.horizon import Horizon, find_horizon
+from analyses.runs import PROBES, HorizonError, Run
+
+if TYPE_CHECKING:
+    from probes.models import ProbedModel
+    from probes.samples import Sample
+
+
+@dataclass(frozen=True)
+class Replays:
+    """Ablations of token grids.
+
+    Attributes:
+        run: that were run, coarse windows included.
+        all: that every window at every layer of the same samples would take.
+    """
+
+    run: int
+    all: int
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What to measure next: task type -> layers to add, rows to measure at every layer; and why, in words."""
+
+    layers: dict[str, list[int]]
+    pilot: list[int]
+    words: str
+
+
+def run_adaptive(
+    model: ProbedModel,
+    samples: Iterable[Sample],
+    out: str | Path,
+    *,
+    budget: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Run:
+    """Measure as `run` does, with token grids at few layers: those that bracket each task type's horizon.
+
+    First everything but token grids, at every layer. Then, task type by task type: grids of a few pilot samples at
+    every layer; grids of all samples at layer 0, where the pilot's effect is largest and from where on it is gone; and
+    layer by layer those that close the bracket around the horizon by the criterion "information". What is left of the
+    budget goes to the removal curve's horizon and half depth. Removal horizon and half depth are those of a full
+    sweep, since they come from the same curves. The horizon by information is named only if the layer before it was
+    measured too; that the effect is not larger, or back, at a layer that was skipped, is what the pilot suggests.
+
+    The same call goes on where it was interrupted. Shards (`shard`) work too: what comes next depends on the rows of
+    all, so each stops with a line when it is through with its own, and goes on when called again.
+
+    Args:
+        model: as loaded.
+        samples: as in `run`.
+        out: the run directory, new or of the same configuration.
+        budget: token grids to measure, in layers for each sample; by default a quarter of the layers, at least 8.
+        progress: show progress and what is measured next, and why, on standard error.
+        options: of `run`, except layers and token_layers.
+
+    Returns:
+        The run, read back.
+
+    Raises:
+        HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
+    """
+    from probes.readers import SampleStream
+    from probes.sweep import run
+    from probes.writer import record_choice
+
+    if isinstance(samples, SampleStream):
+        options = samples.told | options
+    samples = list(samples)
+    budget = _checked(budget, model.n_layers, options)
+    while True:
+        found = run(model, samples, out, token_layers="auto", progress=progress, **options)
+        options["retry_failed"] = False  # once is enough
+        samples = samples[: options.get("limit")]
+        wanted = _wanted_rows(samples, options.get("token_samples"))
+        waiting = _of_other_shards(found, len(samples), wanted, options.get("shard", (0, 1)))
+        if waiting:
+            _say(progress, f"{waiting} rows of other shards are still to come: give the same command again after them")
+            return found
+        step = _next_step(found, wanted, budget)
+        _say(progress, step.words)
+        if not step.layers and not step.pilot:
+            return found
+        record_choice(out, layers=step.layers, pilot=step.pilot)
+
+
+def count_replays(run: Run) -> Replays:
+    """Count the ablations behind a run's token grids, and those of a sweep over every window at every layer."""
+    done = everything = 0
+    for context in run.config.contexts:
+        for row in run.token_rows(context):
+            grids = run.tokens(row, context=context)
+            done += grids.replays
+            everything += len(grids.windows) * len(run.config.removal_layers)
+    return Replays(done, everything)
+
+
+def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
+    """The budget in layers; raises HorizonError where there is nothing to choose."""
+    taken = [name for name in ("layers", "token_layers") if options.get(name) is not None]
+    if taken:
+        raise HorizonError(f"{' and '.join(taken)} cannot be given where layers are chosen: leave out one or the other")
+    missing = {"removal", "information"} - set(options.get("probes", PROBES))
+    if missing:
+        raise HorizonError(
+            f"layers are chosen by removal curves for token grids, so the probe {' and '.join(sorted(missing))} is "
+            "needed: add it, or name the layers"
+        )
+    if budget is not None and not 1 <= budget <= n_layers:
+        raise HorizonError(f"budget is {budget}; it must be 1 to {n_layers} layers")
+    return default_budget(n_layers) if budget is None else budget
+
+
+def _wanted_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
+    """Rows that get token grids: the first so many of each task."""
+    seen: Counter[str] = Counter()
+    wanted = set()
+    for row, sample in enumerate(samples):
+        if token_samples is None or seen[sample.task] < token_samples:
+            wanted.add(row)
+        seen[sample.task] += 1
+    return wanted
+
+
+def _of_other_shards(run: Run, n_rows: int, wanted: set[int], shard: tuple[int, int]) -> int:
+    """How many rows of other shards lack what was chosen so far."""
+
+    def lacks(row: int) -> bool:
+        if row not in run.samples.index:
+            return True
+        record = run.samples.loc[row]
+        asked = run.config.grid_layers(row, str(record["task_type"] or ""))
+        if record["status"] != "ok" or row not in wanted or not asked:
+            return False
+        held = run.token_layers(row)
+        return bool(set(asked) - set(held)) and (bool(held) or "information" not in list(record["probes"]))
+
+    return sum(lacks(row) for row in range(n_rows) if row % shard[1] != shard[0])
+
+
+def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
+    """What follows from what is on disk."""
+    removal = {found.group["task_type"]: found for found in find_horizon(run, criterion="removal")}
+    rows = {name: _rows_of(run, name, wanted) for name in removal}
+    sizes = {name: pilot_size(len(rows[name]), run.config.n_layers, budget) for name in removal if rows[name]}
+    if not sizes:
+        return _Step({}, [], f"removal sweep done: {_verdicts(removal)}; no token grids are asked for")
+    eligible = [name for name in sizes if removal[name].layer is not None]
+    pilot = [row for name in eligible if "keep-one" in run.config.contexts for row in rows[name][: sizes[name]]]
+    if not run.config.pilot_rows and not run.config.chosen_layers and pilot:
+        words = f"removal sweep done: {_verdicts(removal)}; token grids at every layer on {len(pilot)} pilot samples"
+        return _Step({}, pilot, words)
+    information = {}
+    if "keep-one" in run.config.contexts and run.config.chosen_layers:
+        information = {found.group["task_type"]: found for found in find_horizon(run, criterion="information")}
+    added: dict[str, list[int]] = {}
+    for name in sizes:
+        n_pilot = len(set(rows[name]) & set(run.config.pilot_rows))
+        most = layers_left(len(rows[name]), n_pilot, run.config.n_layers, budget)
+        chosen = run.config.chosen_layers.get(name, [])
+        added[name] = _added(run, removal[name], information.get(name), chosen, most)
+    added = {name: layers for name, layers in added.items() if layers}
+    return _Step(added, [], _words(run, removal, information, added))
+
+
+def _added(run: Run, removal: Horizon, information: Horizon | None, chosen: list[int], most: int) -> list[int]:
+    """Layers to add in one task type; empty when its horizon is settled or `most` layers are chosen."""
+    pilot = _pilot_guide(run, removal)
+    if not chosen:
+        return first_layers(removal, pilot, most)
+    spare = [layer for layer in dict.fromkeys(named_layers(removal)) if layer not in chosen]
+    if information is None:
+        return spare[: most - len(chosen)]
+    guide = pilot or Guide(removal.layers, removal.effect, removal.layer or 0)
+    following = next_layer(information, guide)
+    return (spare if following is None else [following])[: max(0, most - len(chosen))]
+
+
+def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
+    """Mean magnitude of the information over the pilot samples of one task type, at every layer."""
+    inside = run.samples["task_type"].fillna("") == removal.group["task_type"]
+    rows = set(run.config.pilot_rows) & set(run.samples.index[inside])
+    if not rows or "keep-one" not in run.config.contexts:
+        return None
+    pilot = information_curves(run, ("magnitude",))[0].of(sorted(rows))
+    if not len(pilot.rows) or len(pilot.skipped):
+        return None
+    effect = np.nanmean(pilot.values, axis=0)
+    horizon = settled_layer(effect, removal.detector.share * effect.max(), pilot.layers)
+    return Guide(pilot.layers, effect, int(horizon))
+
+
+def _rows_of(run: Run, task_type: str, wanted: set[int]) -> list[int]:
+    """Rows of one task type that get token grids, or have them."""
+    measured = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
+    own = run.ok.index[run.ok["task_type"].fillna("") == task_type]
+    return [int(row) for row in own if row in wanted and row in measured]
+
+
+def _words(run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], added: dict[str, list[int]]) -> str:
+    """What was found, what is measured next and why."""
+    layers = {name: np.union1d(run.config.chosen_layers.get(name, []), new).astype(int) for name, new in added.items()}
+    planned = "; ".join(f"{name or 'all'} token grids at {layer_words(chosen)}" for name, chosen in layers.items())
+    found = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
+    if added:
+        return f"{found if information else f'removal sweep done: {_verdicts(removal)}'}; {planned}"
+    count = count_replays(run)
+    times = count.all / max(count.run, 1)
+    spent = f"{count.run} replays for token grids, {times:.1f} times fewer than at every layer"
+    still = [name or "all" for name, one in information.items() if one.bracket is not None]
+    open_ = f"; the budget is used up with {', '.join(still)} open, a larger one goes on from here" if still else ""
+    return f"done: {_verdicts(removal)}; {found}; {spent}{open_}"
+
+
+def _verdicts(found: dict[str, Horizon]) -> str:
+    """Every group's horizon, its interval and its half depth, in a few words."""
+    parts = []
+    for name, one in found.items():
+        if one.layer is None:
+            parts.append(f"{name or 'all'} horizon none ({one.reason})")
+            continue
+        ends = f" [{one.interval[0]}, {one.interval[1]}]" if one.interval else ""
+        half = f", half depth {one.half_depth:.3g}" if one.half_depth is not None else ""
+        parts.append(f"{name or 'all'} horizon {'not before the end' if one.censored else one.layer}{ends}{half}")
+    return "; ".join(parts)
+
+
+def _say(progress: bool, words: str) -> None:
+    if progress:
+        from probes.progress import say_line
+
+        say_line(words)
