@@ -186,13 +186,15 @@ class RunConfig:
     device: str = ""
     batch_size: int | None = None
     sources: tuple[str, ...] = ()
-    prompt_example: str = ""
+    prompt_example: str = ""  # exact text of the first sample's prompt
     token_layers: tuple[int, ...] | str | None = None  # of the token grids; None for `layers`, "auto" for chosen ones
     chosen_layers: dict[str, list[int]] = field(default_factory=dict)  # by "auto" so far, by task type
     pilot_rows: tuple[int, ...] = ()  # rows with token grids at every layer, by which "auto" looks where to look
     coarse: int | None = None  # side of the windows that are measured first; finer ones only where these show an effect
     max_windows: int | None = None  # most windows of a sample, which choose their side
     only_correct: bool = False  # samples that the model answers wrong were excluded, not measured
+    with_ocr_tokens: bool = False  # prompts carry the benchmark's reference OCR tokens
+    video: str = ""  # how frames of videos were chosen
 
     NOT_ESTIMAND = (
         "conventions",

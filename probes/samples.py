@@ -1,25 +1,37 @@
-"""Samples: an image, a question about it, and the answers that count as right; and the readers of sample files."""
+"""Samples: an image, a question about it, and the answers that count as right; and the templates of questions."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from analyses.runs import HorizonError
 
-PICTURES = ("image", "images", "frames")
+FIELDS = ("question", "options", "hint", "ocr_tokens")  # what a question template may name
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # the names of options, in order
+_FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
 
 
 class SampleError(HorizonError):
     """One sample cannot be measured. A run records the reason, counts it and goes on."""
+
+
+class StoredImage(Protocol):
+    """An image inside a larger file, read when it is needed, so that samples of a large file stay small."""
+
+    def open(self) -> Image.Image:
+        """The image, not yet decoded to RGB; raises OSError where it cannot be read."""
+        ...
+
+
+Picture = Path | Image.Image | StoredImage
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,8 @@ class Sample:
 
     Attributes:
         id: unique within its task.
-        image: a file, or a decoded image; None where `images` or `frames` are given instead.
-        question: as the user asks it, without chat markup.
+        image: a file, a decoded image, or one inside a larger file; None where `images` or `frames` are given instead.
+        question: as the model is asked it, without chat markup.
         answers: what annotators gave; the most frequent normalized one is the gold answer.
         task: the benchmark, for example "textvqa".
         task_type: what kind of seeing it asks for, for example "ocr" or "vqa".
@@ -39,10 +51,13 @@ class Sample:
         images: several images, in the order in which the prompt shows them.
         frames: the frames of one video, in order.
         fps: frames a second, at which the frames were taken; some families tell the model the time.
+        raw_question: the bare question, where `question` is that question put through a template; else "".
+        hint: context that goes with the question.
+        ocr_tokens: reference text of the image, where the prompt is meant to carry it.
     """
 
     id: str
-    image: Path | Image.Image | None
+    image: Picture | None
     question: str
     answers: tuple[str, ...]
     task: str = ""
@@ -50,9 +65,18 @@ class Sample:
     category: str = ""
     options: tuple[str, ...] = ()
     error: str = ""
-    images: tuple[Path | Image.Image, ...] = ()
-    frames: tuple[Path | Image.Image, ...] = ()
+    images: tuple[Picture, ...] = ()
+    frames: tuple[Picture, ...] = ()
     fps: float = 1.0
+    raw_question: str = ""
+    hint: str = ""
+    ocr_tokens: tuple[str, ...] = ()
+
+    @property
+    def n_pictures(self) -> int:
+        """Images or frames that a prompt shows; 0 where there is none, or they are given in more than one way."""
+        given = [pictures for pictures in _given(self) if pictures]
+        return len(given[0]) if len(given) == 1 else 0
 
     def load_image(self) -> Image.Image:
         """Decode the image, or the first of several, to RGB.
@@ -71,9 +95,8 @@ class Sample:
         return [_decode(picture, self.id) for picture in _pictures(self)]
 
 
-def _pictures(sample: Sample) -> tuple[Path | Image.Image, ...]:
-    image = () if sample.image is None else (sample.image,)
-    given = [pictures for pictures in (image, sample.images, sample.frames) if pictures]
+def _pictures(sample: Sample) -> tuple[Picture, ...]:
+    given = [pictures for pictures in _given(sample) if pictures]
     if not given:
         raise SampleError(f"sample {sample.id!r} has no image")
     if len(given) > 1:
@@ -81,11 +104,15 @@ def _pictures(sample: Sample) -> tuple[Path | Image.Image, ...]:
     return given[0]
 
 
-def _decode(picture: Path | Image.Image, sample_id: str) -> Image.Image:
+def _given(sample: Sample) -> tuple[tuple[Picture, ...], ...]:
+    return () if sample.image is None else (sample.image,), sample.images, sample.frames
+
+
+def _decode(picture: Picture, sample_id: str) -> Image.Image:
     if isinstance(picture, Image.Image):
         return _as_rgb(picture, sample_id)
     try:
-        with Image.open(picture) as image:
+        with Image.open(picture) if isinstance(picture, Path | str) else picture.open() as image:
             return _as_rgb(image, sample_id)
     except FileNotFoundError as error:
         raise SampleError(f"sample {sample_id!r}: image {picture} does not exist") from error
@@ -126,49 +153,11 @@ def pictures_sha256(images: Sequence[Image.Image]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def read_samples(
-    path: str | Path,
-    *,
-    task: str | None = None,
-    task_type: str | None = None,
-    limit: int | None = None,
-    prompt: str | None = None,
-) -> Iterator[Sample]:
-    """Read a JSONL file, one object a line with the keys id, image, question, answers (or answer).
-
-    Instead of `image`, `images` may list several and `frames` the frames of a video (with `fps`, frames a second).
-    Optional keys are task, task_type, category and options. Image paths are relative to the file. A line that does
-    not parse or lacks a key is yielded as a Sample whose `error` says so, with its line number.
-
-    Args:
-        path: the file.
-        task: overrides the lines' task; by default the file's stem where a line names none.
-        task_type: overrides the lines' task type.
-        limit: at most so many samples.
-        prompt: question template, with `{question}` where the question goes.
-
-    Raises:
-        HorizonError: the file does not exist or is not JSONL, or the template has no `{question}`.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise HorizonError(f"no sample file at {path}: give a JSONL file with id, image, question and answers")
-    if path.suffix.lower() not in {".jsonl", ".json"}:
-        raise HorizonError(f"{path} is not a JSONL file (its name ends in {path.suffix!r})")
-    with path.open("rb") as file:
-        if file.read(64).lstrip().startswith(b"["):
-            raise HorizonError(f"{path} holds one JSON array; write one object a line (JSONL)")
-    if limit is not None and limit < 1:
-        raise HorizonError(f"limit is {limit}; it must be at least 1")
-    template = check_template(prompt)
-    return islice(_read_lines(path, task, task_type, template), limit)
-
-
 def with_template(sample: Sample, prompt: str | None) -> Sample:
-    """A sample whose question is put through a template; None leaves it alone."""
+    """A sample whose bare question is put through a template, instead of any before; None leaves it alone."""
     if prompt is None:
         return sample
-    return replace(sample, question=check_template(prompt).replace("{question}", sample.question))
+    return replace(sample, question=fill_template(prompt, sample), raw_question=sample.raw_question or sample.question)
 
 
 def check_template(prompt: str | None) -> str:
@@ -180,71 +169,24 @@ def check_template(prompt: str | None) -> str:
     return prompt
 
 
-def _read_lines(path: Path, task: str | None, task_type: str | None, template: str) -> Iterator[Sample]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-                yield _sample_of(record, path, number, task, task_type, template)
-            except (ValueError, RecursionError, SampleError) as error:
-                reason = str(error) if isinstance(error, SampleError) else f"not valid JSON ({error})"
-                yield _unread(path, number, task, task_type, reason)
+def fill_template(prompt: str, sample: Sample) -> str:
+    r"""The question that a template makes of a sample.
 
+    `{question}` is the bare question, `{options}` one line "A. text" an option, `{hint}` the context, `{ocr_tokens}`
+    the reference text. A line of the template whose `{options}`, `{hint}` or `{ocr_tokens}` are empty is left out.
 
-def _unread(path: Path, number: int, task: str | None, task_type: str | None, reason: str) -> Sample:
-    where = f"{path.name} line {number}"
-    name = f"{path.stem}:{number}"
-    return Sample(name, None, "", (), task or path.stem, task_type or "", error=f"{where}: {reason}")
-
-
-def _sample_of(record: Any, path: Path, number: int, task: str | None, task_type: str | None, template: str) -> Sample:
-    if not isinstance(record, dict):
-        raise SampleError(f"a JSON {type(record).__name__} where an object is expected")
-    given = [key for key in PICTURES if record.get(key)]
-    missing = [key for key, there in (("image", given), ("question", record.get("question"))) if not there]
-    if missing:
-        raise SampleError(f"no {' and no '.join(missing)} among the keys {sorted(record)}")
-    if len(given) > 1:
-        raise SampleError(f"{' and '.join(given)} are given; one of them is expected")
-    odd = [f"{key} is {record[key]!r}" for key in ("image", "question") if not isinstance(record.get(key) or "", str)]
-    if odd:
-        raise SampleError(f"{' and '.join(odd)}; a text is expected")
-    pictures = _picture_paths(record, path)
-    options = record.get("options") or []
-    if not isinstance(options, list):
-        raise SampleError(f"options are {options!r}; a list of texts is expected")
-    answers = record.get("answers", record.get("answer"))
-    answers = [answers] if isinstance(answers, str | int | float) else answers
-    if not isinstance(answers, list) or not all(isinstance(answer, str | int | float) for answer in answers):
-        raise SampleError(f"answers are {answers!r}; a text or a list of texts is expected")
-    return Sample(
-        id=f"{path.stem}:{number}" if record.get("id") is None else str(record["id"]),
-        image=pictures[0] if given == ["image"] else None,
-        question=template.replace("{question}", record["question"]),
-        answers=tuple(str(answer) for answer in answers),
-        task=task or str(record.get("task") or path.stem),
-        task_type=task_type or str(record.get("task_type") or ""),
-        category=str(record.get("category") or ""),
-        options=tuple(str(option) for option in options),
-        images=pictures if given == ["images"] else (),
-        frames=pictures if given == ["frames"] else (),
-        fps=_frame_rate(record),
-    )
-
-
-def _picture_paths(record: dict[str, Any], path: Path) -> tuple[Path, ...]:
-    """The files that a line names, whichever of the three keys it uses."""
-    key = next(key for key in PICTURES if record.get(key))
-    names = [record[key]] if key == "image" else record[key]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise SampleError(f"{key} are {names!r}; a list of paths is expected")
-    return tuple(path.parent / name for name in names)
-
-
-def _frame_rate(record: dict[str, Any]) -> float:
-    rate = record.get("fps", 1.0)
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < float("inf"):
-        raise SampleError(f"fps is {rate!r}; a number above 0 is expected")
-    return float(rate)
+    >>> fill_template("{hint}\n{question}\n{options}", Sample("1", None, "which?", ("A",), options=("cat", "dog")))
+    'which?\nA. cat\nB. dog'
+    """
+    values = {
+        "question": sample.raw_question or sample.question,
+        "options": "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, sample.options, strict=False)),
+        "hint": sample.hint,
+        "ocr_tokens": ", ".join(sample.ocr_tokens),
+    }
+    kept = []
+    for line in check_template(prompt).split("\n"):
+        named = _FIELD.findall(line)
+        if not named or "question" in named or any(values[name] for name in named):
+            kept.append(_FIELD.sub(lambda field: values[field[1]], line))
+    return "\n".join(kept)

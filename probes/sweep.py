@@ -42,9 +42,11 @@ from probes.models import ProbedModel, fingerprint
 from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
 from probes.prompts import chat_text
+from probes.readers import SampleStream
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
 from probes.targets import check_targets
+from probes.video import frame_rule
 from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS, Record, RunWriter
 
 AHEAD, BEHIND = 2, 1  # samples encoded before their turn; samples measured, their states still held, before finished
@@ -83,6 +85,8 @@ def run(
     max_windows: int | None = None,
     only_correct: bool = False,
     generate: int | None = None,
+    with_ocr_tokens: bool | None = None,
+    video: str | None = None,
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -124,6 +128,8 @@ def run(
             the same choice afterwards.
         generate: also let the model write out its answer, of at most so many tokens, for `score_run`. No measured
             value depends on it, so a later call can add it to a run that is there. The announced cost leaves it out.
+        with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
+        video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -144,6 +150,14 @@ def run(
         raise HorizonError("only_correct needs a target that says what is right: gold beside greedy, or greedy-correct")
     if generate is not None:
         check_limit(generate)
+    if isinstance(samples, SampleStream):
+        sources = sources or (samples.source.name,)
+        with_ocr_tokens = samples.reading.with_ocr_tokens if with_ocr_tokens is None else with_ocr_tokens
+    first, samples = _first_readable(samples)
+    example = ""
+    if first is not None:
+        question = with_template(first, prompt).question
+        example = chat_text(model, question, n_images=first.n_pictures, video=bool(first.frames))
     config = RunConfig(
         model=model.name,
         revision=model.revision,
@@ -177,13 +191,15 @@ def run(
         device=_device_name(model),
         batch_size=batch_size,
         sources=tuple(map(str, sources)),
-        prompt_example=chat_text(model, prompt or "{question}"),
+        prompt_example=example,
         token_layers=token_layers
         if token_layers is None or isinstance(token_layers, str)
         else tuple(sorted(set(token_layers))),
         coarse=coarse,
         max_windows=max_windows,
         only_correct=only_correct,
+        with_ocr_tokens=bool(first and first.ocr_tokens) if with_ocr_tokens is None else with_ocr_tokens,
+        video=(frame_rule(first.frames) if first else "") if video is None else video,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
@@ -192,6 +208,8 @@ def run(
         chosen = _Chosen(shard, token_samples, gate_checks, spectra, retry_failed, generate)
         if progress:
             samples = _announced(model, samples, limit, writer, bar, chosen)
+            if not writer.committed:
+                bar.say(f"first prompt: {example!r}")
         _sweep(model, islice(samples, limit), writer, bar, chosen, overlap)
     return load_run(out)
 
@@ -328,7 +346,7 @@ def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None,
     seen: Counter[str] = Counter()
     index, count = chosen.shard
     for row, sample in enumerate(samples):
-        sample = with_template(sample, writer.config.prompt)
+        sample = _prompted(sample, writer.config)
         place = seen[sample.task]
         seen[sample.task] += 1
         if row % count != index:
@@ -390,13 +408,45 @@ def _announced(
 ) -> Iterable[Sample]:
     """Say what is left to do and what it takes; the samples, of which a stream loses none."""
     stream = iter(samples)
-    sure = isinstance(samples, Sequence)
-    head = list(stream if sure else islice(stream, TRIED))
+    head = list(stream if isinstance(samples, Sequence) else islice(stream, TRIED))
+    sure = isinstance(samples, Sequence) or len(head) < TRIED or (limit is not None and limit <= TRIED)
     jobs = _jobs(iter(head[:limit]), writer, None, chosen)
     left = [(job.sample, job.plan) for job in jobs if job.plan is not None and not job.sample.error]
     amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
     bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
     return chain(head, stream)
+
+
+def _first_readable(samples: Iterable[Sample]) -> tuple[Sample | None, Iterable[Sample]]:
+    """The first sample that has a question and pictures; and all samples, of which a stream loses none."""
+    stream = samples if isinstance(samples, Sequence) else iter(samples)
+    passed: list[Sample] = []
+    for sample in stream:
+        passed.append(sample)
+        if not sample.error and sample.n_pictures:
+            return sample, samples if isinstance(samples, Sequence) else chain(passed, stream)
+    return None, samples if isinstance(samples, Sequence) else passed
+
+
+def _prompted(sample: Sample, config: RunConfig) -> Sample:
+    """A sample with the run's prompt.
+
+    Raises:
+        HorizonError: its prompt carries reference OCR tokens, or its frames were chosen by a rule, that the run's
+            configuration does not say.
+    """
+    if sample.ocr_tokens and not config.with_ocr_tokens:
+        raise HorizonError(
+            f"the prompt of sample {sample.id!r} carries reference OCR tokens: give run() with_ocr_tokens=True, so "
+            "that the run says so, or read the samples without them"
+        )
+    rule = frame_rule(sample.frames)
+    if rule and rule != config.video:
+        raise HorizonError(
+            f"the video of sample {sample.id!r} gives {rule}, and the run says {config.video or 'nothing'!r}: choose "
+            "frames by one rule, and give run() video= where images come before videos"
+        )
+    return with_template(sample, config.prompt)
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:

@@ -91,9 +91,12 @@ def run_adaptive(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
+    from probes.readers import SampleStream
     from probes.sweep import run
     from probes.writer import record_choice
 
+    if isinstance(samples, SampleStream):
+        options = samples.told | options
     samples = list(samples)
     budget = _checked(budget, model.n_layers, options)
     while True:

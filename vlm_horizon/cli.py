@@ -1,4 +1,4 @@
-"""The command line: `vlm-horizon demo`, `run`, `cost`, `show`, `compare`, `plan`, `figures`.
+"""The command line: `vlm-horizon demo`, `run`, `tasks`, `cost`, `show`, `compare`, `plan`, `check`, `figures`.
 
 Exit codes: 0 done, 1 some samples failed (listed), 2 unusable arguments, 130 interrupted (what finished is on disk).
 """
@@ -20,6 +20,7 @@ from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, TARGETS, HorizonErro
 from analyses.subsets import Selection, exclusions
 from analyses.targets import target_shares
 from vlm_horizon.arguments import STREAM_HELP, parse_layers
+from vlm_horizon.benchmarks import tasks
 from vlm_horizon.check import check
 from vlm_horizon.conclude import (
     Balance,
@@ -75,7 +76,7 @@ def top(
         raise typer.Exit
 
 
-for command in (cost, show, compare, plan, check):
+for command in (tasks, cost, show, compare, plan, check):
     app.command()(command)
 
 
@@ -101,7 +102,10 @@ def demo(
 @app.command()
 def run(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
-    data: Annotated[list[Path], typer.Argument(help="Sample files (JSONL).", metavar="DATA...")],
+    data: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, or dataset ids (owner/name, owner/name:folder/split).", metavar="DATA..."),
+    ],
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/<model> by default.")] = None,
     probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES),
     streams: Annotated[str, typer.Option(help=STREAM_HELP)] = "query,key,hidden",
@@ -141,10 +145,35 @@ def run(
     spectra: Annotated[
         int, typer.Option(help="Keep eigenvalues of the first so many samples of each task.", min=0)
     ] = 0,
-    task: Annotated[str | None, typer.Option(help="Overrides the samples' task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The benchmark (see `vlm-horizon tasks`); guessed from DATA's name if clear.")
+    ] = None,
     task_type: Annotated[str | None, typer.Option(help="Overrides the samples' task type.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question template with {question} in it.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many samples of each file.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Question template with {question} in it, and if you like {options}, {hint}, {ocr_tokens}."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many samples of each of DATA.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Takes a random subset of --limit samples, not the first.")] = None,
+    category: Annotated[list[str] | None, typer.Option(help="Only this category; may be repeated.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help='Only rows like "split=val" or "n>3", by column; may be repeated.')
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="Column of the question; for a folder of images the question itself.")
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="Column of the answers; for a folder of images the answer itself.")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="Column of the image.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that image and video paths are relative to.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Answers to a LLaVA question file.")] = None,
+    with_ocr_tokens: Annotated[
+        bool, typer.Option("--with-ocr-tokens", help="Put the reference OCR tokens into the prompt (TextVQA).")
+    ] = False,
+    data_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the dataset ids.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Of videos: so many frames; 8 by default.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Of videos: so many frames a second instead.")] = None,
     shard: Annotated[str, typer.Option(help="i/n: only every n-th sample, from the i-th (0-based).")] = "0/1",
     batch_size: Annotated[int | None, typer.Option(help="Ablations at once.", min=1)] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
@@ -163,26 +192,55 @@ def run(
 ) -> None:
     """Measure MODEL on the samples of DATA and write a run directory; the same command resumes."""
     from probes.models import load_model
-    from probes.samples import read_samples
+    from probes.readers import read_samples
+    from probes.samples import Sample
     from probes.sweep import run as sweep
+    from probes.video import frame_rule
     from vlm_horizon.adaptive import count_replays, run_adaptive
 
     auto = layers is not None and layers.strip() == "auto"
     if layer_budget is not None and not auto:
         raise HorizonError(f"--layer-budget {layer_budget} says how --layers auto chooses: give both or neither")
     measure = partial(run_adaptive, budget=layer_budget) if auto else partial(sweep, layers=parse_layers(layers))
-    files = [read_samples(path, task=task, task_type=task_type, limit=limit) for path in data]
+    read = [
+        read_samples(
+            name,
+            task=task,
+            task_type=task_type,
+            limit=limit,
+            prompt=prompt,
+            seed=seed,
+            category=category or (),
+            where=where or (),
+            question=question,
+            answer=answer,
+            image=image,
+            with_ocr_tokens=with_ocr_tokens,
+            revision=data_revision,
+            images_dir=images,
+            annotations=annotations,
+            frames=frames,
+            fps=fps,
+        )
+        for name in data
+    ]
     probed = load_model(
         model, revision=revision, dtype=dtype, attn=attn, device_map=device_map, quantization=quantization
     )
     out = out or Path("runs") / model.rstrip("/").rsplit("/", 1)[-1]
-    samples = [sample for file in files for sample in file]
+    samples: list[Sample] = []  # their images stay in the files
+    for stream in read:
+        print(stream.note, file=sys.stderr)
+        samples += stream
+        for reason, n_rows in stream.left_out.items():
+            print(f"  {n_rows} rows left out: {reason}", file=sys.stderr)
     if not samples:
-        raise HorizonError(f"{', '.join(map(str, data))} holds no samples: nothing to measure")
+        raise HorizonError(f"{', '.join(data)} holds no samples: nothing to measure")
     print(
         f"{probed.name}: {probed.n_layers} layers, {probed.dtype}, {probed.device}; {len(samples)} samples -> {out}",
         file=sys.stderr,
     )
+    video = next((rule for sample in samples if (rule := frame_rule(sample.frames))), "")
     with _resumable():
         measured = measure(
             probed,
@@ -206,7 +264,9 @@ def run(
             batch_size=batch_size,
             retry_failed=retry_failed,
             progress=not quiet,
-            sources=[str(path) for path in data],
+            sources=[stream.source.name for stream in read],
+            with_ocr_tokens=with_ocr_tokens,
+            video=video,
             only_correct=only_correct,
             generate=generate,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,8 +28,8 @@ NEUTRAL_SAMPLES = 100
 def cost(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
     data: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Sample files (JSONL); without, a gray image.", metavar="[DATA...]"),
+        list[str] | None,
+        typer.Argument(help="Files, folders or dataset ids, as in run; without, a gray image.", metavar="[DATA...]"),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many; as many as DATA holds, or 100.", min=1)] = None,
     probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES),
@@ -47,7 +46,7 @@ def cost(
     spectra: Annotated[
         int, typer.Option(help="Keep eigenvalues of the first so many samples of each task.", min=0)
     ] = 0,
-    task: Annotated[str | None, typer.Option(help="Only samples of DATA of this task.")] = None,
+    task: Annotated[str | None, typer.Option(help="The benchmark, as in run; of our own JSONL only that task.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Question template with {question} in it.")] = None,
     limit: Annotated[int | None, typer.Option(help="At most so many samples of each file.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Ablations at once.", min=1)] = None,
@@ -100,7 +99,7 @@ def cost(
         print(render(table, output), end="\n\n")
 
 
-def _samples(data: list[Path] | None, task: str | None, limit: int | None) -> list[Sample]:
+def _samples(data: list[str] | None, task: str | None, limit: int | None) -> list[Sample]:
     """Those of the files, or a neutral one with every answer that some tokenizer may know.
 
     Raises:
@@ -108,17 +107,23 @@ def _samples(data: list[Path] | None, task: str | None, limit: int | None) -> li
     """
     from PIL import Image
 
-    from probes.samples import Sample, read_samples
+    from probes.readers import read_samples
+    from probes.samples import Sample
+    from probes.sources import find_source
 
     if not data:
         gray = Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127))
         return [Sample("neutral", gray, NEUTRAL_QUESTION, (answer,), task=task or "") for answer in NEUTRAL_ANSWERS]
-    found = [sample for path in data for sample in read_samples(path, limit=limit)]
-    kept = [sample for sample in found if task is None or sample.task == task]
+    found, kept = [], []
+    for name in data:
+        own = find_source(name, task=task).own
+        read = list(read_samples(name, task=None if own else task, limit=limit))
+        found += read
+        kept += [sample for sample in read if not own or task in (None, sample.task)]
     if not kept:
         tasks = ", ".join(sorted({sample.task for sample in found})) or "none"
         named = f" of the task {task!r} (tasks there: {tasks})" if task is not None else ""
-        raise HorizonError(f"{', '.join(map(str, data))} holds no samples{named}: nothing to estimate")
+        raise HorizonError(f"{', '.join(data)} holds no samples{named}: nothing to estimate")
     return kept
 
 

@@ -67,7 +67,7 @@ def run_demo(
     from analyses.summary import summarize
     from figures.paper import save_figures
     from probes.models import load_model
-    from probes.samples import read_samples
+    from probes.readers import read_samples
     from probes.sweep import run
 
     out = Path(out)

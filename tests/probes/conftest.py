@@ -8,7 +8,8 @@ import torch
 from random_models import random_llava, random_processor
 
 from probes.models import ProbedModel, load_model
-from probes.samples import Sample, read_samples
+from probes.readers import read_samples
+from probes.samples import Sample
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 

@@ -198,6 +198,19 @@ def test_a_stream_is_said_to_be_one_and_loses_nothing(model, tmp_path, capsys):
     assert run.samples["id"].tolist() == [sample.id for sample in samples]
 
 
+def test_a_stream_that_ends_soon_or_is_limited_is_counted(model, tmp_path, capsys):
+    """The samples of a file, of unknown number; those that were looked at for the cost are measured too."""
+    file, run = vh.data_path("demo-samples", "ocr.jsonl"), {"probes": ("removal",), "layers": (7,)}
+    short = vh.run(model, vh.read_samples(file, limit=2), tmp_path / "short", **run)
+    assert first_line(capsys).startswith("2 samples: 12 replays, ")
+    cut = vh.run(model, vh.read_samples(file), tmp_path / "cut", limit=3, **run)
+    assert first_line(capsys).startswith("3 samples: 18 replays, ")
+    long = vh.run(model, vh.read_samples(file, limit=7), tmp_path / "long", **run)
+    assert first_line(capsys).startswith("as many samples as there come, each: 6 replays")
+    for found, n in ((short, 2), (cut, 3), (long, 7)):
+        assert found.samples["id"].tolist() == [sample.id for sample in demo_samples(n, "ocr")]
+
+
 def test_a_sample_that_cannot_be_measured_is_passed_over(model, tmp_path, capsys):
     good = demo_samples(2, "ocr")
     bad = replace(good[0], id="bad", answers=(" ",))

@@ -13,8 +13,9 @@ from probes.capture import Capture
 from probes.information import information_grids, prepare, removal_ablations, removal_curves
 from probes.models import ProbedModel, load_model
 from probes.noise import REPLAY_TOLERANCE, Witness, grid_witness, noise_floor, removal_witness
+from probes.readers import read_samples
 from probes.replay import Ablations, replay
-from probes.samples import Sample, SampleError, read_samples
+from probes.samples import Sample, SampleError
 from probes.targets import Target
 from vlm_horizon import data_path
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from analyses.runs import HorizonError
-from probes.samples import Sample, SampleError, image_sha256, pictures_sha256, read_samples
+from probes.readers import read_samples
+from probes.samples import Sample, SampleError, fill_template, image_sha256, pictures_sha256, with_template
 
 LINE = {"id": "a", "image": "images/a.png", "question": "what?", "answers": ["cat"]}
 
@@ -128,6 +129,22 @@ def test_arguments_override_the_lines_task_and_type(tmp_path):
 def test_the_template_takes_the_question(tmp_path):
     (sample,) = read(tmp_path, LINE | {"question": "why {x}?"}, prompt="{question} One word. {question}")
     assert sample.question == "why {x}? One word. why {x}?"
+    assert sample.raw_question == "why {x}?"
+
+
+def test_a_second_template_replaces_the_first(tmp_path):
+    """A run's --prompt goes before what the samples were read with: neither is put around the other."""
+    (sample,) = read(tmp_path, LINE, prompt="{question} One word.")
+    assert with_template(sample, "Say: {question}").question == "Say: what?"
+    assert with_template(sample, None) == sample
+
+
+def test_template_lines_with_nothing_in_them_fall_away():
+    template = "Context: {hint}\n{question} ({hint})\n{options}\nText: {ocr_tokens}\nAnswer."
+    bare = Sample("a", None, "{options}?", ())
+    assert fill_template(template, bare) == "{options}? ()\nAnswer."
+    full = Sample("a", None, "which?", (), options=("cat", "dog"), hint="pets", ocr_tokens=("STOP", "50 km"))
+    assert fill_template(template, full) == ("Context: pets\nwhich? (pets)\nA. cat\nB. dog\nText: STOP, 50 km\nAnswer.")
 
 
 @pytest.mark.parametrize(("limit", "ids"), [(1, ["0"]), (2, ["0", "1"]), (9, ["0", "1", "2"]), (None, ["0", "1", "2"])])
@@ -217,13 +234,15 @@ def test_unusable_arguments_are_refused_at_once(tmp_path, how, reason):
 
 
 def test_a_file_that_is_missing_or_of_another_kind_is_refused_at_once(tmp_path):
-    with pytest.raises(HorizonError, match=r"no sample file at .*none.jsonl: give a JSONL file with id, image"):
+    with pytest.raises(HorizonError, match=r"no sample file at .*none.jsonl: give a sample file \(TSV, JSONL, parquet"):
         read_samples(tmp_path / "none.jsonl")
-    with pytest.raises(HorizonError, match="no sample file"):
+    with pytest.raises(HorizonError, match=r"no sample file at .* holds neither parquet files nor images"):
         read_samples(tmp_path)
-    table = written(tmp_path, LINE, name="table.csv")
-    with pytest.raises(HorizonError, match=r"table.csv is not a JSONL file \(its name ends in '.csv'\)"):
-        read_samples(table)
+    words = written(tmp_path, "just words", name="words.doc")
+    with pytest.raises(HorizonError, match=r"words.doc is of no known format \(its name ends in '.doc'\)"):
+        read_samples(words)
+    misnamed = written(tmp_path, LINE, name="table.csv")
+    assert [sample.id for sample in read_samples(misnamed)] == ["a"]  # the content tells
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

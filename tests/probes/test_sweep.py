@@ -96,7 +96,8 @@ def test_run_records_its_conventions(whole):
     record = json.loads((whole.path / "run.json").read_text())
     assert record["n_layers"] == 8
     assert record["targets"] == ["gold", "greedy", "answer"]
-    assert record["prompt_example"] == "USER: <image> {question} ASSISTANT:"
+    question = whole.samples.loc[0, "question"]
+    assert record["prompt_example"] == f"USER: <image> {question} ASSISTANT:"
     assert "input of 0-based decoder layer k" in record["conventions"]["layer"]
     assert set(record["versions"]) >= {"torch", "transformers", "nnsight"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -202,6 +204,31 @@ def test_samples_that_were_added_later_get_the_layers_that_were_chosen(tmp_path)
     more = vh.run_adaptive(demo_model(), demo_samples(3, "vqa"), tmp_path / "run", **how)
     assert more.token_rows() == [0, 1, 2]
     assert set(few.config.chosen_layers["vqa"]) <= set(more.tokens(2).layers)
+
+
+def test_a_stream_is_kept_for_every_sweep_and_says_where_it_is_from(tmp_path, capsys):
+    file, how = vh.data_path("demo-samples", "vqa.jsonl"), {**PROBES, "budget": 2}
+    listed = vh.run_adaptive(demo_model(), demo_samples(3, "vqa"), tmp_path / "listed", **how)
+    read = vh.read_samples(file, limit=3)
+    run = vh.run_adaptive(demo_model(), read, tmp_path / "read", **how | {"progress": True})
+    assert run.config.sources == (str(file),)
+    assert (run.config.hash, run.config.chosen_layers) == (listed.config.hash, listed.config.chosen_layers)
+    assert run.samples["id"].tolist() == listed.samples["id"].tolist()
+    assert run.token_rows() == [0, 1, 2]
+    assert capsys.readouterr().err.count("first prompt: ") == 1
+
+
+def test_a_stream_says_that_prompts_carry_reference_tokens(tmp_path):
+    """Also where the first sample has none."""
+    file = tmp_path / "signs.jsonl"
+    image = str(demo_samples(1, "ocr")[0].image)
+    lines = [{"image": image, "question": "what word is written ?", "answers": ["red"]}] * 2
+    lines[1] = lines[1] | {"ocr_tokens": ["red"]}
+    file.write_text("\n".join(map(json.dumps, lines)))
+    read = vh.read_samples(file, with_ocr_tokens=True)
+    run = vh.run_adaptive(demo_model(), read, tmp_path / "run", token_samples=0, **PROBES)
+    assert run.config.with_ocr_tokens
+    assert len(run.samples) == 2
 
 
 def test_without_an_effect_there_is_nothing_to_bracket(tmp_path, capsys):

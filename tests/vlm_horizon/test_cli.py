@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and its exit codes."""
 
+import base64
 import csv
 import json
 import os
@@ -85,9 +86,48 @@ def test_failed_samples_are_listed_and_exit_with_one(capsys, tmp_path):
     assert len(vh.load_run(tmp_path / "run").ok) == 2
 
 
+def test_a_benchmarks_table_is_measured_by_its_task(capsys, tmp_path):
+    """Guessed task, official suffix, exact first prompt, conditions, a bad row: all of it said and stored."""
+    records = [json.loads(line) for line in Path(OCR).read_text().splitlines()[:4]]
+    held = [base64.b64encode(vh.data_path("demo-samples", r["image"]).read_bytes()).decode() for r in records]
+    rows = [f"{n}\t{held[n]}\t{r['question']}\t{r['answers']}\t{'ab'[n % 2]}" for n, r in enumerate(records)]
+    table = tmp_path / "TextVQA_VAL.tsv"
+    table.write_text("\n".join(["index\timage\tquestion\tanswer\tpart", *rows, "4\t0\twhat?\t['a\tb"]) + "\n")
+    out = tmp_path / "run"
+    code, _, err = call(
+        capsys, *("run", MODEL, str(table), "--out", str(out), "--probes", "removal", "--where", "part=b", "--quiet")
+    )
+    assert code == 1
+    assert "task textvqa (guessed from its name), type ocr, scorer vqa" in err
+    assert "2 rows left out: part=b" in err
+    assert 'TextVQA_VAL.tsv line 6: "[\'a" is no list that can be read' in err
+    run = vh.load_run(out)
+    asked = f"{records[1]['question']}\nAnswer the question using a single word or phrase."
+    assert run.config.prompt_example == f"USER: <image> {asked} ASSISTANT:"
+    assert run.config.sources == (str(table),)
+    assert run.ok[["id", "task", "task_type", "question"]].values.tolist()[0] == ["1", "textvqa", "ocr", asked]
+    assert len(run.ok) == 2
+    other = ("--out", str(tmp_path / "other"), "--probes", "entropy", "--limit", "1", "--seed", "3")
+    code, _, err = call(capsys, "run", MODEL, str(table), *other, "--prompt", "Q: {question}", "--where", "index<4")
+    assert code == 0
+    run = vh.load_run(tmp_path / "other")
+    assert run.config.prompt_example == f"USER: <image> {run.ok['question'].iloc[0]} ASSISTANT:"
+    assert f"first prompt: {run.config.prompt_example!r}" in err
+    assert run.ok["question"].iloc[0] in {f"Q: {record['question']}" for record in records}
+
+
+def test_tasks_lists_the_benchmarks(capsys):
+    code, out, _ = call(capsys, "tasks")
+    assert code == 0
+    for name in ("textvqa", "mmmu", "lmms-lab-encoder/POPE:test", "anls"):
+        assert name in "".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("run", MODEL, OCR, "--where", "split"), "condition 'split' cannot be read"),
+        (("run", MODEL, OCR, "--frames", "4", "--fps", "1"), "choose frames by count or by rate"),
         (("run", "/no/such/model", OCR), "no model directory at /no/such/model"),
         (("run", MODEL, "nowhere.jsonl"), "no sample file at nowhere.jsonl"),
         (("run", MODEL, OCR, "--probes", "magic"), "probe 'magic' is unknown"),
@@ -119,7 +159,7 @@ def test_usage_errors_exit_with_two(capsys, arguments):
     assert "Usage" in err
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "show", "compare", "plan", "figures"])
+@pytest.mark.parametrize("command", ["demo", "run", "tasks", "show", "compare", "plan", "figures"])
 def test_every_command_has_help(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0

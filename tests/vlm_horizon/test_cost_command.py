@@ -1,6 +1,8 @@
 """The command `cost`: what it prints, and its exit codes; and the first line of the command `run`."""
 
+import base64
 import json
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,18 @@ def test_task_keeps_the_samples_of_one_task(capsys):
     assert json.loads(out)["samples"] == 240
 
 
+def test_task_names_the_benchmark_of_a_table(capsys, tmp_path):
+    """As in `run`: it says which columns hold what; only our own lines name tasks themselves."""
+    record = json.loads(Path(OCR).read_text().splitlines()[0])
+    held = base64.b64encode(vh.data_path("demo-samples", record["image"]).read_bytes()).decode()
+    table = tmp_path / "mine.tsv"
+    rows = [f"{n}\t{held}\t{record['question']}\t{record['answers']}" for n in range(3)]
+    table.write_text("\n".join(["index\timage\tquestion\tanswer", *rows]) + "\n")
+    code, out, _ = call(capsys, "cost", MODEL, str(table), "--task", "TextVQA", "--format", "json", *QUICK)
+    assert code == 0
+    assert json.loads(out)["samples"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -78,7 +92,10 @@ def test_the_first_line_of_a_run_says_what_it_takes(capsys, tmp_path):
     run = ("run", MODEL, OCR, "--limit", "2", "--probes", "removal", "--layers", "7", "--out", str(tmp_path / "run"))
     code, _, err = call(capsys, *run)
     assert code == 0
-    assert err.splitlines()[1].startswith("2 samples: 12 replays, ")
+    data, model, taken = err.splitlines()[:3]
+    assert data.startswith(OCR)
+    assert "2 samples -> " in model
+    assert taken.startswith("2 samples: 12 replays, ")
     assert call(capsys, *run)[2].splitlines()[1] == "nothing is left to measure"
     quiet = call(capsys, *run[:-1], str(tmp_path / "quiet"), "--quiet")[2]
     assert "replays" not in quiet

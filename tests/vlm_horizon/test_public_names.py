@@ -77,6 +77,14 @@ vh.summarize(run)
     assert not [name for name in modules if name.startswith("probes")]
 
 
+def test_reading_samples_leaves_torch_out():
+    """Benchmarks can be looked at where no model is."""
+    path = vh.data_path("demo-samples", "ocr.jsonl")
+    modules = loaded_after(f"import vlm_horizon as vh; assert next(vh.read_samples({str(path)!r})).load_image()")
+    assert "probes.readers" in modules
+    assert not {"torch", "transformers", "nnsight", "matplotlib"} & modules
+
+
 def test_analyses_and_figures_import_nothing_of_the_torch_side():
     modules = loaded_after(
         "import analyses, figures, pkgutil, importlib\n"

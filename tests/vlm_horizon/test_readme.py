@@ -8,6 +8,7 @@ import pytest
 import vlm_horizon as vh
 from analyses.runs import HorizonError
 from probes.families import FAMILIES
+from vlm_horizon import benchmarks
 from vlm_horizon.cli import app
 from vlm_horizon.families import BEGIN, END, families_table, write_table
 
@@ -60,6 +61,14 @@ def test_every_file_named_exists():
     )
     assert len(named) >= 6
     assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_table_of_benchmarks_is_the_codes(tmp_path):
+    assert f"{benchmarks.BEGIN}\n{benchmarks.task_table()}{benchmarks.END}" in README
+    copy = tmp_path / "README.md"
+    copy.write_text(README.replace("| textvqa |", "| other |"))
+    benchmarks.write_table(copy)
+    assert copy.read_text() == README
 
 
 def test_the_constraints_pin_every_dependency():
