@@ -238,7 +238,7 @@ TASK_SCORERS = {
     "chartqa": "relaxed",
     "ocrbench": "ocrbench",
     "mme": "mme",
-    "pope": "pope",
+    **dict.fromkeys(("pope", "hallusionbench"), "pope"),
 }
 _OTHERS = ("ocrbenchv2", "mmerealworld", "mmmupro", "chartqapro", "gqaood")  # their own rules
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from analyses.scorers import scorer_of
 from probes.samples import Sample, check_template, fill_template
 from probes.tasks import ANSWER_RULES, TASKS, ends_of_questions, find_task, guess_task
 
@@ -24,6 +25,10 @@ def test_every_benchmark_has_a_whole_entry():
         assert task.source
         assert check_template(task.prompt) == task.prompt
         assert guess_task(task.hub.partition(":")[0].rpartition("/")[2]) is not None
+
+
+def test_what_scores_a_benchmark_is_the_same_on_either_side():
+    assert {name: scorer_of(name) for name in TASKS} == {name: task.scorer for name, task in TASKS.items()}
 
 
 @pytest.mark.parametrize(
