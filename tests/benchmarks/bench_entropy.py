@@ -19,7 +19,7 @@ SHAPES = ((144, 1024), (144, 4096), (576, 512), (576, 1024), (576, 2048), (576, 
 LONG = 1000  # tokens from which on one layer is timed
 HEADLINE = (576, 4096)
 HEADS = 32
-ORDERS = (2, 3, 8)  # by products
+ORDERS = (2, 3, 4)  # by products
 ROUNDS = 3
 
 
