@@ -96,6 +96,6 @@ def test_the_first_line_of_a_run_says_what_it_takes(capsys, tmp_path):
     assert data.startswith(OCR)
     assert "2 samples -> " in model
     assert taken.startswith("2 samples: 12 replays, ")
-    assert call(capsys, *run)[2].splitlines()[1] == "nothing is left to measure"
+    assert call(capsys, *run)[2].splitlines()[2] == "nothing is left to measure"
     quiet = call(capsys, *run[:-1], str(tmp_path / "quiet"), "--quiet")[2]
     assert "replays" not in quiet
