@@ -64,17 +64,18 @@ def gate_agreement(run: Run, *, target: str | None = None) -> list[GateAgreement
             run.matrix(measure, context=context, target=target) for measure in MEASURES
         )
         for at, layer in enumerate(layers.tolist()):
-            known = correlations[:, at][np.isfinite(correlations[:, at])]
+            checked = np.isfinite(overlaps[:, at])  # layers of token grids may differ from sample to sample
+            known = correlations[checked, at][np.isfinite(correlations[checked, at])]
             one = GateAgreement(
                 model=run.model,
                 context=context,
                 target=target,
                 window=run.config.window,
                 layer=layer,
-                n_samples=len(overlaps),
+                n_samples=int(checked.sum()),
                 rank_correlation=float(known.mean()) if len(known) else float("nan"),
-                top_overlap=float(overlaps[:, at].mean()),
-                largest_effect=float(sizes[:, at].mean()),
+                top_overlap=float(overlaps[checked, at].mean()),
+                largest_effect=float(sizes[checked, at].mean()),
             )
             found.append(one)
     return found

@@ -204,6 +204,7 @@ class RunConfig:
         "batch_size",
         "sources",
         "prompt_example",
+        "seed",
         "chosen_layers",
         "pilot_rows",
     )

@@ -359,9 +359,12 @@ def announcement(model: ProbedModel, config: RunConfig, samples: Sequence[Sample
     except HorizonError as error:
         known = f"{amount.samples:,} samples" if amount else "samples"
         return f"{known}: what they take is not known, since {error}"
-    if amount is None:
-        return f"as many samples as there come, each: {cost.taken}"
-    return str(cost)
+    said = f"as many samples as there come, each: {cost.taken}" if amount is None else str(cost)
+    if config.coarse is not None:
+        return f"{said}; less where coarse windows show nothing"
+    if config.method == "gate":
+        return f"{said}; that is for exact replays, whose place backward passes take"
+    return said
 
 
 def duration_text(seconds: float) -> str:

@@ -260,6 +260,8 @@ def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunCon
     window = choose_window(config.window, config.max_windows, captured.prompt.grids)
     removals = held_removals(held, targets, config.kind)
     before = NoiseFloor(*(held.sample[name] for name in FLOORS))
+    if config.coarse is not None and not held.token_layers:  # as in a row that is measured at once
+        before = before.or_larger(_floor_before(model, captured, targets, removals, window, missing, config))
     grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
     floor = before
     if not held.token_layers:  # later grids come in the same batches

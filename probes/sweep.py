@@ -182,7 +182,7 @@ def run(
         targets=tuple(targets),
         contexts=tuple(contexts) if "information" in probes else (),
         window=window,
-        layers=None if layers is None else tuple(sorted(set(layers))),
+        layers=None if layers is None or set(layers) >= set(range(model.n_layers)) else tuple(sorted(set(layers))),
         kind=kind,
         method=method if "information" in probes else "exact",
         seed=seed,
@@ -341,8 +341,13 @@ def _now(call: Callable[[], object]) -> None:
     call()
 
 
-def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None, chosen: _Chosen) -> Iterator[_Job]:
-    """The samples of a shard that are not on disk with everything that they should carry; a bar counts the others."""
+def _jobs(
+    samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None, chosen: _Chosen, *, read: bool = True
+) -> Iterator[_Job]:
+    """The samples of a shard that are not on disk with everything that they should carry; a bar counts the others.
+
+    Without `read` nothing is taken from disk that such a sample keeps: enough to count, and light.
+    """
     seen: Counter[str] = Counter()
     index, count = chosen.shard
     for row, sample in enumerate(samples):
@@ -357,7 +362,7 @@ def _jobs(samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None,
         plan = chosen.plan(place, writer.config.grid_layers(row, sample.task_type))
         answer = chosen.generate if chosen.wants_answer(row, writer) else None
         if there is None or not _suffices(there, writer.config, plan, chosen.retry_failed):
-            yield _Job(row, sample, _with_what_is_there(plan, row, there, writer), answer)
+            yield _Job(row, sample, _with_what_is_there(plan, row, there, writer, read), answer)
         elif answer is not None and there["status"] == "ok":
             yield _Job(row, sample, None, answer)
         elif bar:
@@ -410,9 +415,12 @@ def _announced(
     stream = iter(samples)
     head = list(stream if isinstance(samples, Sequence) else islice(stream, TRIED))
     sure = isinstance(samples, Sequence) or len(head) < TRIED or (limit is not None and limit <= TRIED)
-    jobs = _jobs(iter(head[:limit]), writer, None, chosen)
+    jobs = list(_jobs(iter(head[:limit]), writer, None, chosen, read=False))
     left = [(job.sample, job.plan) for job in jobs if job.plan is not None and not job.sample.error]
     amount = Amount(len(left), sum(plan.tokens for _, plan in left), sum(plan.spectra for _, plan in left))
+    if jobs and not left and all(job.plan is None for job in jobs):
+        bar.say(f"{len(jobs)} answers to write out; everything else is there")
+        return chain(head, stream)
     bar.say(announcement(model, writer.config, [sample for sample, _ in left], amount if sure else None))
     return chain(head, stream)
 
@@ -458,7 +466,7 @@ def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | 
     there = writer.committed.get(row)
     if there is None:
         return None
-    for name in ("id", "task", "question", "answers"):
+    for name in ("id", "task", "task_type", "question", "answers"):
         held, now = there[name], getattr(sample, name)
         if (list(held) != list(now)) if name == "answers" else held != now:
             raise HorizonError(
@@ -477,10 +485,10 @@ def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed
     return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers
 
 
-def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writer: RunWriter) -> Plan:
+def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writer: RunWriter, read: bool) -> Plan:
     """A row that is measured again keeps what it had: its newest commit is the one that holds.
 
-    If it lacks nothing but token grids, those are added to what is on disk.
+    If it lacks nothing but token grids, those are added to what is on disk, which is read if the row is to be measured.
     """
     if there is None or there["status"] != "ok":
         return plan
@@ -492,7 +500,7 @@ def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writ
         gate_check=plan.gate_check or "gate_check" in done,
     )
     lacks = set(wanted_probes(writer.config, plan)) - done
-    if lacks <= {"information"} and not checks_gates(writer.config, plan):
+    if read and lacks <= {"information"} and not checks_gates(writer.config, plan):
         return replace(plan, held=read_record(writer.path, there["part"], row, there["token_layers"]))
     return plan
 

@@ -25,7 +25,7 @@ from analyses.runs import CURVES, GENERATIONS, SAMPLES, HorizonError, Run, RunCo
 FOLDERS = ("samples", "curves", "tokens", "spectra")
 GENERATED = "generations"  # beside them: whole answers, made once a row is committed
 FLUSH_SAMPLES, FLUSH_SECONDS = 64, 30.0  # after so many samples, or so long, a run commits a part
-COMMITTED = ("id", "task", "question", "answers", "status", "probes", "part")
+COMMITTED = ("id", "task", "task_type", "question", "answers", "status", "probes", "part")
 
 
 @dataclass(frozen=True)

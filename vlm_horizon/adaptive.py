@@ -237,7 +237,8 @@ def _words(run: Run, removal: dict[str, Horizon], information: dict[str, Horizon
         return f"{found if information else f'removal sweep done: {_verdicts(removal)}'}; {planned}"
     count = count_replays(run)
     times = count.all / max(count.run, 1)
-    spent = f"{count.run} replays for token grids, {times:.1f} times fewer than at every layer"
+    grids = "first-order windows" if run.config.method == "gate" else "replays for token grids"
+    spent = f"{count.run} {grids}, {times:.1f} times fewer than at every layer"
     still = [name or "all" for name, one in information.items() if one.bracket is not None]
     open_ = f"; the budget is used up with {', '.join(still)} open, a larger one goes on from here" if still else ""
     return f"done: {_verdicts(removal)}; {found}; {spent}{open_}"

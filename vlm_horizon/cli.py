@@ -272,8 +272,7 @@ def run(
         )
     if measured.config.method == "gate":
         print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
-    if coarse is not None:
-        count = count_replays(measured)
+    if coarse is not None and (count := count_replays(measured)).all:
         print(f"{count.run} replays for token grids instead of {count.all} at every window and layer", file=sys.stderr)
     for sentence in _remarks(measured):
         print(sentence, file=sys.stderr)

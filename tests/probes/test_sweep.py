@@ -282,6 +282,16 @@ def test_another_question_to_the_same_row_is_refused(model, tmp_path):
         removal_run(model, tmp_path / "run", [replace(sample, question="what is the last character ?")])
     with pytest.raises(vh.HorizonError, match="the answers of row 0"):
         removal_run(model, tmp_path / "run", [replace(sample, answers=("A",))])
+    with pytest.raises(vh.HorizonError, match="the task_type of row 0 is 'ocr' there and 'vqa' now"):
+        removal_run(model, tmp_path / "run", [replace(sample, task_type="vqa")])
+
+
+def test_all_layers_by_number_are_all_layers_and_the_seed_changes_nothing(model, tmp_path):
+    samples = demo_samples(1, "ocr")
+    removal_run(model, tmp_path / "run", samples, layers=range(8))
+    again = removal_run(model, tmp_path / "run", samples, seed=3)
+    assert again.config.layers is None
+    assert len(again.ok) == 1
 
 
 def test_a_changed_processor_is_another_configuration(tmp_path):

@@ -321,3 +321,14 @@ def test_the_command_line_chooses_layers_and_says_why(tmp_path, capsys):
     coarse = (*options[:-1], str(tmp_path / "coarse"), "--coarse", "8")
     assert call("run", model, data, *coarse, "--layers", "0,7") == 0
     assert "replays for token grids instead of" in capsys.readouterr().err
+
+
+def test_first_order_grids_report_the_samples_that_were_checked_at_each_layer(tmp_path):
+    """Task types get layers of their own, so not every checked sample is checked at every layer."""
+    how = {**PROBES, "method": "gate", "contexts": ("leave-one-out", "keep-one"), "gate_checks": 4}
+    run = vh.run_adaptive(demo_model(), demo_samples(4), tmp_path / "run", **how)
+    found = vh.gate_agreement(run)
+    assert {one.context for one in found} == {"leave-one-out", "keep-one"}
+    assert all(np.isfinite(one.top_overlap) and np.isfinite(one.largest_effect) for one in found)
+    assert min(one.n_samples for one in found) >= 1
+    assert max(one.n_samples for one in found) <= 8
