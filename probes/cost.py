@@ -265,21 +265,7 @@ def planned_config(model: ProbedModel, **options: Any) -> RunConfig:
     check_kind(options["kind"])
     if options["batch_size"] is not None and options["batch_size"] < 1:
         raise HorizonError(f"batch_size is {options['batch_size']}; it must be at least 1")
-    return RunConfig(
-        model=model.name,
-        revision=model.revision,
-        weights="",
-        family=model.family.name,
-        n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        n_key_value_heads=model.n_key_value_heads,
-        head_dim=model.head_dim,
-        hidden_size=model.hidden_size,
-        vocab_size=model.vocab_size,
-        dtype=str(model.dtype).removeprefix("torch."),
-        attn=model.attn,
-        **options,
-    )
+    return RunConfig(**model.recorded, weights="", **options)
 
 
 def _amount(tasks: Counter[str], grids: int | None, spectra: int, samples: int | None) -> Amount:

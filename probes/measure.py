@@ -273,7 +273,6 @@ def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunCon
 
 def _finish(measured: Measured, config: RunConfig) -> Record:
     states, record = measured.states, measured.record
-    how = {"center": config.center, "normalize_rows": config.normalize_rows}
     if measured.plan.held is not None:
         return record
     entry = dict(record.sample)
@@ -281,6 +280,7 @@ def _finish(measured: Measured, config: RunConfig) -> Record:
         entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=thumbnail(measured.images[0]))
     if record.excluded:
         return replace(record, sample=entry)
+    how = {"center": config.center, "normalize_rows": config.normalize_rows}
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
     return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)

@@ -70,6 +70,13 @@ class ProbedModel:
     memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what is built once a model
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """What a run's configuration says of a model, but for its weights and processor."""
+        same = ("revision", "n_layers", "n_heads", "n_key_value_heads", "head_dim", "hidden_size", "vocab_size", "attn")
+        own = {"model": self.name, "family": self.family.name, "quantization": self.quantization}
+        return {**own, "dtype": str(self.dtype).removeprefix("torch."), **{name: getattr(self, name) for name in same}}
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self.processor.tokenizer

@@ -19,7 +19,7 @@ from torch import nn
 from probes.capture import Capture
 from probes.models import ProbedModel
 from probes.replay import Ablations, batches_of
-from probes.visibility import affected_rows, visible
+from probes.visibility import affected_rows, in_order
 
 QUERIES = {"q_proj": 1, "query": 1, "qkv": 3, "qkv_proj": 3}  # a linear layer's name -> its width in query widths
 INNER = ("q_proj", "k_proj", "v_proj", "qkv_proj")  # what every row pays that others attend to
@@ -156,7 +156,7 @@ def make_batches(
         ablations = Ablations.at_every(cuts, ablations.masks, ablations.kind)
     changed = ablations.masks if recompute is None else ablations.masks | recompute
     first = torch.where(changed.any(1), changed.int().argmax(1), captured.prompt.n_tokens - 1)
-    if not is_causal(captured):  # rows before a change may see it: as many as see any of the changes
+    if not in_order(captured.arguments):  # rows before a change may see it: as many as see any of the changes
         first = torch.full_like(first, int((~affected_rows(captured.arguments, changed.any(0))).sum()))
     first, gone = ablations.of_each(first), ablations.of_each(ablations.masks.sum(1))
     batches = []
@@ -165,13 +165,6 @@ def make_batches(
         shared = int(first[indices].min())  # rows before the first change of any are those of the capture
         batches.append(Batch(ablations.layers[indices].cpu().numpy(), run - shared, run))
     return batches
-
-
-def is_causal(captured: Capture) -> bool:
-    """Whether no token sees a later one, in any layer."""
-    masks = {id(mask): mask for arguments in captured.arguments if (mask := arguments["attention_mask"]) is not None}
-    matrices = [visible(mask) for mask in masks.values()]
-    return not any(matrix is not None and matrix.triu(1).any() for matrix in matrices)
 
 
 def entropy_operations(n_tokens: int, dim: int, layers: int, *, eigenvalues: bool = True) -> float:

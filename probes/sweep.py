@@ -159,19 +159,8 @@ def run(
         question = with_template(first, prompt).question
         example = chat_text(model, question, n_images=first.n_pictures, video=bool(first.frames))
     config = RunConfig(
-        model=model.name,
-        revision=model.revision,
+        **model.recorded,
         weights=fingerprint(model.model),
-        family=model.family.name,
-        n_layers=model.n_layers,
-        n_heads=model.n_heads,
-        n_key_value_heads=model.n_key_value_heads,
-        head_dim=model.head_dim,
-        hidden_size=model.hidden_size,
-        vocab_size=model.vocab_size,
-        dtype=str(model.dtype).removeprefix("torch."),
-        attn=model.attn,
-        quantization=model.quantization,
         prompt=prompt,
         processor=_processor_digest(model),
         probes=tuple(probes),

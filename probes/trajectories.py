@@ -17,7 +17,7 @@ import torch
 from probes.capture import Capture
 from probes.models import ProbedModel
 from probes.replay import FrozenContext, visual_mask
-from probes.visibility import affected_rows, visible
+from probes.visibility import affected_rows, in_order, visible
 
 # (query, key) pairs of one call: bounds the attention scores that the backward pass of a long prompt keeps.
 CHUNK_PAIRS = 2**22
@@ -85,10 +85,7 @@ def path_trajectory(model: ProbedModel, captured: Capture, cut: int, log_gate: f
 
 def consecutive_parts(captured: Capture, cut: int, rows: torch.Tensor) -> list[tuple[slice, slice]]:
     """Rows to run together, and all those before; all rows at once where earlier ones see later ones."""
-    masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in captured.arguments[cut:]}
-    matrices = [matrix for mask in masks.values() if (matrix := visible(mask)) is not None]
-    in_order = not any(matrix.triu(1).any() for matrix in matrices)
-    size = max(1, CHUNK_PAIRS // captured.prompt.n_tokens) if in_order else len(rows)
+    size = max(1, CHUNK_PAIRS // captured.prompt.n_tokens) if in_order(captured.arguments[cut:]) else len(rows)
     return [(slice(at, at + size), slice(0, at)) for at in range(0, len(rows), max(1, size))]
 
 

@@ -69,6 +69,13 @@ def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
     return matrix if matrix.dtype == torch.bool else matrix > torch.finfo(matrix.dtype).min / 2
 
 
+def in_order(arguments: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no token sees a later one, in any of the layers that were called with these arguments."""
+    masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in arguments}
+    matrices = [visible(mask) for mask in masks.values()]
+    return not any(matrix is not None and matrix.triu(1).any() for matrix in matrices)
+
+
 def rows_to_run(kind: str, removed: torch.Tensor, affected: torch.Tensor) -> Rows:
     """What a batch recomputes: the affected rows, without those that are deleted.
 

@@ -19,12 +19,12 @@ from probes.operations import (
     decoder_weights,
     entropy_operations,
     forward_operations,
-    is_causal,
     make_batches,
     replay_work,
 )
 from probes.replay import Ablations, replay
 from probes.samples import Sample
+from probes.visibility import in_order
 
 SAMPLE = Sample("noise", random_image(), "what is shown ?", ("apple",))
 CUTS = (0, 1, 3)
@@ -123,8 +123,8 @@ def test_null_replays_are_counted(model, captured):
 def test_where_tokens_see_later_ones_all_that_see_the_image_run(model, captured):
     everything = torch.zeros(1, 1, captured.prompt.n_tokens, captured.prompt.n_tokens)
     open_ = replace(captured, arguments=[{**each, "attention_mask": everything} for each in captured.arguments])
-    assert is_causal(captured)
-    assert not is_causal(open_)
+    assert in_order(captured.arguments)
+    assert not in_order(open_.arguments)
     removals = removal_ablations(open_, CUTS)
     (batch,) = make_batches(model, open_, removals)
     assert batch.rows == batch.columns == open_.prompt.n_tokens - len(open_.prompt.visual)
