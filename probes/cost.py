@@ -3,44 +3,74 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analyses.runs import CONTEXTS, PROBES, HorizonError, RunConfig
+from analyses.runs import CONTEXTS, HorizonError, RunConfig
 from probes.calibration import time_parts
 from probes.disk import disk_parts
-from probes.entropy import check_alpha
-from probes.grids import tile_windows
-from probes.information import check_layers
-from probes.measure import check_probes, thumbnail
+from probes.generation import generate_answer
+from probes.jobs import Job
+from probes.measure import checks_gates, thumbnail
 from probes.memory import memory_parts, peak, resident_bytes
 from probes.models import ProbedModel
-from probes.replay import check_kind
-from probes.samples import Sample, SampleError, check_template, with_template
-from probes.targets import check_targets
-from probes.workload import FLOORS, Clock, SampleWork, Subject, meet, sample_work
+from probes.operations import Batch, decoder_weights, replay_work
+from probes.options import Options
+from probes.samples import Sample, SampleError, with_template
+from probes.units import byte_text, duration_text, operation_text
+from probes.workload import FLOORS, Clock, SampleWork, Subject, meet, sample_work, timed
 from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 
 TRIED = 5  # samples, until one can be measured
 SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run, but within so many seconds
 WHEN_ASKED = 3.0  # seconds, where nothing but the cost is asked for
+TIMED_TOKENS = 4  # of a whole answer
 PICTURES = 8  # thumbnails looked at, for their mean size
 DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
+ANSWERS = "answers"  # the part of the whole answers
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How many samples are measured, how many of them with token grids, and how many with eigenvalues."""
+    """How many samples are measured, and how many of them get more than the others.
+
+    Attributes:
+        samples: measured.
+        grids: of these, with token grids.
+        spectra: with eigenvalues.
+        gate_checks: with first-order token grids held against exact ones.
+        answers: whose whole answer is written out.
+        generate: of at most so many tokens.
+    """
 
     samples: int
     grids: int
     spectra: int
+    gate_checks: int = 0
+    answers: int = 0
+    generate: int = 0
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], config: RunConfig) -> Amount:
+        """What is left to do."""
+        plans = [job.plan for job in jobs if job.plan is not None and not job.sample.error]
+        answers = [job.answer for job in jobs if job.answer is not None]
+        return cls(
+            samples=len(plans),
+            grids=sum(plan.tokens for plan in plans) if config.contexts else 0,
+            spectra=sum(plan.spectra for plan in plans) if config.streams else 0,
+            gate_checks=sum(checks_gates(config, plan) for plan in plans),
+            answers=len(answers),
+            generate=max(answers, default=0),
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +88,7 @@ class Cost:
         disk: bytes by part.
         formulas: what stands behind the parts of `memory`, in words and numbers.
         shape: visual tokens and all tokens of the sample that stands for all.
+        less: when it takes less, in words; nothing where the figures say all.
     """
 
     samples: int
@@ -70,6 +101,7 @@ class Cost:
     disk: dict[str, int]
     formulas: dict[str, str]
     shape: tuple[int, int]
+    less: tuple[str, ...] = ()
 
     @property
     def total_replays(self) -> int:
@@ -106,7 +138,7 @@ class Cost:
         return (
             f"{self.total_replays:,} replays, {operation_text(self.total_operations)}, "
             f"about {duration_text(self.total_seconds)}, peak {byte_text(self.peak_bytes)}, "
-            f"{byte_text(self.disk_bytes)} on disk"
+            f"{byte_text(self.disk_bytes)} on disk" + "".join(f"; less {when}" for when in self.less)
         )
 
 
@@ -114,22 +146,9 @@ def estimate_cost(
     model: ProbedModel,
     samples: Sample | Iterable[Sample],
     *,
-    probes: Sequence[str] = PROBES,
-    streams: Sequence[str] = ("query", "key", "hidden"),
-    targets: Sequence[str] = ("gold",),
-    contexts: Sequence[str] = ("keep-one",),
-    window: int = 2,
-    layers: Sequence[int] | None = None,
-    kind: str = "delete",
-    alpha: float = 1.0,
-    center: bool = True,
-    normalize_rows: bool = True,
-    token_samples: int | None = None,
-    spectra: int = 0,
-    prompt: str | None = None,
-    batch_size: int | None = None,
     n_samples: int | None = None,
     clock: Clock = time.perf_counter,
+    **options: Any,
 ) -> Cost:
     """What `run` with the same options would take on this machine. Runs parts of one sample for up to a few seconds.
 
@@ -138,49 +157,21 @@ def estimate_cost(
     Args:
         model: as loaded.
         samples: one sample, or those of the run.
-        probes: as in `run`, like all up to `batch_size`.
-        streams: of the entropies.
-        targets: of the answer.
-        contexts: of the token grids.
-        window: side of their windows in tokens.
-        layers: cuts; all by default.
-        kind: delete, zero or mean.
-        alpha: Renyi order of the entropies.
-        center: center tokens before the Gram matrix.
-        normalize_rows: scale tokens to length 1 before it.
-        token_samples: token grids for the first so many samples of each task only; all by default.
-        spectra: eigenvalues of the first so many samples of each task.
-        prompt: question template with `{question}`.
-        batch_size: ablations at once.
         n_samples: how many samples there will be, tasks in the same proportions; as many as given by default.
         clock: gives seconds; `time.process_time` tells more where a machine is busy.
+        options: of `run`, by name, except what says how it goes on (retry_failed, progress, overlap).
 
     Raises:
         HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
     """
-    given = [samples] if isinstance(samples, Sample) else list(samples)
+    asked = Options.named(options)
+    given = [samples] if isinstance(samples, Sample) else list(samples)[: asked.limit]
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
-    config = planned_config(
-        model,
-        probes=tuple(probes),
-        streams=tuple(streams) if "entropy" in probes else (),
-        targets=tuple(targets),
-        contexts=tuple(contexts) if "information" in probes else (),
-        window=window,
-        layers=None if layers is None else tuple(check_layers(model, layers)),
-        kind=kind,
-        alpha=alpha,
-        center=center,
-        normalize_rows=normalize_rows,
-        prompt=prompt,
-        batch_size=batch_size,
-    )
-    check_probes(probes, streams, contexts)
-    amount = _amount(Counter(sample.task for sample in given), token_samples, spectra, n_samples)
-    return cost_of(
-        model, [with_template(sample, prompt) for sample in given], config, amount, budget=WHEN_ASKED, clock=clock
-    )
+    config, _ = asked.config(model, given)
+    amount = _amount(Counter(sample.task for sample in given), asked, config, n_samples)
+    prompted = [with_template(sample, asked.prompt) for sample in given]
+    return cost_of(model, prompted, config, amount, budget=WHEN_ASKED, clock=clock)
 
 
 def cost_of(
@@ -205,7 +196,6 @@ def cost_of(
     Raises:
         HorizonError: there is no sample, or none of the first few can be measured.
     """
-    amount = Amount(amount.samples, amount.grids * bool(config.contexts), amount.spectra * bool(config.streams))
     subject = _first_measurable(model, samples, config, clock)
     work = sample_work(model, subject, config)
     seconds = time_parts(
@@ -218,10 +208,12 @@ def cost_of(
         budget=budget or _budget(subject, work, amount),
         clock=clock,
     )
+    counted = work.operations | {part: done.operations for part, done in work.replays.items()}
+    if amount.generate:
+        counted[ANSWERS], seconds[ANSWERS] = _answer(model, subject, work, amount.generate, clock)
     times = _weighted(seconds, amount)
     replays = _weighted({part: done.replays for part, done in work.replays.items()}, amount)
     rows = _weighted({part: done.rows for part, done in work.replays.items()}, amount)
-    counted = work.operations | {part: done.operations for part, done in work.replays.items()}
     together = _samples_a_part(sum(times.values()), amount.samples)
     disk = disk_parts(
         model,
@@ -249,32 +241,29 @@ def cost_of(
         disk=disk,
         formulas=formulas,
         shape=shape,
+        less=_less(config, amount),
     )
 
 
-def planned_config(model: ProbedModel, **options: Any) -> RunConfig:
-    """What `run` would record, as far as it costs anything.
-
-    Raises:
-        HorizonError: an option is unusable.
-    """
-    check_alpha(options["alpha"])
-    check_targets(options["targets"])
-    tile_windows((), options["window"])
-    check_template(options["prompt"])
-    check_kind(options["kind"])
-    if options["batch_size"] is not None and options["batch_size"] < 1:
-        raise HorizonError(f"batch_size is {options['batch_size']}; it must be at least 1")
-    return RunConfig(**model.recorded, weights="", **options)
-
-
-def _amount(tasks: Counter[str], grids: int | None, spectra: int, samples: int | None) -> Amount:
-    """Grids and spectra go to the first so many samples of each task; tasks keep their proportions."""
+def _amount(tasks: Counter[str], asked: Options, config: RunConfig, samples: int | None) -> Amount:
+    """Of each task, the first so many samples get more than the others; tasks keep their proportions, shards halve."""
     given = tasks.total()
     scale = samples / given if samples and given else 1.0
     counts = [count * scale for count in tasks.values()]
-    some = sum(counts if grids is None else (min(grids, count) for count in counts))
-    return Amount(samples or given, round(some), round(sum(min(spectra, count) for count in counts)))
+    share = 1 / asked.shard[1]
+
+    def first(most: int | None) -> int:
+        return round(share * sum(counts if most is None else (min(most, count) for count in counts)))
+
+    grids = first(asked.token_samples) if config.contexts and config.grid_layers() else 0
+    return Amount(
+        samples=round(share * (samples or given)),
+        grids=grids,
+        spectra=first(asked.spectra) if config.streams else 0,
+        gate_checks=min(grids, first(asked.gate_checks)) if config.method == "gate" else 0,
+        answers=first(None) if asked.generate else 0,
+        generate=asked.generate or 0,
+    )
 
 
 def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: RunConfig, clock: Clock) -> Subject:
@@ -298,7 +287,12 @@ def _budget(subject: Subject, work: SampleWork, amount: Amount) -> float:
 def _weighted(each: dict[str, Any], amount: Amount) -> dict[str, float]:
     """One sample's parts for all samples: grids and spectra for some, one noise floor or the other."""
     counts = dict.fromkeys(each, amount.samples) | dict.fromkeys(CONTEXTS, amount.grids)
-    counts |= {"spectra": amount.spectra, FLOORS[False]: amount.samples - amount.grids, FLOORS[True]: amount.grids}
+    counts |= {
+        "spectra": amount.spectra,
+        ANSWERS: amount.answers,
+        FLOORS[False]: amount.samples - amount.grids,
+        FLOORS[True]: amount.grids,
+    }
     total = {part: value * counts[part] for part, value in each.items()}
     total = {part: value for part, value in total.items() if counts[part]}
     if FLOORS[True] in total:
@@ -328,66 +322,48 @@ def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
     return mean * distinct if mean * max(map(len, parts)) < DICTIONARY_BYTES else mean
 
 
-def announcement(model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount | None) -> str:
+def _answer(model: ProbedModel, subject: Subject, work: SampleWork, tokens: int, clock: Clock) -> tuple[float, float]:
+    """Operations and seconds of one whole answer of so many tokens: a forward pass, then a token at a time."""
+    steps = [Batch(np.zeros(1, int), 1, subject.captured.prompt.n_tokens + step) for step in range(1, tokens)]
+    operations = work.operations["forward"] + replay_work(decoder_weights(model), steps, 1).operations
+    found: dict[int, float] = {}
+    for limit in sorted({1, min(tokens, TIMED_TOKENS)}):
+        seconds, answer = timed(model, partial(generate_answer, model, subject.sample, max_new_tokens=limit), clock)
+        found[len(answer.ids)] = min(seconds, found.get(len(answer.ids), math.inf))
+    first, most = found[min(found)], max(found)
+    each = max(0.0, found[most] - first) / (most - 1) if most > 1 else first
+    return operations, first + (tokens - 1) * each
+
+
+def _less(config: RunConfig, amount: Amount) -> tuple[str, ...]:
+    """When a run takes less than was counted."""
+    found = []
+    if config.coarse is not None and amount.grids:
+        found.append("where coarse windows show nothing")
+    if config.only_correct:
+        found.append("for samples that the model answers wrong, which end after one forward pass")
+    if amount.generate > 1:
+        found.append(f"where answers end before {amount.generate} tokens")
+    return tuple(found)
+
+
+def announcement(
+    model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount, *, each: bool = False
+) -> str:
     """The line before a run: what is left to do, or why that is not known.
 
     Args:
         model: as loaded.
         config: of the run.
         samples: what is left, or the first few samples of a stream.
-        amount: how many; None where the stream's length is not known.
+        amount: how many.
+        each: the amount is of each sample of a stream, whose length is not known.
     """
-    if amount is not None and not amount.samples:
+    if not amount.samples:
         return "nothing is left to measure"
-    one = amount or Amount(1, 1, 1)
     try:
-        cost = cost_of(model, samples, config, one)
+        cost = cost_of(model, samples, config, amount)
     except HorizonError as error:
-        known = f"{amount.samples:,} samples" if amount else "samples"
+        known = "samples" if each else f"{amount.samples:,} samples"
         return f"{known}: what they take is not known, since {error}"
-    said = f"as many samples as there come, each: {cost.taken}" if amount is None else str(cost)
-    if config.coarse is not None:
-        return f"{said}; less where coarse windows show nothing"
-    if config.method == "gate":
-        return f"{said}; that is for exact replays, whose place backward passes take"
-    return said
-
-
-def duration_text(seconds: float) -> str:
-    """A time to two digits.
-
-    >>> duration_text(0.4), duration_text(42), duration_text(130), duration_text(9000)
-    ('0.4 s', '42 s', '2.2 min', '2.5 h')
-    """
-    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min")):
-        if seconds < limit:
-            return f"{_two_digits(seconds / divisor)} {unit}"
-    return f"{_two_digits(seconds / 3600)} h"
-
-
-def byte_text(count: float) -> str:
-    """Bytes in powers of 1,000.
-
-    >>> byte_text(940), byte_text(14_200_000), byte_text(1.52e9)
-    ('940 bytes', '14 MB', '1.5 GB')
-    """
-    for limit, divisor, unit in ((1e3, 1, "bytes"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
-        if count < limit:
-            return f"{_two_digits(count / divisor)} {unit}"
-    return f"{_two_digits(count / 1e12)} TB"
-
-
-def operation_text(count: float) -> str:
-    """Floating-point operations.
-
-    >>> operation_text(1.23e12), operation_text(3.4e10)
-    ('1.2 TFLOP', '34 GFLOP')
-    """
-    for limit, divisor, unit in ((1e9, 1e6, "M"), (1e12, 1e9, "G"), (1e15, 1e12, "T")):
-        if count < limit:
-            return f"{_two_digits(count / divisor)} {unit}FLOP"
-    return f"{_two_digits(count / 1e15)} PFLOP"
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    return f"as many samples as there come, each: {cost.taken}" if each else str(cost)

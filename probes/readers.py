@@ -28,19 +28,22 @@ class SampleStream(Iterator[Sample]):
         source: what they are read from.
         reading: how rows become samples.
         note: one line on both, for the user.
+        subset: which of its samples, in words; "" for all.
         left_out: how many rows were left out so far, by reason.
     """
 
     source: Source
     reading: Reading
     note: str
+    subset: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     samples: Iterator[Sample] = field(default_factory=lambda: iter(()), repr=False)
 
     @property
     def told(self) -> dict[str, Any]:
         """Arguments of `run` that a list of the same samples would no longer tell."""
-        return {"sources": (self.source.name,), "with_ocr_tokens": self.reading.with_ocr_tokens}
+        name = f"{self.source.name} ({self.subset})" if self.subset else self.source.name
+        return {"sources": (name,), "with_ocr_tokens": self.reading.with_ocr_tokens}
 
     def __next__(self) -> Sample:
         """The next sample."""
@@ -128,8 +131,9 @@ def read_samples(
         frames=frames,
         fps=fps,
     )
-    stream = SampleStream(source, reading, _note(source, entry, guessed, prompt))
     categories = (category,) if isinstance(category, str) else tuple(category)
+    subset = _subset(conditions, categories, limit, seed)
+    stream = SampleStream(source, reading, _note(source, entry, guessed, prompt), subset)
     stream.samples = _chosen(_samples(stream, conditions, categories), limit, seed)
     return stream
 
@@ -238,6 +242,15 @@ def _check_columns(source: Source, task: Task, conditions: Sequence[Condition]) 
     absent = [condition.column for condition in conditions if condition.column not in there]
     if absent:
         raise HorizonError(f"{source.name} has no column {absent[0]!r}; its columns are {list(source.columns)}")
+
+
+def _subset(conditions: Sequence[Condition], categories: Sequence[str], limit: int | None, seed: int | None) -> str:
+    """Which samples of a source are read, in words; the first ones are all of them so far."""
+    parts = [f"{one.column}{one.sign}{one.value}" for one in conditions]
+    parts += [f"category={category}" for category in categories]
+    if limit is not None and seed is not None:
+        parts.append(f"{limit} at random, seed {seed}")
+    return ", ".join(parts)
 
 
 def _note(source: Source, entry: Task, guessed: bool, prompt: str | None) -> str:

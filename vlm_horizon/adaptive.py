@@ -126,6 +126,20 @@ def count_replays(run: Run) -> Replays:
     return Replays(done, everything)
 
 
+def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) -> list[int]:
+    """As many layers as a budget allows, spread over the depth: what is known of a choice before it is made.
+
+    Args:
+        n_layers: of the model.
+        budget: as in `run_adaptive`.
+        options: of `run`.
+
+    Raises:
+        HorizonError: there is nothing to choose.
+    """
+    return np.unique(np.linspace(0, n_layers - 1, _checked(budget, n_layers, options)).round().astype(int)).tolist()
+
+
 def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
     """The budget in layers; raises HorizonError where there is nothing to choose."""
     taken = [name for name in ("layers", "token_layers") if options.get(name) is not None]

@@ -9,33 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analyses.tables import Table
+from vlm_horizon.arguments import Loading, ModelName, with_groups
 
 if TYPE_CHECKING:
     from probes.check import ModelCheck
 
 
+@with_groups
 def check(
-    model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
-    attn: Annotated[str, typer.Option(help="Attention implementation, as in run.")] = "sdpa",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
+    model: ModelName,
+    loading: Loading,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Prove on one prompt that MODEL can be measured exactly, or say why not. Exit code 0: it can, 1: it cannot."""
     from probes.check import check_model
-    from probes.models import load_model
 
-    probed = load_model(
-        model,
-        revision=revision,
-        dtype=dtype,
-        attn=attn,
-        device_map=device_map,
-        quantization=quantization,
-        check=False,
-    )
+    probed = loading.load(model, check=False)
     found = check_model(probed)
     if as_json:
         print(json.dumps(check_record(found), indent=2))

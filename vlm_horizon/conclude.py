@@ -28,6 +28,7 @@ from analyses.scorers import SCORERS
 from analyses.subsets import Selection, exclusions, selection_text
 from analyses.summary import summarize
 from analyses.tables import difference_table, horizon_table, to_record, with_notes
+from vlm_horizon.arguments import words
 from vlm_horizon.demo import data_path
 
 DEFAULT_PERMUTATIONS = 2000
@@ -205,11 +206,6 @@ def select(runs: Sequence[Path], selection: Selection) -> list[Run]:
         if run.caution:
             print(f"{run.path}: {run.caution}", file=sys.stderr)
     return opened
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Split at commas; blanks around words and empty words do not count."""
-    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def overview(run: Run) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from analyses.export import FORMATS, render
-from analyses.runs import CONTEXTS, KINDS, PROBES, TARGETS, HorizonError
+from analyses.runs import HorizonError
 from analyses.tables import Table, to_record
-from vlm_horizon.arguments import STREAM_HELP, parse_layers
-from vlm_horizon.conclude import words
+from vlm_horizon.adaptive import spread_layers
+from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, with_groups
 
 if TYPE_CHECKING:
     from probes.cost import Cost
@@ -25,106 +25,60 @@ NEUTRAL_ANSWERS = ("yes", "A", "1", "red", "the")  # the first that the tokenize
 NEUTRAL_SAMPLES = 100
 
 
+@with_groups
 def cost(
-    model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
+    model: ModelName,
+    loading: Loading,
+    reading: Reading,
+    measuring: Measuring,
     data: Annotated[
         list[str] | None,
         typer.Argument(help="Files, folders or dataset ids, as in run; without, a gray image.", metavar="[DATA...]"),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many; as many as DATA holds, or 100.", min=1)] = None,
-    probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES),
-    streams: Annotated[str, typer.Option(help=STREAM_HELP)] = "query,key,hidden",
-    targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold",
-    contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one",
-    window: Annotated[int, typer.Option(help="Side of the token grids' windows, in tokens.")] = 2,
-    layers: Annotated[str | None, typer.Option(help="Cuts, as 0,4,8 or 0-7; all by default.")] = None,
-    kind: Annotated[str, typer.Option(help=f"Removal kind: {', '.join(KINDS)}.")] = "delete",
-    alpha: Annotated[float, typer.Option(help="Renyi order of the entropies.")] = 1.0,
-    token_samples: Annotated[
-        int | None, typer.Option(help="Token grids for the first so many samples of each task; all by default.", min=0)
-    ] = None,
-    spectra: Annotated[
-        int, typer.Option(help="Keep eigenvalues of the first so many samples of each task.", min=0)
-    ] = 0,
-    task: Annotated[str | None, typer.Option(help="The benchmark, as in run; of our own JSONL only that task.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Question template with {question} in it.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most so many samples of each file.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Ablations at once.", min=1)] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto",
-    attn: Annotated[str, typer.Option(help="Attention implementation: sdpa or eager.")] = "sdpa",
-    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="4bit or 8bit.")] = None,
     output: Annotated[str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}.")] = "text",
 ) -> None:
     """Print what `run MODEL DATA` with the same options would take: replays, operations, time, memory, disk."""
     if output not in OUTPUTS:
         raise HorizonError(f"format {output!r} is unknown; choose from {', '.join(OUTPUTS)}")
-    cuts = parse_layers(layers)
-    given = _samples(data, task, limit)
+    options = measuring.options()
+    streams = reading.open(data or ())
+    given = [sample for stream in streams for sample in stream] if data else _neutral(reading.task)
+    if not given:
+        raise HorizonError(f"{', '.join(data or ())} holds no samples: nothing to estimate")
     from probes.cost import estimate_cost
-    from probes.models import load_model
 
-    probed = load_model(
-        model, revision=revision, dtype=dtype, attn=attn, device_map=device_map, quantization=quantization
-    )
-    found = estimate_cost(
-        probed,
-        given,
-        probes=words(probes),
-        streams=words(streams),
-        targets=words(targets),
-        contexts=words(contexts),
-        window=window,
-        layers=cuts,
-        kind=kind,
-        alpha=alpha,
-        token_samples=token_samples,
-        spectra=spectra,
-        prompt=prompt,
-        batch_size=batch_size,
-        n_samples=samples or (len(given) if data else NEUTRAL_SAMPLES),
-    )
+    probed = loading.load(model)
+    notes = []
+    if measuring.auto:
+        options["token_layers"] = spread_layers(probed.n_layers, measuring.layer_budget, options)
+        named = ", ".join(map(str, options["token_layers"]))
+        notes.append(f"layers of the token grids are chosen on the way: counted for {named}, spread over the depth")
+    if not data:
+        notes.append(
+            f"no DATA given: counted for a gray image of {NEUTRAL_SIDE} x {NEUTRAL_SIDE} pixels and the question "
+            f"{NEUTRAL_QUESTION!r}"
+        )
+    counted = samples or (len(given) if data else NEUTRAL_SAMPLES)
+    found = estimate_cost(probed, given, n_samples=counted, **options, **reading.told(streams, given))
     if output == "json":
         print(json.dumps(cost_record(found), indent=2))
         return
-    if not data:
-        print(
-            f"no DATA given: counted for a gray image of {NEUTRAL_SIDE} x {NEUTRAL_SIDE} pixels and the question "
-            f"{NEUTRAL_QUESTION!r}",
-            file=sys.stderr,
-        )
+    for note in notes:
+        print(note, file=sys.stderr)
     print(f"{probed.name}, {probed.dtype}, {probed.device}: {found}", end="\n\n")
     for table in cost_tables(found):
         print(render(table, output), end="\n\n")
 
 
-def _samples(data: list[str] | None, task: str | None, limit: int | None) -> list[Sample]:
-    """Those of the files, or a neutral one with every answer that some tokenizer may know.
-
-    Raises:
-        HorizonError: a file is none, or holds no such sample.
-    """
+def _neutral(task: str | None) -> list[Sample]:
+    """A question about a gray image, with every answer that some tokenizer may know."""
     from PIL import Image
 
-    from probes.readers import read_samples
     from probes.samples import Sample
-    from probes.sources import find_source
 
-    if not data:
-        gray = Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127))
-        return [Sample("neutral", gray, NEUTRAL_QUESTION, (answer,), task=task or "") for answer in NEUTRAL_ANSWERS]
-    found, kept = [], []
-    for name in data:
-        own = find_source(name, task=task).own
-        read = list(read_samples(name, task=None if own else task, limit=limit))
-        found += read
-        kept += [sample for sample in read if not own or task in (None, sample.task)]
-    if not kept:
-        tasks = ", ".join(sorted({sample.task for sample in found})) or "none"
-        named = f" of the task {task!r} (tasks there: {tasks})" if task is not None else ""
-        raise HorizonError(f"{', '.join(data)} holds no samples{named}: nothing to estimate")
-    return kept
+    gray = Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127))
+    return [Sample("neutral", gray, NEUTRAL_QUESTION, (answer,), task=task or "") for answer in NEUTRAL_ANSWERS]
 
 
 def cost_record(cost: Cost) -> dict[str, object]:
@@ -145,7 +99,7 @@ def cost_tables(cost: Cost) -> list[Table]:
 
 
 def _work_table(cost: Cost) -> Table:
-    from probes.cost import duration_text, operation_text
+    from probes.units import duration_text, operation_text
 
     parts = [*dict.fromkeys((*cost.operations, *cost.seconds))]
     rows = [
@@ -174,7 +128,7 @@ def _work_table(cost: Cost) -> Table:
 
 
 def _memory_table(cost: Cost) -> Table:
-    from probes.cost import byte_text
+    from probes.units import byte_text
 
     rows = [(part, byte_text(held), cost.formulas.get(part, "")) for part, held in cost.memory.items()]
     largest = max((held, part) for part, held in cost.memory.items() if part not in ("resident", "capture"))[1]
@@ -183,7 +137,7 @@ def _memory_table(cost: Cost) -> Table:
 
 
 def _disk_table(cost: Cost) -> Table:
-    from probes.cost import byte_text
+    from probes.units import byte_text
 
     rows = [(part, byte_text(held)) for part, held in cost.disk.items()]
     return Table("Disk", ("part", "bytes"), [*rows, ("all", byte_text(cost.disk_bytes))])

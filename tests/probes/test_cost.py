@@ -16,9 +16,10 @@ import probes.noise
 import probes.sweep
 import vlm_horizon as vh
 from probes.calibration import time_parts
-from probes.cost import duration_text, planned_config
 from probes.memory import memory_parts, resident_bytes
 from probes.models import load_model
+from probes.options import Options
+from probes.units import duration_text
 from probes.workload import FLOORS, meet, sample_work
 
 OPTIONS = {"streams": ("query", "hidden"), "window": 4, "layers": (0, 5)}
@@ -83,9 +84,44 @@ def test_tasks_keep_their_proportions(model):
     assert many.operations["spectra"] == pytest.approx(few.operations["spectra"])
 
 
+def test_shards_and_limits_take_their_part(model):
+    samples = demo_samples(4)
+    whole = vh.estimate_cost(model, samples, **OPTIONS)
+    half = vh.estimate_cost(model, samples, shard=(1, 2), **OPTIONS)
+    few = vh.estimate_cost(model, samples, limit=2, **OPTIONS)
+    assert (whole.samples, half.samples, few.samples) == (8, 4, 2)
+    assert half.total_replays == whole.total_replays / 2
+    assert few.total_replays == whole.total_replays / 4
+
+
+def test_what_may_be_spared_is_said(model):
+    samples = demo_samples(1)
+    assert vh.estimate_cost(model, samples, **OPTIONS).less == ()
+    cost = vh.estimate_cost(model, samples, only_correct=True, generate=5, coarse=4, **OPTIONS | {"window": 2})
+    assert len(cost.less) == 3
+    assert str(cost).endswith("; less ".join(("", *cost.less)))
+
+
+def test_an_answer_takes_a_forward_pass_and_a_token_at_a_time():
+    """Counted by torch while the model writes as many tokens; a model that ends its answers takes less."""
+    small = load_model(random_llava(34, attn="eager", dtype=torch.float32), processor=random_processor(), attn="eager")
+    sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
+    with FlopCounterMode(display=False) as counter:
+        answer = vh.generate_answer(small, sample, max_new_tokens=6)
+    assert len(answer.ids) == 6
+    costs = {
+        tokens: vh.estimate_cost(small, [sample] * 3, generate=tokens, probes=("removal",)).operations["answers"]
+        for tokens in (1, 6)
+    }
+    assert costs[6] / 3 == pytest.approx(counter.get_total_flops(), rel=0.03)
+    with FlopCounterMode(display=False) as counter:
+        vh.generate_answer(small, sample, max_new_tokens=1)
+    assert costs[1] / 3 == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
 def configured(model, **options):
-    fixed = {"targets": ("gold",), "window": 1, "kind": "delete", "alpha": 1.0, "batch_size": None, "prompt": None}
-    return planned_config(model, **fixed | options)
+    config, _ = Options(**{"window": 1} | options).config(model, ())
+    return config
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -239,6 +275,11 @@ def test_without_progress_nothing_is_calibrated(model, tmp_path, capsys, monkeyp
         ({"batch_size": 0}, "batch_size is 0"),
         ({"n_samples": 0}, "n_samples is 0"),
         ({"kind": "blur"}, "removal kind 'blur' is unknown"),
+        ({"windw": 3}, "a run has no option 'windw': did you mean 'window'"),
+        ({"max_windows": 4, "window": 2}, "max_windows is 4 and chooses"),
+        ({"method": "gate", "kind": "zero"}, "method 'gate' takes tokens away"),
+        ({"spectra": -1}, "spectra is -1"),
+        ({"generate": 0}, "max_new_tokens is 0"),
     ],
 )
 def test_unusable_options_are_named(model, options, message):

@@ -104,7 +104,7 @@ def test_a_benchmarks_table_is_measured_by_its_task(capsys, tmp_path):
     run = vh.load_run(out)
     asked = f"{records[1]['question']}\nAnswer the question using a single word or phrase."
     assert run.config.prompt_example == f"USER: <image> {asked} ASSISTANT:"
-    assert run.config.sources == (str(table),)
+    assert run.config.sources == (f"{table} (part=b)",)
     assert run.ok[["id", "task", "task_type", "question"]].values.tolist()[0] == ["1", "textvqa", "ocr", asked]
     assert len(run.ok) == 2
     other = ("--out", str(tmp_path / "other"), "--probes", "entropy", "--limit", "1", "--seed", "3")

@@ -51,10 +51,11 @@ def test_without_data_a_gray_image_stands_for_it(capsys):
     assert "100 samples" in out
 
 
-def test_task_keeps_the_samples_of_one_task(capsys):
-    code, out, _ = call(capsys, "cost", MODEL, OCR, VQA, "--task", "demo-ocr", "--format", "json", *QUICK)
+def test_data_is_chosen_as_in_run(capsys):
+    chosen = ("--where", "task=demo-ocr", "--limit", "30", "--seed", "3")
+    code, out, _ = call(capsys, "cost", MODEL, OCR, *chosen, "--format", "json", *QUICK)
     assert code == 0
-    assert json.loads(out)["samples"] == 240
+    assert json.loads(out)["samples"] == 30
 
 
 def test_task_names_the_benchmark_of_a_table(capsys, tmp_path):
@@ -74,7 +75,9 @@ def test_task_names_the_benchmark_of_a_table(capsys, tmp_path):
     [
         (("/no/such/model",), "no model directory at /no/such/model"),
         ((MODEL, "nowhere.jsonl"), "no sample file at nowhere.jsonl"),
-        ((MODEL, OCR, "--task", "nothing"), "holds no samples of the task 'nothing' (tasks there: demo-ocr)"),
+        ((MODEL, OCR, "--where", "task=nothing"), "holds no samples: nothing to estimate"),
+        ((MODEL, OCR, "--layer-budget", "3"), "--layer-budget 3 says how --layers auto chooses"),
+        ((MODEL, OCR, "--layers", "auto", "--probes", "entropy"), "so the probe information and removal is needed"),
         ((MODEL, OCR, "--format", "word"), "format 'word' is unknown"),
         ((MODEL, OCR, "--layers", "a-b"), "layers 'a-b' cannot be read"),
         ((MODEL, OCR, "--probes", "magic"), "probe 'magic' is unknown"),
