@@ -71,6 +71,25 @@ def check_attention(name: str, attn: str, config: Any, family: Family) -> None:
         )
 
 
+def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
+    """Refuse layers on several GPUs, where replays have not been proved; main memory and disk beside one are fine.
+
+    Args:
+        name: of the model.
+        device_map: module -> device, as accelerate placed the model; None where it did not.
+
+    Raises:
+        HorizonError: there are several.
+    """
+    found = {str(device).removeprefix("cuda:") for device in (device_map or {}).values()} - {"cpu", "disk", "meta"}
+    if len(found) > 1:
+        raise HorizonError(
+            f"model {name!r} is spread over {len(found)} GPUs ({', '.join(sorted(found))}), where replays have not "
+            "been proved: let what does not fit into one wait in main memory (device_map='auto' with one GPU visible), "
+            "or take quantized weights"
+        )
+
+
 def check_grids(name: str, family: Family) -> None:
     """Refuse token grids where nobody has said how the tokens lie; entropies and removals need no grid.
 

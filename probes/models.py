@@ -21,6 +21,7 @@ from analyses.runs import HorizonError
 from probes.admission import (
     check_attention,
     check_config,
+    check_device_map,
     check_layers,
     check_processor,
     find_parts,
@@ -83,8 +84,10 @@ class ProbedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the input embeddings live."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+        """Where the input embeddings live, or are taken to when they are needed."""
+        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
+        away = embeddings.weight.is_meta
+        return torch.device(embeddings._hf_hook.execution_device) if away else embeddings.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,11 +114,13 @@ def load_model(
         processor: its processor; loaded from the same place by default, required with a built model.
         name: what to call the model in runs; its id, directory or class by default. Name a model that you changed.
         revision: branch, tag or commit of a hub model.
-        device_map: as in transformers; by default the first GPU if there is one, else the CPU.
+        device_map: as in transformers (needs accelerate); by default the first GPU if there is one, else the CPU.
+            Layers may wait in main memory or on disk, but not be spread over several GPUs.
         dtype: a torch dtype or its name; "auto" is the checkpoint's on a GPU and float32 on a CPU, where half
-            precision is slow.
+            precision is slow, or float16 with 8-bit weights, whose products are in it.
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
-        quantization: "4bit" or "8bit" (needs bitsandbytes and a GPU); states are then those of the quantized model.
+        quantization: "4bit" or "8bit" (needs bitsandbytes); states are then those of the quantized model. The
+            rounding of 8-bit products depends on what else is in a batch: the noise floor holds it.
         check: prove on one prompt that it can be measured exactly (`check_model`): about eight forwards.
 
     Raises:
@@ -214,8 +219,16 @@ def _load_weights(
     quantization: str | None,
 ) -> nn.Module:
     cuda = torch.cuda.is_available()
-    wanted = torch.float32 if dtype == "auto" and not cuda else _as_dtype(dtype)
-    extra: dict[str, Any] = {"device_map": device_map} if device_map is not None else {}
+    wanted = _as_dtype(dtype)
+    if dtype == "auto" and (quantization == "8bit" or not cuda):
+        wanted = torch.float16 if quantization == "8bit" else torch.float32
+    extra: dict[str, Any] = {}
+    if device_map is not None:
+        if find_spec("accelerate") is None:
+            raise HorizonError(
+                f"device_map {device_map!r} needs accelerate: pip install 'vlm-horizon[quantized]', or leave it out"
+            )
+        extra["device_map"] = device_map
     if quantization is not None:
         extra["quantization_config"] = _quantization_config(quantization)
     try:
@@ -236,6 +249,7 @@ def _load_weights(
             f"the checkpoint of {name!r} lacks {len(missing)} of the model's tensors (the first is {missing[0]}), "
             "which would be random: take a complete checkpoint"
         )
+    check_device_map(name, getattr(model, "hf_device_map", None))
     if not extra and cuda:
         model = model.to("cuda")
     return model
@@ -280,6 +294,9 @@ def _wrap_built(model: nn.Module, processor: Any, name: str | None, dtype: str |
     family = find_family(config)
     check_config(name, config, family)
     check_attention(name, attn, config, family)
+    check_device_map(name, getattr(model, "hf_device_map", None))
+    if dtype != "auto" and _quantized(model):
+        raise HorizonError(f"model {name!r} is quantized, so its dtype cannot be changed to {dtype}: leave dtype out")
     if dtype != "auto":
         model = model.to(_as_dtype(dtype))
     model.set_attn_implementation(ATTENTION[attn])  # type: ignore[operator]
@@ -347,10 +364,25 @@ def fingerprint(model: nn.Module) -> str:
     """16 hex digits over names, shapes and 64 spread values of every parameter: other weights, other digits."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        spread = flat[torch.linspace(0, len(flat) - 1, 64, dtype=torch.float64, device=flat.device).long()]
-        digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
+        with _present(model, name, parameter) as present:
+            flat = present.detach().reshape(-1)
+            spread = flat[torch.linspace(0, len(flat) - 1, 64, dtype=torch.float64, device=flat.device).long()]
+            digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _present(model: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[torch.Tensor]:
+    """A parameter with its values: a device map may leave them on disk or in main memory until they are needed."""
+    if not parameter.is_meta:
+        yield parameter
+        return
+    from accelerate.utils import align_module_device  # which placed the model, so it is there
+
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    with align_module_device(owner):
+        yield getattr(owner, leaf)
 
 
 def _first(error: Exception) -> str:

@@ -112,7 +112,7 @@ class Options:
             kind=self.kind,
             method=self.method if grids else "exact",
             seed=self.seed,
-            n_parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+            n_parameters=model.model.num_parameters(),  # type: ignore[operator]
             versions={name: version(name) for name in ("vlm-horizon", "torch", "transformers", "nnsight", "numpy")},
             device=_device_name(model),
             batch_size=self.batch_size,

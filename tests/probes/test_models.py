@@ -377,14 +377,23 @@ def test_unknown_ways_to_load_are_refused(tiny, how, reason):
 
 
 @pytest.mark.parametrize(
-    ("package", "how", "reason"),
+    ("home", "how", "reason"),
     [
-        ("flash_attn", {"attn": "flash"}, "'flash' needs the package flash-attn and a GPU: pip install flash-attn, or"),
-        ("bitsandbytes", {"quantization": "4bit"}, r"needs bitsandbytes: pip install 'vlm-horizon\[quantized\]', or"),
+        (
+            "probes.admission",
+            {"attn": "flash"},
+            "'flash' needs the package flash-attn and a GPU: pip install flash-attn, or",
+        ),
+        ("probes.models", {"quantization": "4bit"}, r"needs bitsandbytes: pip install 'vlm-horizon\[quantized\]', or"),
+        (
+            "probes.models",
+            {"device_map": "auto"},
+            r"'auto' needs accelerate: pip install 'vlm-horizon\[quantized\]', or",
+        ),
     ],
 )
-def test_a_missing_package_is_named_with_the_remedy(tiny, package, how, reason):
-    assert find_spec(package) is None
+def test_a_missing_package_is_named_with_the_remedy(tiny, home, how, reason, monkeypatch):
+    monkeypatch.setattr(f"{home}.find_spec", lambda name: None)
     with pytest.raises(HorizonError, match=reason):
         load_model(tiny, **how)
 
