@@ -116,7 +116,7 @@ def load_model(
             precision is slow.
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
         quantization: "4bit" or "8bit" (needs bitsandbytes and a GPU); states are then those of the quantized model.
-        check: prove on one prompt that it can be measured exactly (`check_model`): about eight forwards.
+        check: prove on one prompt that it can be measured exactly (`check_model`): about ten forwards.
 
     Raises:
         HorizonError: nothing is there, it has no processor or that of another model, it is no decoder-only

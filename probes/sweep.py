@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from analyses.runs import PROBES, HorizonError, Run, RunConfig, load_run
+from analyses.runs import PROBES, HorizonError, Run, RunConfig, default_streams, load_run
 from probes.admission import check_grids
 from probes.committed import read_record
 from probes.cost import TRIED, Amount, announcement
@@ -41,7 +41,7 @@ from probes.measure import (
 from probes.models import ProbedModel, fingerprint
 from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
-from probes.prompts import chat_text
+from probes.prompts import chat_text, check_tokens
 from probes.readers import SampleStream
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
@@ -58,7 +58,7 @@ def run(
     out: str | Path,
     *,
     probes: Sequence[str] = PROBES,
-    streams: Sequence[str] = ("query", "key", "hidden"),
+    streams: Sequence[str] | None = None,
     targets: Sequence[str] = ("gold",),
     contexts: Sequence[str] = ("keep-one",),
     window: int | None = None,
@@ -87,6 +87,7 @@ def run(
     generate: int | None = None,
     with_ocr_tokens: bool | None = None,
     video: str | None = None,
+    tokens: str = "visual",
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -95,7 +96,8 @@ def run(
         samples: their order fixes the row numbers; give the same to resume.
         out: the run directory, new or of the same configuration.
         probes: subset of entropy, removal, information.
-        streams: of the entropies; `text:query`, `all:query` are of the prompt's text and of all its tokens.
+        streams: of the entropies; `text:query`, `all:query` are of the prompt's text and of all its tokens. By default
+            query, key and hidden, of `tokens`.
         targets: the first is the one that the samples table shows.
         contexts: of the token grids: keep-one, leave-one-out.
         window: side of their windows in tokens; 2 by default.
@@ -130,6 +132,8 @@ def run(
             value depends on it, so a later call can add it to a run that is there. The announced cost leaves it out.
         with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
         video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
+        tokens: that removals and token grids take away: visual, text or all (see `removal_curve`). Runs that differ in
+            nothing else can be compared (`compare_horizons` between "tokens") and drawn together.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -137,11 +141,13 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
+    check_tokens(tokens)
+    streams = default_streams(tokens) if streams is None else streams
     _check_token_layers(model, token_layers, layers)
-    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt)
+    _check(model, probes, streams, targets, contexts, layers, kind, alpha, batch_size, shard, limit, prompt, tokens)
     if "information" in probes:
         window = check_windows(window, max_windows, coarse)
-        check_method(method, kind, contexts, model.dtype, coarse)
+        check_method(method, kind, contexts, model.dtype, coarse, tokens)
     else:
         window, max_windows, coarse = check_windows(window, None, None), None, None
     if gate_checks < 0:
@@ -189,6 +195,7 @@ def run(
         only_correct=only_correct,
         with_ocr_tokens=bool(first and first.ocr_tokens) if with_ocr_tokens is None else with_ocr_tokens,
         video=(frame_rule(first.frames) if first else "") if video is None else video,
+        tokens=tokens,
     )
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
@@ -216,10 +223,11 @@ def _check(
     shard: tuple[int, int],
     limit: int | None,
     prompt: str | None,
+    tokens: str,
 ) -> None:
     check_probes(probes, streams, contexts)
     if "information" in probes:
-        check_grids(model.name, model.family)
+        check_grids(model.name, model.family, tokens)
     check_alpha(alpha)
     check_targets(targets)
     check_template(prompt)

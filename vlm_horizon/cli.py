@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from analyses.first_order import describe_agreement, gate_agreement
-from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, TARGETS, HorizonError, Run
+from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, TARGETS, TOKENS, HorizonError, Run
 from analyses.subsets import Selection, exclusions
 from analyses.targets import target_shares
 from vlm_horizon.arguments import STREAM_HELP, parse_layers
@@ -108,7 +108,7 @@ def run(
     ],
     out: Annotated[Path | None, typer.Option(help="Run directory; runs/<model> by default.")] = None,
     probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES),
-    streams: Annotated[str, typer.Option(help=STREAM_HELP)] = "query,key,hidden",
+    streams: Annotated[str | None, typer.Option(help=f"{STREAM_HELP} query, key and hidden by default.")] = None,
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold",
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one",
     window: Annotated[
@@ -189,6 +189,9 @@ def run(
     ] = None,
     retry_failed: Annotated[bool, typer.Option(help="Measure again what failed before.")] = False,
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
+    tokens: Annotated[
+        str, typer.Option(help=f"That removals and token grids take away: {', '.join(TOKENS)}; entropies follow.")
+    ] = "visual",
 ) -> None:
     """Measure MODEL on the samples of DATA and write a run directory; the same command resumes."""
     from probes.models import load_model
@@ -247,7 +250,7 @@ def run(
             samples,
             out,
             probes=words(probes),
-            streams=words(streams),
+            streams=None if streams is None else words(streams),
             targets=words(targets),
             contexts=words(contexts),
             window=window,
@@ -269,6 +272,7 @@ def run(
             video=video,
             only_correct=only_correct,
             generate=generate,
+            tokens=tokens,
         )
     if measured.config.method == "gate":
         print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
