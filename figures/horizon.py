@@ -49,7 +49,7 @@ def horizon_words(horizon: Horizon) -> str:
 def plot_removal_curves(
     horizons: Sequence[Horizon], *, looks: dict[str, Look] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Effect of removing all visual tokens (or others) from layer k on: one line a group with its simultaneous 95 % band.
+    """Effect of removing all visual tokens, or others, from layer k on: one line a group, its simultaneous 95 % band.
 
     The half depth is a circle on the curve, the horizon a diamond along the upper edge (an arrow if it is not before
     the end), both with their intervals; the dashed line is the effect below which the tokens count as spent.
@@ -107,10 +107,8 @@ def mark_horizons(ax: Axes, horizons: Sequence[Horizon], looks: dict[str, Look])
     if len(horizons) == 1:
         subtitle(ax, f"Horizon: {horizon_words(horizons[0])}")
     else:
-        subtitle(
-            ax,
-            "Horizon: " + "; ".join(f"{group_label(h.group, h.tokens)}{NO_BREAK}{horizon_words(h)}" for h in horizons),
-        )
+        words = (f"{group_label(h.group, h.tokens)}{NO_BREAK}{horizon_words(h)}" for h in horizons)
+        subtitle(ax, f"Horizon: {'; '.join(words)}")
 
 
 def mark_keys(*, half_depth: bool = True) -> list[Line2D]:

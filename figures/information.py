@@ -37,7 +37,7 @@ from figures.style import GRAY, Look, assign_looks, group_label, paper_style
 SYMBOLS = {"keep-one": "I_k", "leave-one-out": "D_k"}
 QUANTITY = {"exact": "Token information", "gate": "First-order information"}  # by method
 # outermost first; each pair of quantiles bounds one band
-BANDS = (((0.0, 1.0), 0.13, "all tokens"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
+BANDS = (((0.0, 1.0), 0.13, "full range"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 

@@ -261,12 +261,11 @@ def _blocks_of(
     windows, information = grids.windows[placed], information[:, placed]
     boxes = window_boxes(windows, crops)
     views = _views(run, row)
+    said = several or run.config.tokens != "visual"
     blocks = []
     for i, view in enumerate(views):
         inside = windows["crop"].isin(view).to_numpy()
-        words = [tokens_text(run.model, run.config.tokens)] * (several or run.config.tokens != "visual") + [
-            f"view {i + 1}"
-        ] * (len(views) > 1)
+        words = [tokens_text(run.model, run.config.tokens)] * said + [f"view {i + 1}"] * (len(views) > 1)
         image = read_thumbnail(run, row)
         blocks.append(_Block(", ".join(words), layers, information[:, inside], boxes[inside], image))
     return blocks
