@@ -22,7 +22,7 @@ from analyses.depths import half_depths
 from analyses.effects import entropy_curves, image_codes, noise_floor, split_groups
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.resampling import draw_counts, percentile_interval, resampled_means
-from analyses.runs import Run
+from analyses.runs import Run, tokens_text
 
 JOINT_STREAMS = ("query", "key")
 
@@ -114,14 +114,15 @@ def joint_collapse_layer(
 
     Args:
         run: a run with the probe "entropy".
-        streams: that must agree; those of query and key that the run measured by default.
+        streams: that must agree; those of query and key that the run measured by default, of the tokens that it
+            removes or else of the visual ones.
         rule: "drop", "relative-drop" or "two-segment"; the detector's by default.
         detector: parameters.
 
     Raises:
         HorizonError: unknown stream or rule, or the run holds no entropies.
     """
-    asked = [name for name in JOINT_STREAMS if name in run.config.streams] if streams is None else list(streams)
+    asked = _joint_streams(run) if streams is None else list(streams)
     singles = find_collapse_layer(run, by=(), streams=asked, rule=rule, detector=detector)
     detector = singles[0].detector if singles else detector or CollapseDetector()
     votes = [vote for stream in asked for vote in _votes(run, stream, detector)]
@@ -198,8 +199,8 @@ def compare_collapse_to_horizon(
 def describe_agreement(found: Agreement) -> str:
     """One sentence on the collapse and the horizon of one group and stream."""
     group = " / ".join(found.group.values())
-    where = ", ".join(part for part in (found.model, group, found.stream) if part)
     collapse, horizon = found.collapse, found.horizon
+    where = ", ".join(part for part in (tokens_text(found.model, horizon.tokens), group, found.stream) if part)
     if collapse.layer is None:
         known = "" if horizon.layer is None else f" (the horizon is {_layer_words(horizon)})"
         return f"{where}: no collapse to hold against the horizon{known}, because {collapse.reason}."
@@ -215,10 +216,19 @@ def agreement_frame(results: Sequence[Agreement]) -> pd.DataFrame:
     records = []
     for found in results:
         labels = {"model": found.model, **found.group, "stream": found.stream, "criterion": found.horizon.criterion}
+        labels |= {"tokens": found.horizon.tokens}
         ends = {"collapse_layer": found.collapse.layer, "horizon": found.horizon.layer}
         depth = {**ends, "half_depth": found.horizon.half_depth, "n_layers": found.horizon.n_layers}
         records += [{**labels, "rule": found.collapse.detector.rule, **depth, **asdict(gap)} for gap in found.gaps]
     return pd.DataFrame(records).astype(object).where(lambda frame: frame.notna(), None)
+
+
+def _joint_streams(run: Run) -> list[str]:
+    """Queries and keys of the tokens that the run removes, or else of the visual ones, as far as it measured them."""
+    tokens = run.config.tokens
+    own = JOINT_STREAMS if tokens == "visual" else tuple(f"{tokens}:{name}" for name in JOINT_STREAMS)
+    asked = [[name for name in names if name in run.config.streams] for names in (own, JOINT_STREAMS)]
+    return asked[0] or asked[1]
 
 
 def _no_common_layer(singles: Sequence[CollapseLayer]) -> str:

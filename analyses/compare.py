@@ -83,20 +83,21 @@ def compare_horizons(
     detector: HorizonDetector | None = None,
     permutations: int = 2000,
 ) -> Comparison:
-    """Compare the depth of information between groups of samples, models, revisions or prompts.
+    """Compare the depth of information between groups of samples, models, revisions, prompts or removed tokens.
 
     Half depth is the primary quantity; horizons are compared as they are, censored at L. Every difference is given
     unpaired (all images) and paired, in layers and as a fraction of depth. Groups are paired on the images asked in
-    both, so that what an image is like cancels; models, revisions and prompts on the questions asked on the same
-    images in both. All intervals come from one set of resamples of the images of all runs.
+    both, so that what an image is like cancels; models, revisions, prompts and tokens on the questions asked on the
+    same images in both. Runs that take away different tokens are compared between "tokens" only. All intervals come
+    from one set of resamples of the images of all runs.
 
     Half depths carry a permutation p-value, and one adjusted by Holm's method. A family is all differences of one
     call that share unit and pairing: unpaired and paired answer one question twice, so they are not added up.
     Between models of different L, p-values in layers and in fractions of depth test two hypotheses and may disagree.
 
     Args:
-        run_or_runs: one run or several. Between models, revisions or prompts: two or more. Otherwise levels are
-            compared within each.
+        run_or_runs: one run or several. Between models, revisions, prompts or tokens: two or more. Otherwise levels
+            are compared within each.
         between: one of `analyses.groups.BETWEEN`.
         within: columns whose values are kept apart: only levels that agree in them are compared.
         criterion: one of `CRITERIA`; half depth exists for "removal" only.

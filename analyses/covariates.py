@@ -66,6 +66,7 @@ class SampleAssociation:
         n_missing: samples with a half depth but without the covariate, left out.
         values: (sample,) the covariate. half_depths: (sample,) in layers.
         reason: why `rho` is None; "" when it is given.
+        tokens: whose removal the half depths are of: "visual", "text" or "all".
     """
 
     model: str
@@ -82,6 +83,7 @@ class SampleAssociation:
     values: np.ndarray
     half_depths: np.ndarray
     reason: str
+    tokens: str = "visual"
 
 
 def sample_covariate(run: Run, name: str) -> pd.Series:
@@ -136,7 +138,8 @@ def correlate_half_depth(
         for column in columns:
             values = column.reindex(own.index).to_numpy(float)
             one = _association(own.to_numpy(), values, images.loc[own.index].to_numpy(), detector, counts, permutations)
-            found.append(replace(one, model=run.model, group=group, covariate=str(column.name)))
+            one = replace(one, model=run.model, group=group, covariate=str(column.name), tokens=run.config.tokens)
+            found.append(one)
     adjusted = adjust_holm([one.p_value for one in found])
     return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from analyses.criteria import CRITERIA, FIRST_ORDER, is_above
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
-from analyses.runs import HorizonError, Run
+from analyses.runs import HorizonError, Run, tokens_text
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class CriterionVerdict:
         apart: the two intervals have no layer in common; None if either is missing.
         why: what differs from the default, and why.
         n_layers: L.
+        tokens: whose removal it is about: "visual", "text" or "all".
     """
 
     model: str
@@ -44,6 +45,7 @@ class CriterionVerdict:
     apart: bool | None
     why: str
     n_layers: int
+    tokens: str = "visual"
 
 
 def compare_criteria(
@@ -93,7 +95,7 @@ def explain_criteria(horizons: Sequence[Horizon], *, default: str = "removal") -
     """
     groups: dict[tuple[str, ...], list[Horizon]] = {}
     for horizon in horizons:
-        groups.setdefault((horizon.model, *horizon.group.values()), []).append(horizon)
+        groups.setdefault((tokens_text(horizon.model, horizon.tokens), *horizon.group.values()), []).append(horizon)
     found = []
     for name, members in groups.items():
         reference = next((one for one in members if one.criterion == default), None)
@@ -126,6 +128,7 @@ def _verdict(one: Horizon, reference: Horizon) -> CriterionVerdict:
         apart=apart,
         why="the default" if one is reference else _why(one, reference, shift, apart),
         n_layers=one.n_layers,
+        tokens=one.tokens,
     )
 
 

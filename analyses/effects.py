@@ -1,4 +1,4 @@
-"""Effect curves: what each sample loses when its visual tokens are removed, and how its entropy runs with depth.
+"""Effect curves: what each sample loses when its tokens are removed, and how its entropy runs with depth.
 
 Everything is a difference of stored raw numbers, one curve a sample; means, bands and layers are made from these.
 """
@@ -18,6 +18,7 @@ MEASURES = {"p": "probability", "log_p": "nats", "kl": "nats", "correct": "accur
 INFORMATION_MEASURES = ("p", "log_p")
 NOISE_MEASURES = ("p", "log_p", "kl")  # that a noise floor is measured for
 GROUP_COLUMNS = ("task_type", "task", "category")
+REMOVED = {"visual": "all visual tokens", "text": "all text tokens", "all": "all tokens"}  # by what a run takes away
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class EffectCurves:
 
 
 def removal_effects(run: Run, *, measure: str = "p", target: str | None = None) -> EffectCurves:
-    """Removal effect R_k of every sample: m(all) - m(no visual token from k on).
+    """Removal effect R_k of every sample: m(all) - m(no visual token from k on), or none of the run's `tokens`.
 
     m is p or log p of the target, or whether the argmax lies in the target set ("correct": R_k is the drop in
     accuracy). "kl" is KL(removed || all) as stored. R_L = 0: at layer L nothing is removed.

@@ -23,7 +23,7 @@ from analyses.horizon import Horizon, HorizonDetector
 from analyses.resampling import cluster_codes
 from analyses.runs import HorizonError, Run, RunConfig
 
-ACROSS = ("model", "revision", "prompt")  # what sets whole runs apart
+ACROSS = ("model", "revision", "prompt", "tokens")  # what sets whole runs apart
 BETWEEN = (*GROUP_COLUMNS, *ACROSS)
 PROMPT_WIDTH = 40  # characters of a prompt template in a label
 
@@ -34,7 +34,7 @@ class Level:
 
     Attributes:
         run: it comes from, the `source`-th of the comparison.
-        group: column -> value of its samples; with "revision" or "prompt" where these are compared.
+        group: column -> value of its samples; with "revision", "prompt" or "tokens" where these are compared.
         criterion: a key of `CRITERIA`. measure: of the removal effect. target: name of the target.
         values: (sample, layer) effects, L last. layers: (layer,) int. skipped: (skipped,) int, as in `EffectCurves`.
         removal: (sample,) removal effect at layer 0.
@@ -82,6 +82,7 @@ class Level:
             effect_floor=self.effect_floor,
             removal=self.removal,
             counts=counts,
+            tokens=self.run.config.tokens,
         )
         named = "; ".join(filter(None, (method_warning(self.run, self.criterion), found.warning)))
         warning = with_caution(named, self.run)
@@ -101,7 +102,7 @@ def find_levels(
     columns = [*within, *([] if between in ACROSS else [between])]
     levels = []
     for source, run in enumerate(runs):
-        own = {between: run_label(run.config, between)} if between in ("revision", "prompt") else {}
+        own = {between: run_label(run.config, between)} if between in ("revision", "prompt", "tokens") else {}
         for level in _levels_of(run, source, columns, criterion, measure, target, across=between in ACROSS):
             group = {**own, **level.group}
             levels.append(replace(level, group=group, label=_label(run, group, runs)))
@@ -130,30 +131,39 @@ def pair_levels(levels: Sequence[Level], between: str, within: Sequence[str]) ->
 def check_comparable(runs: Sequence[Run], between: str) -> None:
     """Raise HorizonError unless there is a run, or for a comparison across runs two that can be compared."""
     needed = {
-        "model": "at least 2 runs",
+        "model": "at least 2 runs" if len(runs) < 2 else "two runs that take away the same tokens",
         "revision": "two runs of one model and prompt at different revisions",
         "prompt": "two runs of one model and revision with different prompts",
+        "tokens": "two runs of one model, revision and prompt that take away different tokens",
     }.get(between, "at least 1 run")
-    across = any(differ(a.config, b.config, between) for a, b in combinations(runs, 2)) if between in ACROSS else True
-    if not runs or not across:
+    if not comparable(runs, between):
         given = ", ".join(run.name for run in runs) or "no run"
         raise HorizonError(f"a comparison between {between} levels needs {needed}, got {given}")
 
 
-def differ(a: RunConfig, b: RunConfig, between: str) -> bool:
-    """Whether two runs can be compared between "model", "revision" or "prompt".
+def comparable(runs: Sequence[Run], between: str) -> bool:
+    """Whether there is a run, or for a comparison across runs two that can be compared."""
+    if between not in ACROSS:
+        return bool(runs)
+    return any(differ(a.config, b.config, between) for a, b in combinations(runs, 2))
 
-    Any two runs stand for two models (say, one model in two precisions). Revisions are of one model and prompt, and
-    prompts of one model and revision: else two things would differ at once.
+
+def differ(a: RunConfig, b: RunConfig, between: str) -> bool:
+    """Whether two runs can be compared between "model", "revision", "prompt" or "tokens".
+
+    Any two runs that take away the same tokens stand for two models (say, one model in two precisions). Revisions are
+    of one model, prompt and choice of tokens, and so on: else two things would differ at once.
     """
     if between == "model":
-        return True
+        return a.tokens == b.tokens
     differing = {name for name in ACROSS if getattr(a, name) != getattr(b, name)}
     return differing == {between}
 
 
 def run_label(config: RunConfig, between: str) -> str:
-    """The revision or prompt of a run for people, a long prompt by its beginning."""
+    """The revision, prompt or removed tokens of a run for people, a long prompt by its beginning."""
+    if between == "tokens":
+        return f"{config.tokens} tokens"
     if between == "revision":
         return config.revision or "no revision"
     text = " ".join((config.prompt or "no prompt template").split())
@@ -211,15 +221,19 @@ def _levels_of(
 
 
 def _label(run: Run, group: dict[str, str], runs: Sequence[Run]) -> str:
-    """Name of a level: its group, after its model if there are several runs, and the run where these are namesakes."""
-    name = " / ".join(group.values())
+    """Name of a level: its group, after its model if there are several runs, and the run where these are namesakes.
+
+    Removed tokens that are not the visual ones are said in between.
+    """
+    name, tokens = " / ".join(group.values()), run_label(run.config, "tokens")
+    said = [] if run.config.tokens == "visual" or "tokens" in group else [tokens]
     if len(runs) == 1:
-        return name or run.model
-    own = {key: value for key, value in group.items() if key in ACROSS}
+        return ": ".join([*said, *filter(None, [name])]) or run.model
+    own = {key: value for key, value in group.items() if key in ACROSS} | {"tokens": tokens}
     namesakes = [
         other
         for other in runs
         if other.model == run.model and all(run_label(other.config, key) == value for key, value in own.items())
     ]
     model = run.model if len(namesakes) == 1 else f"{run.model} ({run.name})"
-    return f"{model}: {name}" if name else model
+    return ": ".join([model, *said, *filter(None, [name])])

@@ -1,4 +1,4 @@
-"""The information horizon: the layer from which on the visual tokens no longer change the answer, with its interval.
+"""The information horizon: the layer from which on the visual tokens (or others) no longer change the answer.
 
 A criterion (`analyses/criteria.py`) says which effect is looked at and what counts as gone; the search and the
 inversion of bands into intervals are the same for all.
@@ -15,6 +15,7 @@ from analyses.criteria import CRITERIA, criteria_of, method_warning, settle
 from analyses.depths import half_depths, layer_words, skipped_before
 from analyses.effects import (
     NOISE_MEASURES,
+    REMOVED,
     check_choice,
     check_target,
     image_codes,
@@ -63,6 +64,7 @@ class Horizon:
         skipped: (skipped,) int, layers of the run at which this effect was not measured.
         bracket: (before, at): measured layers between which the horizon lies, where those between them were skipped,
             so that none is named.
+        tokens: whose removal it is about: "visual", "text" or "all".
     """
 
     model: str
@@ -91,6 +93,7 @@ class Horizon:
     warning: str = ""
     skipped: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
     bracket: tuple[int, int] | None = None
+    tokens: str = "visual"
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class HorizonDetector:
         removal: np.ndarray | None = None,
         counts: np.ndarray | None = None,
         skipped: np.ndarray | None = None,
+        tokens: str = "visual",
     ) -> Horizon:
         """Find the horizon of one group.
 
@@ -151,6 +155,7 @@ class HorizonDetector:
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
             skipped: (skipped,) int, layers that could have been measured and were not; none by default. A horizon is
                 named only where none of them lies between it and the measured layer before it.
+            tokens: whose removal the effects are of; for the words of the result.
 
         Returns:
             The result, with `model`, `group` and `target` left empty.
@@ -186,6 +191,7 @@ class HorizonDetector:
             noise_floor=noise_floor if rule.measure is None else float("nan" if effect_floor is None else effect_floor),
             detector=self,
             skipped=np.empty(0, dtype=int) if skipped is None else skipped,
+            tokens=tokens,
         )
         if result.reason:
             return replace(result, half_depth_reason=result.reason)
@@ -195,7 +201,7 @@ class HorizonDetector:
         needed = noise_floor + (self.eligible_p if measure == "p" else self.eligible_log)
         draws = resampled_means(removal[:, None], images, counts)
         least = percentile_interval(draws, self.level, n_clusters=result.n_images)[0, 0]
-        reason = "" if least > needed else _no_effect(removal.mean(), least, needed)
+        reason = "" if least > needed else _no_effect(tokens, removal.mean(), least, needed)
         return self._judge(result, values, images, counts, reason)
 
     def threshold(self, criterion: str, curves: np.ndarray, noise_floor: float) -> np.ndarray:
@@ -351,6 +357,7 @@ def find_horizon(
                 removal=removal.of(rows).values[:, 0],
                 counts=counts,
                 skipped=own.skipped,
+                tokens=run.config.tokens,
             )
             named = "; ".join(filter(None, (method_warning(run, name), one.warning)))
             warning = with_caution(named, run)
@@ -381,8 +388,8 @@ def _taken_on_trust(found: Horizon, layer: int) -> str:
     return f"not measured at every layer, the {looks_at} is taken to be {' and '.join(trusted)}"
 
 
-def _no_effect(mean: float, least: float, needed: float) -> str:
+def _no_effect(tokens: str, mean: float, least: float, needed: float) -> str:
     return (
-        f"removing all visual tokens at layer 0 has no effect to speak of: {mean:.3g}, "
+        f"removing {REMOVED[tokens]} at layer 0 has no effect to speak of: {mean:.3g}, "
         f"lower bound {least:.3g}, needed more than {needed:.3g}"
     )

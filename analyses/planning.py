@@ -35,6 +35,7 @@ class SamplePlan:
         exponent: of the fitted law width ~ images^-exponent; 0.5 is the square-root law.
         reason: why there is no plan; "" when there is one.
         warning: of the pilot's half depth; "" where nothing is the matter.
+        tokens: whose removal the half depth is of: "visual", "text" or "all".
     """
 
     model: str
@@ -50,6 +51,7 @@ class SamplePlan:
     exponent: float | None
     reason: str
     warning: str = ""
+    tokens: str = "visual"
 
 
 def plan_samples(
@@ -112,6 +114,7 @@ def _plan(found: Horizon, values: np.ndarray, images: np.ndarray, width: float) 
         exponent=None,
         reason=found.half_depth_reason,
         warning=found.warning,
+        tokens=found.tokens,
     )
     if blank.reason:
         return blank

@@ -16,7 +16,7 @@ from analyses.first_order import gate_agreement, gate_table
 from analyses.horizon import find_horizon
 from analyses.planning import SamplePlan
 from analyses.published import Published, PublishedNumbers
-from analyses.runs import Run
+from analyses.runs import Run, tokens_text
 from analyses.scaling import ModelAssociation
 from analyses.scores import score_run
 from analyses.selection import SplitEstimate, split_estimates
@@ -28,6 +28,7 @@ from analyses.tables import (
     horizon_table,
     interval_text,
     layer_text,
+    model_text,
     number_text,
     warnings_of,
 )
@@ -140,7 +141,8 @@ def _gate(run: Run, options: Options) -> Section:
 def _published(run: Run, options: Options) -> Section:
     samples = run.samples
     names = {str(name) for column in ("task", "task_type") for name in samples[column].dropna().unique()}
-    found = [] if options.published is None else options.published.matching(run.config.model, names)
+    theirs = run.config.tokens == "visual"  # all published numbers are of visual tokens
+    found = [] if options.published is None or not theirs else options.published.matching(run.config.model, names)
     return Section(found, published_table(found))
 
 
@@ -206,7 +208,7 @@ def criteria_table(results: Sequence[CriterionVerdict]) -> Table:
     """One row a group and criterion: its layer beside the default's, and why they differ."""
     rows = [
         (
-            r.model,
+            model_text(r),
             group_text(r.group),
             r.criterion,
             NOT_REACHED if r.censored else layer_text(r.layer, r.reason),
@@ -229,7 +231,7 @@ def agreement_table(results: Sequence[Agreement]) -> Table:
         horizon, half = gaps.get("horizon"), gaps.get("half_depth")
         rows.append(
             (
-                r.model,
+                tokens_text(r.model, r.horizon.tokens),
                 group_text(r.group),
                 r.stream,
                 layer_text(r.collapse.layer, r.collapse.reason),
@@ -252,7 +254,7 @@ def split_table(results: Sequence[SplitEstimate]) -> Table:
         layers = "none: " + r.reason if r.reason else interval_text((r.layers.min(), r.layers.max()))
         pairs = ((r.in_sample, r.in_sample_interval), (r.held_out, r.held_out_interval), (r.shift, r.shift_interval))
         cells = [cell for value, ends in pairs for cell in (number_text(value, 4), interval_text(ends, 4))]
-        rows.append((r.model, group_text(r.group), r.chosen_by, r.measure, layers, *cells, str(r.n_images)))
+        rows.append((model_text(r), group_text(r.group), r.chosen_by, r.measure, layers, *cells, str(r.n_images)))
     columns = (
         *("model", "group", "chosen by", "loss in", "layers", "in sample", "interval"),
         *("held out", "interval", "shift", "interval", "images"),
@@ -269,7 +271,7 @@ def association_table(results: Sequence[SampleAssociation | ModelAssociation]) -
         what = f"{len(r.values)} models, {r.unit}" if isinstance(r, ModelAssociation) else f"{r.n_samples} samples"
         rows.append(
             (
-                "all models" if across else str(getattr(r, "model", "")),
+                "all models" if across else model_text(r),
                 group_text(r.group),
                 r.covariate,
                 f"none: {r.reason}" if r.rho is None else number_text(r.rho, 2, signed=True),
@@ -287,7 +289,7 @@ def plan_table(results: Sequence[SamplePlan]) -> Table:
     """One row a group: how many more images and samples its half depth needs."""
     rows = [
         (
-            r.model,
+            model_text(r),
             group_text(r.group),
             str(r.n_images),
             number_text(r.width_now, 2),

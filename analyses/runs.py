@@ -36,7 +36,9 @@ SCHEMA_VERSION = 1
 CONTEXTS = ("keep-one", "leave-one-out")
 PROBES = ("entropy", "removal", "information")
 STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
-TOKENS = ("visual", "text", "all")  # a stream is of the visual tokens unless it says "text:query" or "all:query"
+# What removals and token grids take away, and what an entropy is over: a stream is of the visual tokens unless it says
+# "text:query" or "all:query". Entropies of the text count the last token of the prompt, which no removal takes away.
+TOKENS = ("visual", "text", "all")
 KINDS = ("delete", "zero", "mean")
 WRONG = "answered wrong"  # why a sample is excluded that the model does not answer right
 METHODS = ("exact", "gate")  # of token grids: one replay a window, or first order from a backward pass
@@ -125,6 +127,8 @@ CONVENTIONS = {
     "log_p": "nats; pooled over the ids of the target by log-sum-exp",
     "kl": "KL(removed || all) in nats over the vocabulary",
     "windows": "tiled from each grid's top left; smaller at the edge; row-major",
+    "text": "prompt tokens but visual ones and the last, which is read; beginning-of-sequence and chat markup count",
+    "stretches": "text without a visual token in between, one row of tokens; as windows their crops follow the grids",
     "unreported": "NaN in a token grid: below the noise floor in its coarse window, so not measured; statistics take 0",
 }
 
@@ -137,6 +141,25 @@ def split_stream(name: str) -> tuple[str, str]:
     """
     tokens, colon, stream = name.rpartition(":")
     return (tokens, stream) if colon else ("visual", stream)
+
+
+def default_streams(tokens: str) -> tuple[str, ...]:
+    """The streams of a run on these tokens, unless others are asked for.
+
+    >>> default_streams("visual"), default_streams("text")
+    (('query', 'key', 'hidden'), ('text:query', 'text:key', 'text:hidden'))
+    """
+    plain = ("query", "key", "hidden")
+    return plain if tokens == "visual" else tuple(f"{tokens}:{stream}" for stream in plain)
+
+
+def tokens_text(name: str, tokens: str) -> str:
+    """A name, and the tokens that its effects are of where these are not the visual ones.
+
+    >>> tokens_text("tiny-8", "visual"), tokens_text("tiny-8", "text")
+    ('tiny-8', 'tiny-8, text tokens')
+    """
+    return name if tokens == "visual" else f"{name}, {tokens} tokens"
 
 
 class HorizonError(Exception):
@@ -195,6 +218,7 @@ class RunConfig:
     only_correct: bool = False  # samples that the model answers wrong were excluded, not measured
     with_ocr_tokens: bool = False  # prompts carry the benchmark's reference OCR tokens
     video: str = ""  # how frames of videos were chosen
+    tokens: str = "visual"  # that removals and token grids take away: "visual", "text" or "all"
 
     NOT_ESTIMAND = (
         "conventions",
@@ -260,7 +284,7 @@ class TokenGrids:
     Attributes:
         log_p: (layer, window) float32, log p of the target in nats under each ablation. NaN where coarse windows
             were measured first and theirs showed no effect above the sample's noise floor; statistics take 0 there.
-        removed: (layer,) float32, log p with no visual token from that layer on.
+        removed: (layer,) float32, log p with none of `tokens` from that layer on.
         all: log p with every token.
         layers: (layer,) int, the cut of each row.
         windows: DataFrame, one row a window: crop, row, column, height, width.
@@ -269,6 +293,7 @@ class TokenGrids:
         method: "exact", or "gate": `log_p` is the baseline and its first-order change, and effects in p are first
             order too, p of the baseline times the change in log p.
         coarse: (layer, coarse window) log p in nats of the windows that were measured first; None if none were.
+        tokens: what was removed, and what the windows are of: "visual", "text" or "all".
     """
 
     log_p: np.ndarray
@@ -280,6 +305,7 @@ class TokenGrids:
     target: str
     method: str = "exact"
     coarse: np.ndarray | None = None
+    tokens: str = "visual"
 
     @property
     def weights(self) -> np.ndarray:
@@ -466,6 +492,7 @@ class Run:
                 target=target,
                 method=self.config.method,
                 coarse=stored.get_tensor(f"{key}/coarse") if f"{key}/coarse" in stored.keys() else None,  # noqa: SIM118
+                tokens=self.config.tokens,
             )
 
     @cached_property

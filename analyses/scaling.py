@@ -156,6 +156,9 @@ def _model_value(run: Run, group: dict[str, str], name: str) -> float | None:
 
 def _unclaimable(runs: Sequence[Run], x: np.ndarray, y: np.ndarray, name: str) -> str:
     """Why these models cannot carry a correlation, or ""."""
+    chosen = sorted({run.config.tokens for run in runs})
+    if len(chosen) > 1:
+        return f"the runs take away different tokens ({', '.join(chosen)}); give runs that take away the same"
     models = [(run.config.model, run.config.revision) for run in runs]
     twice = sorted({run.model for run, model in zip(runs, models, strict=True) if models.count(model) > 1})
     if twice:

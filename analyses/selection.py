@@ -34,7 +34,7 @@ Choose = Callable[[np.ndarray], int]  # (sample,) bool, the choosing samples -> 
 
 @dataclass(frozen=True)
 class SplitEstimate:
-    """What is lost by removing the visual tokens at a chosen layer, on the choosing samples and on others.
+    """What is lost by removing the visual tokens (or others) at a chosen layer, on the choosing samples and on others.
 
     Attributes:
         model: short name of the model.
@@ -52,6 +52,7 @@ class SplitEstimate:
         split: share of the images that choose; None if all images do both.
         reason: why there are no numbers; "" when there are.
         warning: what the numbers must not be taken for; "" where nothing is the matter.
+        tokens: what is removed: "visual", "text" or "all".
     """
 
     model: str
@@ -70,6 +71,7 @@ class SplitEstimate:
     split: float | None
     reason: str
     warning: str = ""
+    tokens: str = "visual"
 
 
 def split_estimates(
@@ -123,6 +125,7 @@ def split_estimates(
             at = np.searchsorted(curves.rows, used)
             blank = _blank(run.model, group, criterion, curves.measure, curves.images[at], split)
             blank = replace(blank, reason=blank.reason or verdicts[tuple(group.items())])
+            blank = replace(blank, tokens=run.config.tokens)
             if criterion in CRITERIA and method_warning(run, criterion):
                 blank = replace(blank, chosen_by=f"{criterion} (first order)")
             if not blank.reason:

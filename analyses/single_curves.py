@@ -11,7 +11,7 @@ import pandas as pd
 
 from analyses.criteria import CRITERIA, criteria_of
 from analyses.depths import half_depths, skipped_before
-from analyses.effects import EffectCurves, check_choice, check_target, noise_floor
+from analyses.effects import REMOVED, EffectCurves, check_choice, check_target, noise_floor
 from analyses.horizon import HorizonDetector
 from analyses.runs import Run
 
@@ -53,7 +53,8 @@ def sample_depths(
     curves, removal = rule.effects(run, measure, check_target(run, target))
     floor = noise_floor(run, measure)
     parts = [(own, removal.of(own.rows).values[:, 0]) for own in curves.alike()]
-    found = [_depths(own, effect, criterion, floor, measure, detector) for own, effect in parts]
+    words = f"removing {REMOVED[run.config.tokens]} at layer 0"
+    found = [_depths(own, effect, criterion, floor, measure, detector, words) for own, effect in parts]
     table = run.samples[LABELS].join(pd.concat(found))
     unmeasured = run.samples["error"].where(run.samples["status"] != "ok", "not measured for this target")
     table["reason"] = table["reason"].fillna(unmeasured)
@@ -64,10 +65,16 @@ def sample_depths(
 
 
 def _depths(
-    curves: EffectCurves, effect: np.ndarray, criterion: str, floor: float, measure: str, detector: HorizonDetector
+    curves: EffectCurves,
+    effect: np.ndarray,
+    criterion: str,
+    floor: float,
+    measure: str,
+    detector: HorizonDetector,
+    words: str,
 ) -> pd.DataFrame:
     """Effect, half depth, horizon and reason of samples that were measured at the same layers, by row number."""
-    reasons = _reasons(curves, effect, floor, measure, detector)
+    reasons = _reasons(curves, effect, floor, measure, detector, words)
     eligible = reasons == ""
     found = pd.DataFrame(index=pd.Index(curves.rows), data={"effect": effect})
     found["half_depth"], found["horizon"] = np.nan, np.nan
@@ -81,11 +88,11 @@ def _depths(
 
 
 def _reasons(
-    curves: EffectCurves, effect: np.ndarray, floor: float, measure: str, detector: HorizonDetector
+    curves: EffectCurves, effect: np.ndarray, floor: float, measure: str, detector: HorizonDetector, words: str
 ) -> np.ndarray:
     """(sample,) why a curve has no depth, "" where it has."""
     needed = floor + (detector.eligible_p if measure == "p" else detector.eligible_log)
-    small = f"removing all visual tokens at layer 0 has no effect to speak of: at most {needed:.3g}"
+    small = f"{words} has no effect to speak of: at most {needed:.3g}"
     whole = np.isfinite(curves.values).all(axis=1) & np.isfinite(effect)
     reasons = np.select([~whole, effect <= needed], ["its curve has gaps", small], "").astype(object)
     if np.isnan(floor):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from analyses.collapse import CollapseDetector, CollapseLayer, find_collapse_layer
 from analyses.compare import Difference, compare_horizons
 from analyses.criteria import criteria_of
+from analyses.groups import comparable
 from analyses.horizon import Horizon, HorizonDetector, find_horizon
 from analyses.runs import HorizonError, Run
-from analyses.tables import NOT_REACHED, group_text, interval_text, number_text
+from analyses.tables import NOT_REACHED, group_text, interval_text, model_text, number_text
 
 SPOKEN = ("removal", "information")  # the default and the papers' own; tables show every criterion
 
@@ -23,7 +24,7 @@ def summarize(
     """Sum up one run or several: collapse, horizons by task type, task types and models against each other.
 
     Args:
-        run_or_runs: one run or several; between several, models are compared too.
+        run_or_runs: one run or several; between several, models and removed tokens are compared too.
         collapse_detector: parameters of the search for the ECL.
         horizon_detector: parameters of the search for the horizons.
 
@@ -42,9 +43,10 @@ def summarize(
     measured = [run for run in runs if "removal" in run.config.probes]
     if measured:
         sentences += describe_differences(compare_horizons(measured, detector=horizon_detector).differences)
-    if len(measured) > 1:
-        between = compare_horizons(measured, between="model", within=("task_type",), detector=horizon_detector)
-        sentences += describe_differences(between.differences)
+    for across in ("model", "tokens"):
+        if comparable(measured, across):
+            between = compare_horizons(measured, between=across, within=("task_type",), detector=horizon_detector)
+            sentences += describe_differences(between.differences)
     return sentences
 
 
@@ -72,7 +74,7 @@ def describe_collapse(results: Sequence[CollapseLayer]) -> str:
 
 def describe_horizon(found: Horizon) -> str:
     """One sentence on the horizon and half depth of one group."""
-    where = f"{found.model}, {group_text(found.group)} ({found.criterion} criterion, {found.n_images} images)"
+    where = f"{model_text(found)}, {group_text(found.group)} ({found.criterion} criterion, {found.n_images} images)"
     if found.layer is None:
         return f"{where}: no information horizon, because {found.reason}."
     end = found.n_layers

@@ -12,6 +12,7 @@ import numpy as np
 from analyses.collapse import CollapseLayer
 from analyses.compare import Comparison, Difference
 from analyses.horizon import Horizon
+from analyses.runs import tokens_text
 
 NOT_REACHED = "not before the end"
 QUANTITIES = {"half_depth": "half depth", "horizon": "horizon"}
@@ -101,7 +102,7 @@ def horizon_table(results: Sequence[Horizon]) -> Table:
     )
     rows = [
         (
-            r.model,
+            model_text(r),
             group_text(r.group),
             r.criterion,
             r.measure,
@@ -154,7 +155,7 @@ def warnings_of(results: Sequence[Any]) -> tuple[str, ...]:
             where = (
                 f"{result.a} and {result.b}"
                 if isinstance(result, Difference)
-                else f"{result.model}, {group_text(result.group)}"
+                else f"{model_text(result)}, {group_text(result.group)}"
             )
             about.setdefault(result.warning, []).append(where)
     return tuple(f"{'; '.join(dict.fromkeys(places))}: {warning}" for warning, places in about.items())
@@ -214,6 +215,16 @@ def whole(difference: Difference) -> bool:
 def group_text(group: dict[str, str]) -> str:
     """A group for people: its values, or "all"."""
     return " / ".join(group.values()) or "all"
+
+
+def model_text(result: Any) -> str:
+    """The model of a result for people, and the removed tokens where these are not the visual ones.
+
+    Args:
+        result: with `model`, `group` and, if it is about removals, `tokens`.
+    """
+    said = "tokens" in result.group
+    return str(result.model) if said else tokens_text(result.model, getattr(result, "tokens", "visual"))
 
 
 def to_record(result: Any) -> Any:

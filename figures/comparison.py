@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analyses.compare import Comparison, Difference, compare_horizons
 from analyses.effects import check_choice
+from analyses.groups import comparable
 from analyses.horizon import Horizon
 from figures.horizon import NO_BREAK, NOT_REACHED
 from figures.panels import (
@@ -50,11 +51,11 @@ def plot_horizon_comparison(
     """
     check_choice("unit", unit, UNITS)
     alone, ax = ax is None, new_axes(ax)
-    looks = looks or assign_looks(group_label(found.group) for found in horizons)
+    looks = looks or assign_looks(group_label(found.group, found.tokens) for found in horizons)
     several = len({found.model for found in horizons}) > 1
     rows = []
     for i, found in enumerate(horizons):
-        label = group_label(found.group)
+        label = group_label(found.group, found.tokens)
         scale = 1.0 if unit == "layers" else 1 / found.n_layers
         _draw_row(ax, found, i, scale, looks[label])
         rows.append(f"{found.model}\n{label}" if several else label)
@@ -139,11 +140,12 @@ def figure_horizon_comparison(runs: Runs, *, width: str = "page", between: str =
     opened = with_probe(runs, "removal")
     several = len(opened) > 1
     comparisons = [compare_horizons(opened, between=between)]
-    if several:
-        comparisons.append(compare_horizons(opened, between="model", within=(between,)))
+    for across in ("model", "tokens"):
+        if comparable(opened, across):
+            comparisons.append(compare_horizons(opened, between=across, within=(between,)))
     horizons = comparisons[0].groups
-    check_distinct((horizon.model, group_label(horizon.group)) for horizon in horizons)
-    looks = assign_looks(group_label(horizon.group) for horizon in horizons)
+    check_distinct((horizon.model, group_label(horizon.group, horizon.tokens)) for horizon in horizons)
+    looks = assign_looks(group_label(horizon.group, horizon.tokens) for horizon in horizons)
     lines = [
         line
         for note in _notes(comparisons, several=several)
@@ -169,4 +171,4 @@ def _notes(comparisons: Sequence[Comparison], *, several: bool) -> list[str]:
         notes[MOST_NOTES:] = [f"({len(notes) - MOST_NOTES} more differences are not printed here)"]
     lost = [horizon for horizon in comparisons[0].groups if horizon.layer is None]
     prefix = "{0.model}, {1}: no horizon, {0.reason}" if several else "{1}: no horizon, {0.reason}"
-    return notes + [prefix.format(horizon, group_label(horizon.group)) for horizon in lost]
+    return notes + [prefix.format(horizon, group_label(horizon.group, horizon.tokens)) for horizon in lost]

@@ -49,7 +49,7 @@ def horizon_words(horizon: Horizon) -> str:
 def plot_removal_curves(
     horizons: Sequence[Horizon], *, looks: dict[str, Look] | None = None, ax: Axes | None = None
 ) -> Axes:
-    """Effect of removing all visual tokens from layer k on: one line a group with its simultaneous 95 % band.
+    """Effect of removing all visual tokens, or others, from layer k on: one line a group, its simultaneous 95 % band.
 
     The half depth is a circle on the curve, the horizon a diamond along the upper edge (an arrow if it is not before
     the end), both with their intervals; the dashed line is the effect below which the tokens count as spent.
@@ -60,9 +60,9 @@ def plot_removal_curves(
         ax: where to draw; a new figure of column width, with a legend, if not given.
     """
     alone, ax = ax is None, new_axes(ax)
-    looks = looks or assign_looks(group_label(found.group) for found in horizons)
+    looks = looks or assign_looks(group_label(found.group, found.tokens) for found in horizons)
     for found in horizons:
-        label = group_label(found.group)
+        label = group_label(found.group, found.tokens)
         look = looks[label]
         ax.fill_between(found.layers, found.low, found.high, color=look.color, alpha=0.2, linewidth=0)
         ax.plot(found.layers, found.effect, color=look.color, linestyle=look.linestyle, label=label)
@@ -94,7 +94,7 @@ def mark_horizons(ax: Axes, horizons: Sequence[Horizon], looks: dict[str, Look])
     low, high = ax.get_ylim()
     ax.set_ylim(low, low + (high - low) / (1 - share * len(horizons)))
     for i, found in enumerate(horizons):
-        look = looks[group_label(found.group)]
+        look = looks[group_label(found.group, found.tokens)]
         if found.layer is None:
             continue
         height = 1 - share * (i + 0.5)
@@ -107,7 +107,8 @@ def mark_horizons(ax: Axes, horizons: Sequence[Horizon], looks: dict[str, Look])
     if len(horizons) == 1:
         subtitle(ax, f"Horizon: {horizon_words(horizons[0])}")
     else:
-        subtitle(ax, "Horizon: " + "; ".join(f"{group_label(h.group)}{NO_BREAK}{horizon_words(h)}" for h in horizons))
+        words = (f"{group_label(h.group, h.tokens)}{NO_BREAK}{horizon_words(h)}" for h in horizons)
+        subtitle(ax, f"Horizon: {'; '.join(words)}")
 
 
 def mark_keys(*, half_depth: bool = True) -> list[Line2D]:
@@ -126,6 +127,8 @@ def figure_removal_curves(
 ) -> Figure:
     """Removal effect against the layer of the cut: one line a group of samples, one panel a model.
 
+    Lines of runs that take away text, or all tokens, say so; they stand beside those of the visual tokens.
+
     Args:
         runs: one run or several.
         width: "page" or "column".
@@ -137,8 +140,8 @@ def figure_removal_curves(
     """
     opened = with_probe(runs, "removal")
     found = [horizon for run in opened for horizon in find_horizon(run, by=by, criterion="removal", measure=measure)]
-    check_distinct((horizon.model, group_label(horizon.group)) for horizon in found)
-    looks = assign_looks(group_label(horizon.group) for horizon in found)
+    check_distinct((horizon.model, group_label(horizon.group, horizon.tokens)) for horizon in found)
+    looks = assign_looks(group_label(horizon.group, horizon.tokens) for horizon in found)
     fig, axes = facet_grid([(horizon.model, "") for horizon in found], width, ratio=0.7, extra=0.5)
     for (model, _), ax in axes.items():
         plot_removal_curves([horizon for horizon in found if horizon.model == model], looks=looks, ax=ax)

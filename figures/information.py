@@ -1,4 +1,4 @@
-"""How the information of the visual tokens is spread over tokens, layer by layer."""
+"""How the information of the visual tokens, or of others, is spread over tokens, layer by layer."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from figures.style import GRAY, Look, assign_looks, group_label, paper_style
 SYMBOLS = {"keep-one": "I_k", "leave-one-out": "D_k"}
 QUANTITY = {"exact": "Token information", "gate": "First-order information"}  # by method
 # outermost first; each pair of quantiles bounds one band
-BANDS = (((0.0, 1.0), 0.13, "all tokens"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
+BANDS = (((0.0, 1.0), 0.13, "full range"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -54,6 +54,7 @@ class TokenInformation:
         quantiles: (layer, quantile) of the information over tokens, at `QUANTILES`.
         horizon: by the criterion "information" where the run can carry it; its effect is the mean |information|.
         method: "exact", or "gate" for first-order estimates.
+        tokens: what the windows are of: "visual", "text" or "all".
     """
 
     model: str
@@ -64,6 +65,7 @@ class TokenInformation:
     quantiles: np.ndarray
     horizon: Horizon | None
     method: str = "exact"
+    tokens: str = "visual"
 
 
 def gather_information(
@@ -89,8 +91,8 @@ def gather_information(
             run, members.tolist(), context=context, measure=measure, quantiles=QUANTILES
         )
         horizon = next((h for h in horizons if h.group == group), None)
-        held = TokenInformation(run.model, group, context, measure, layers, quantiles, horizon, run.config.method)
-        found.append(held)
+        what = run.config.method, run.config.tokens
+        found.append(TokenInformation(run.model, group, context, measure, layers, quantiles, horizon, *what))
     return found
 
 
@@ -106,7 +108,7 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
         ax: where to draw; a new figure of column width, with a legend, if not given.
     """
     alone, ax = ax is None, new_axes(ax)
-    label = group_label(information.group)
+    label = group_label(information.group, information.tokens)
     look = look or assign_looks([label])[label]
     columns = {quantile: information.quantiles[:, i] for i, quantile in enumerate(QUANTILES)}
     for (low, high), alpha, _ in BANDS:
@@ -121,7 +123,7 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
         ax.plot(horizon.layers, horizon.effect, color="black", linewidth=0.9, linestyle=(0, (2, 1)))
     layer_axis(ax, int(information.layers.min()), last, CUT_AXIS)
     if horizon is not None:
-        mark_horizons(ax, [horizon], {group_label(horizon.group): look})
+        mark_horizons(ax, [horizon], {group_label(horizon.group, horizon.tokens): look})
     ax.axhline(0, color=GRAY, linewidth=0.5, zorder=0)
     symbol, unit = SYMBOLS[information.context], MEASURES[information.measure]
     value_axis(ax, f"{QUANTITY[information.method]} ${symbol}$ ({unit})")
@@ -165,9 +167,9 @@ def figure_token_information(
     found = [panel for run in as_runs(runs) for panel in gather_information(run, by, context, measure)]
     if not found:
         raise HorizonError(f"the runs hold no {context} token grids; measure them with the probe 'information'")
-    check_distinct((panel.model, group_label(panel.group)) for panel in found)
-    looks = assign_looks(group_label(panel.group) for panel in found)
-    by_panel = {(panel.model, group_label(panel.group)): panel for panel in found}
+    check_distinct((panel.model, group_label(panel.group, panel.tokens)) for panel in found)
+    looks = assign_looks(group_label(panel.group, panel.tokens) for panel in found)
+    by_panel = {(panel.model, group_label(panel.group, panel.tokens)): panel for panel in found}
     several = len(unique(panel.model for panel in found)) > 1
     fig, axes = facet_grid(by_panel, width, extra=0.45)
     for (model, label), ax in axes.items():

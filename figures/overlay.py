@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from analyses.effects import MEASURES, removal_effects
-from analyses.runs import HorizonError, Run, TokenGrids
+from analyses.runs import HorizonError, Run, TokenGrids, tokens_text
 from figures.horizon import NO_BREAK
 from figures.information import QUANTITY, SYMBOLS
 from figures.panels import Runs, as_runs, finish, new_axes, new_figure, retitle
@@ -40,7 +40,7 @@ def window_boxes(windows: pd.DataFrame, crops: Sequence[dict[str, Any]]) -> np.n
     """Place of every window on the original image.
 
     Args:
-        windows: one row a window: crop, row, column, height, width (in tokens).
+        windows: one row a window: crop, row, column, height, width (in tokens); none of text, which has no place.
         crops: of the sample: rows, columns of its grid; left, top, right, bottom as fractions of the image.
 
     Returns:
@@ -185,7 +185,8 @@ def figure_token_heatmap(
     """Information of each patch over the image, small multiples over layers, one color scale for all.
 
     All panels show one sample, of several images or frames the first; a run that carries no token grids of it is left
-    out. Crops that overlap, such as the tiles of an image and the image as a whole, are drawn apart.
+    out. Crops that overlap, such as the tiles of an image and the image as a whole, are drawn apart. Text has no place
+    in the image: windows of text are left out, and so are runs that take away text only.
 
     Args:
         runs: one run or several.
@@ -218,7 +219,11 @@ def figure_token_heatmap(
 def _rows_of_sample(runs: Sequence[Run], sample: str | int | None, context: str) -> list[tuple[Run, int]]:
     """The runs that carry token grids of one sample, with its row in each."""
     held = [(run, {str(run.samples.loc[row, "id"]): row for row in run.token_rows(context)}) for run in runs]
-    held = [(run, rows) for run, rows in held if rows]
+    carried = [(run, rows) for run, rows in held if rows]
+    held = [(run, rows) for run, rows in carried if run.config.tokens != "text"]
+    if carried and not held:
+        names = ", ".join(run.name for run, _ in carried)
+        raise HorizonError(f"the token grids of {names} are of text, which has no place in the image")
     if not held:
         raise HorizonError(f"the runs hold no {context} token grids; measure them with the probe 'information'")
     first, rows = held[0]
@@ -252,12 +257,15 @@ def _blocks_of(
     """One block for each view of a sample's first image, the one that the run keeps a thumbnail of."""
     crops = list(_record(run, row)["crops"])
     information = grids.information(measure)[np.searchsorted(grids.layers, layers)]
-    boxes = window_boxes(grids.windows, crops)
+    placed = (grids.windows["crop"] < len(crops)).to_numpy()  # the others are of text
+    windows, information = grids.windows[placed], information[:, placed]
+    boxes = window_boxes(windows, crops)
     views = _views(run, row)
+    said = several or run.config.tokens != "visual"
     blocks = []
     for i, view in enumerate(views):
-        inside = grids.windows["crop"].isin(view).to_numpy()
-        words = [run.model] * several + [f"view {i + 1}"] * (len(views) > 1)
+        inside = windows["crop"].isin(view).to_numpy()
+        words = [tokens_text(run.model, run.config.tokens)] * said + [f"view {i + 1}"] * (len(views) > 1)
         image = read_thumbnail(run, row)
         blocks.append(_Block(", ".join(words), layers, information[:, inside], boxes[inside], image))
     return blocks

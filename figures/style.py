@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-from analyses.runs import HorizonError, split_stream
+from analyses.runs import HorizonError, split_stream, tokens_text
 
 WIDTHS = {"column": 3.25, "page": 6.75}  # inches: one column and the full page of the usual two-column styles
 FONT_SIZE = 7.5  # points, at the printed size
@@ -125,9 +125,14 @@ def assign_looks(names: Iterable[str]) -> dict[str, Look]:
     }
 
 
-def group_label(group: dict[str, str]) -> str:
-    """The values of a group, as a legend shows them."""
-    return ", ".join(group.values()) or "all samples"
+def group_label(group: dict[str, str], tokens: str = "visual") -> str:
+    """The values of a group, as a legend shows them, and the removed tokens where these are not the visual ones.
+
+    >>> group_label({"task_type": "ocr"}), group_label({"task_type": "ocr"}, "text")
+    ('ocr', 'ocr, text tokens')
+    """
+    label = ", ".join(group.values()) or "all samples"
+    return label if "tokens" in group else tokens_text(label, tokens)
 
 
 def figure_width(width: str) -> float:

@@ -90,17 +90,18 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
         )
 
 
-def check_grids(name: str, family: Family) -> None:
-    """Refuse token grids where nobody has said how the tokens lie; entropies and removals need no grid.
+def check_grids(name: str, family: Family, tokens: str = "visual") -> None:
+    """Refuse token grids where nobody has said how the tokens lie; entropies, removals and text need no grid.
 
     Args:
         name: of the model.
         family: of its model type.
+        tokens: that the grids are of: visual, text or all.
 
     Raises:
         HorizonError: the family has no grid rule.
     """
-    if family.blocks is None:
+    if family.blocks is None and tokens != "text":
         raise HorizonError(
             f"token grids need a description of the family {family.name!r} ({name}): add one to probes/families.py, as "
             "CONTRIBUTING.md shows, or measure entropy and removal only"

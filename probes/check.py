@@ -99,9 +99,9 @@ def check_model(model: ProbedModel, sample: Sample | None = None) -> ModelCheck:
     """Prove on one prompt that captures and replays of a model are exact.
 
     Layer inputs are those that the model reports; every layer, called alone on its captured input, gives the next
-    one; nothing removed and replayed from layer 0 gives the model's own output; visual tokens removed in a replay
-    give what the model itself gives when their columns are masked; queries and keys are those that its attention
-    receives. This takes about as long as eight forwards.
+    one; nothing removed and replayed from layer 0 gives the model's own output; visual tokens, and half of the text,
+    removed in a replay give what the model itself gives when their columns are masked; queries and keys are those that
+    its attention receives. This takes about as long as ten forwards.
 
     Args:
         model: as loaded.
@@ -207,18 +207,23 @@ def _null_replay(model: ProbedModel, captured: Capture) -> Property:
 
 
 def _ablated_replays(model: ProbedModel, captured: Capture) -> list[Property]:
-    """All visual tokens, and every other one, removed in replays and by the model itself with masked columns."""
-    visual = captured.prompt.visual
+    """Visual tokens (all, half) and half of the text removed in replays, and by the model with masked columns."""
+    visual, text = captured.prompt.visual, replace(captured.prompt, tokens="text").removable
     layers = sorted({0, min(1, model.n_layers - 1), model.n_layers // 2, *_below(captured.additions, model.n_layers)})
+    everything, half = "all of the visual tokens", "half of the visual tokens"
+    parts = [(everything, visual), (half, visual[::2]), (everything, visual), (half, visual[1::2])] * 2
+    chosen = [(words, tokens, k) for (words, tokens), k in zip(parts, layers, strict=False)]
+    if len(text):  # from the first token on, so that everything is run again
+        chosen.append(("half of the text", text[::2], 0))
     found = []
-    for k, tokens in zip(layers, [visual, visual[::2], visual, visual[1::2]] * 2, strict=False):
+    for words, tokens, k in chosen:
         removed = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=model.device)
         removed[tokens] = True
         _, replayed = next(replay(model, captured, Ablations(visual[:1] * 0 + k, removed[None])))
         own, masked = captured.log_probs[-1], _masked_forward(model, captured, k, removed)
         error, effect = _log_p_apart(replayed[0, -1], masked, own), _log_p_apart(masked, own, own)
-        name = f"{'all' if len(tokens) == len(visual) else 'half'} of the visual tokens removed from layer {k} on"
         remedy = "a replay differs from the model's own masked run; " + BETWEEN
+        name = f"{words} removed from layer {k} on"
         found.append(Property(name, error, _log_p_tolerance(model), "nats", remedy, effect))
     return found
 

@@ -39,7 +39,9 @@ def read_record(path: Path, part: str, row: int, layers: Sequence[int]) -> Recor
     )
 
 
-def held_removals(held: Record, targets: dict[str, Target], kind: str) -> dict[str, RemovalCurve]:
+def held_removals(
+    held: Record, targets: dict[str, Target], kind: str, tokens: str = "visual"
+) -> dict[str, RemovalCurve]:
     """The removal curves of a committed record, one a target."""
     found = {}
     for name, target in targets.items():
@@ -47,7 +49,7 @@ def held_removals(held: Record, targets: dict[str, Target], kind: str) -> dict[s
         by_measure = {m: {layer: value for layer, measure, value in own if measure == m} for m in REMOVAL_MEASURES}
         layers = np.array(sorted(by_measure["log_p"]))
         log_p, kl, correct, same = (np.array([by_measure[m][k] for k in layers.tolist()]) for m in REMOVAL_MEASURES)
-        found[name] = RemovalCurve(layers, log_p, kl, correct.astype(bool), same.astype(bool), target, kind)
+        found[name] = RemovalCurve(layers, log_p, kl, correct.astype(bool), same.astype(bool), target, kind, tokens)
     return found
 
 

@@ -36,7 +36,12 @@ HALF_SCALE = 1024.0
 
 
 def check_method(
-    method: str, kind: str, contexts: Sequence[str], dtype: torch.dtype, coarse: int | None = None
+    method: str,
+    kind: str,
+    contexts: Sequence[str],
+    dtype: torch.dtype,
+    coarse: int | None = None,
+    tokens: str = "visual",
 ) -> None:
     """Raise HorizonError unless token grids can be measured by this method."""
     if method not in METHODS:
@@ -44,6 +49,11 @@ def check_method(
     if method == "gate" and kind != "delete":
         raise HorizonError(
             f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
+        )
+    if method == "gate" and tokens != "visual":
+        raise HorizonError(
+            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {tokens!r}: take the "
+            "method 'exact', or visual tokens"
         )
     if method == "gate" and coarse is not None:
         raise HorizonError(

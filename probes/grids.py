@@ -1,4 +1,4 @@
-"""Where visual tokens lie: patch grids, and the windows that tile them."""
+"""Where tokens lie: patch grids and stretches of text, and the windows that tile them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ DEFAULT_WINDOW = 2  # tokens a side, the paper's
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The visual tokens of one image, crop or frame, in their places.
+    """The visual tokens of one image, crop or frame, in their places; or a stretch of text, as one row.
 
     Attributes:
         positions: (rows, columns) int, the position of each token in the prompt.
-        box: left, top, right, bottom of the part of the original image that the grid covers, as fractions.
+        box: left, top, right, bottom of the part of the original image that the grid covers, as fractions; of text
+            all are 0.
         image: which image or frame of the sample it shows, from 0.
     """
 
@@ -39,7 +40,7 @@ class TokenGrid:
 
 @dataclass(frozen=True)
 class Window:
-    """A block of neighboring tokens of one grid: its place, its extent and its tokens' positions."""
+    """A block of neighboring tokens of one grid or stretch: its place, its extent and its tokens' positions."""
 
     crop: int
     row: int
@@ -47,6 +48,21 @@ class Window:
     height: int
     width: int
     positions: tuple[int, ...]
+
+
+def text_stretches(positions: np.ndarray) -> list[TokenGrid]:
+    """Runs of consecutive positions, each as one row: what lies between them (a picture) is no text.
+
+    Args:
+        positions: (token,) int, ascending.
+
+    >>> [stretch.positions.tolist() for stretch in text_stretches(np.array([0, 1, 7, 8, 9]))]
+    [[[0, 1]], [[7, 8, 9]]]
+    """
+    if not len(positions):
+        return []
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+    return [TokenGrid(run[None], box=(0.0, 0.0, 0.0, 0.0)) for run in runs]
 
 
 def choose_window(window: int | None, max_windows: int | None, grids: Sequence[TokenGrid]) -> int:
@@ -67,11 +83,17 @@ def choose_window(window: int | None, max_windows: int | None, grids: Sequence[T
         return window
     if max_windows is None or max_windows < len(grids):
         raise HorizonError(
-            f"max_windows is {max_windows}, but this sample has {len(grids)} grids, which windows never cross: "
-            f"allow at least {len(grids)} windows"
+            f"max_windows is {max_windows}, but this sample has {len(grids)} {_pieces(grids)}, which windows never "
+            f"cross: allow at least {len(grids)} windows"
         )
     largest = max((max(grid.positions.shape) for grid in grids), default=1)
     return next(size for size in range(1, largest + 1) if count_windows(grids, size) <= max_windows)
+
+
+def _pieces(grids: Sequence[TokenGrid]) -> str:
+    """What these are, in words; only text covers nothing of the image."""
+    text = [not any(grid.box) for grid in grids]
+    return "grids" if not any(text) else "stretches of text" if all(text) else "grids and stretches of text"
 
 
 def count_windows(grids: Sequence[TokenGrid], size: int) -> int:
@@ -102,10 +124,16 @@ def check_windows(window: int | None, max_windows: int | None, coarse: int | Non
     return window
 
 
-def tile_windows(grids: Sequence[TokenGrid], size: int) -> list[Window]:
+def tile_windows(grids: Sequence[TokenGrid], size: int, first: int = 0) -> list[Window]:
     """Tile every grid with size x size windows from its top left, row-major; windows at the edge are smaller.
 
-    No window crosses a crop or frame, and every token with a place lies in exactly one window.
+    No window crosses a crop or frame, and every token with a place lies in exactly one window. A stretch of text is one
+    row, so its windows are `size` tokens.
+
+    Args:
+        grids: to tile.
+        size: side of a window in tokens.
+        first: number of the first grid, for `Window.crop`.
 
     Raises:
         HorizonError: `size` is not a whole number of at least 1.
@@ -117,7 +145,7 @@ def tile_windows(grids: Sequence[TokenGrid], size: int) -> list[Window]:
     if size != int(size) or size < 1:
         raise HorizonError(f"window is {size!r}; it must be a whole number of tokens, at least 1")
     windows = []
-    for crop, grid in enumerate(grids):
+    for crop, grid in enumerate(grids, start=first):
         for row in range(0, grid.rows, size):
             for column in range(0, grid.columns, size):
                 block = grid.positions[row : row + size, column : column + size]

@@ -1,4 +1,4 @@
-"""What the answer loses when visual tokens go: removal curves and token information."""
+"""What the answer loses when tokens go, visual ones unless others are chosen: removal curves and token information."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from analyses.runs import CONTEXTS, HorizonError, TokenGrids
 from probes.admission import check_grids
 from probes.capture import Capture, capture_prompt
 from probes.gate import check_method, gate_effects, sum_windows
-from probes.grids import Window, check_windows, choose_window, tile_windows
+from probes.grids import Window, check_windows, choose_window
 from probes.models import ProbedModel
-from probes.prompts import Prompt, encode
-from probes.replay import Ablations, check_kind, replay, visual_mask
+from probes.prompts import Prompt, check_tokens, encode, removable_windows
+from probes.replay import Ablations, check_kind, removable_mask, replay
 from probes.samples import Sample, SampleError
 from probes.targets import Target, check_targets, fixed_targets, forced_ids, resolve_targets
 
 
 @dataclass(frozen=True)
 class RemovalCurve:
-    """All visual tokens removed from layer k on, for one sample and one target.
+    """All visual tokens (or text, or both) removed from layer k on, for one sample and one target.
 
     Attributes:
         layers: (layer,) int cuts k, ascending; the last is L: nothing removed, the model's own forward.
@@ -34,6 +34,7 @@ class RemovalCurve:
         same: (layer,) bool, it is the one that the model gives with all tokens.
         target: what was measured.
         kind: removal kind.
+        tokens: what is removed: "visual", "text" or "all".
     """
 
     layers: np.ndarray
@@ -43,6 +44,7 @@ class RemovalCurve:
     same: np.ndarray
     target: Target
     kind: str
+    tokens: str = "visual"
 
     @property
     def log_p_all(self) -> float:
@@ -55,7 +57,7 @@ class RemovalCurve:
         return self.target.ids
 
     def effects(self, measure: str = "p") -> np.ndarray:
-        """(layer,) R_k = m(all) - m(no visual token from k) for m = p or log p (nats)."""
+        """(layer,) R_k = m(all) - m(none of the tokens from k) for m = p or log p (nats)."""
         value = np.exp(self.log_p) if measure == "p" else self.log_p
         return value[-1] - value
 
@@ -81,6 +83,7 @@ def removal_curve(
     target: str = "gold",
     layers: Sequence[int] | None = None,
     kind: str = "delete",
+    tokens: str = "visual",
 ) -> RemovalCurve:
     """Effect of removing all visual tokens from layer k on, for every k.
 
@@ -90,12 +93,14 @@ def removal_curve(
         target: one of gold, gold-raw, greedy, greedy-correct, answer.
         layers: cuts in 0..L-1; all by default.
         kind: delete, zero or mean.
+        tokens: visual; or text, all that comes before the last token of the prompt and is not visual, beginning-of-
+            sequence and chat markup included; or all, both of them. The last token is read, so it stays.
 
     Raises:
-        HorizonError: a layer, target or kind is unknown. SampleError: the sample cannot be measured.
+        HorizonError: a layer, target, kind or choice of tokens is unknown. SampleError: the sample cannot be measured.
     """
     check_targets((target,))
-    captured, targets = prepare(model, sample, (target,))
+    captured, targets = prepare(model, sample, (target,), tokens=tokens)
     chosen = chosen_target(targets, target, sample)
     return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
 
@@ -113,11 +118,13 @@ def token_information(
     batch_size: int | None = None,
     coarse: int | None = None,
     max_windows: int | None = None,
+    tokens: str = "visual",
 ) -> InformationGrid:
     """Effect of every window of visual tokens from layer k on, for every k.
 
     `keep-one`: I_k(v) = m(only v kept from k) - m(no visual token from k), Information Horizon's measure (its
-    windows are 2 x 2). `leave-one-out`: D_k(v) = m(all) - m(all but v from k).
+    windows are 2 x 2). `leave-one-out`: D_k(v) = m(all) - m(all but v from k). With other `tokens` "visual" reads as
+    these, and what does not belong to them stays.
 
     Args:
         model: as loaded.
@@ -134,20 +141,23 @@ def token_information(
             |effect| in p is no more than the sample's noise floor at a layer are not measured there: they are NaN,
             and statistics take 0. The others are exact.
         max_windows: the smallest windows that are at most so many, instead of `window`.
+        tokens: visual, text or all, as in `removal_curve`. A window of text is `window` consecutive tokens of a
+            stretch without a picture in between; its crop counts on after the image grids, its row is 0.
 
     Raises:
-        HorizonError: a context, window, layer, target, kind or method is unknown, the method cannot measure this, or
-            the model's family has no grid rule. SampleError: the sample cannot be measured.
+        HorizonError: a context, window, layer, target, kind, method or choice of tokens is unknown, the method cannot
+            measure this, or the model's family has no grid rule. SampleError: the sample cannot be measured.
     """
     from probes.refinement import refined_grids  # which is made of the functions below
 
     check_targets((target,))
-    check_grids(model.name, model.family)
-    check_method(method, kind, (context,), model.dtype, coarse)
+    check_tokens(tokens)
+    check_grids(model.name, model.family, tokens)
+    check_method(method, kind, (context,), model.dtype, coarse, tokens)
     window = check_windows(window, max_windows, coarse)
-    captured, targets = prepare(model, sample, (target,))
+    captured, targets = prepare(model, sample, (target,), tokens=tokens)
     chosen = {target: chosen_target(targets, target, sample)}
-    size = choose_window(window, max_windows, captured.prompt.grids)
+    size = choose_window(window, max_windows, captured.prompt.removable_grids)
     how: dict[str, Any] = {"context": context, "window": size, "layers": layers, "kind": kind, "batch_size": batch_size}
     if coarse is not None:
         return refined_grids(model, captured, chosen, coarse=coarse, **how)[target]
@@ -155,18 +165,20 @@ def token_information(
 
 
 def prepare(
-    model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = ()
+    model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = (), tokens: str = "visual"
 ) -> tuple[Capture, dict[str, Target]]:
     """Capture one sample and resolve its targets (none is fine); what they must be read after is forced.
 
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
     """
-    prompt, fixed = encode_targets(model, sample, targets)
+    prompt, fixed = encode_targets(model, sample, targets, tokens)
     return capture_targets(model, sample, prompt, targets, fixed, streams)
 
 
-def encode_targets(model: ProbedModel, sample: Sample, targets: Sequence[str]) -> tuple[Prompt, dict[str, Target]]:
+def encode_targets(
+    model: ProbedModel, sample: Sample, targets: Sequence[str], tokens: str = "visual"
+) -> tuple[Prompt, dict[str, Target]]:
     """The first half of `prepare`, which needs no forward pass: the prompt, and the targets that are fixed before one.
 
     Raises:
@@ -174,7 +186,7 @@ def encode_targets(model: ProbedModel, sample: Sample, targets: Sequence[str]) -
     """
     if sample.error:
         raise SampleError(sample.error)
-    prompt = encode(model, sample, forced_ids(targets, model.tokenizer, sample))
+    prompt = encode(model, sample, forced_ids(targets, model.tokenizer, sample), tokens=tokens)
     return prompt, fixed_targets(targets, model.tokenizer, sample)
 
 
@@ -216,10 +228,11 @@ def removal_curves(
         log_probs[indices] = found
     log_probs = torch.cat([log_probs, own[None]])
     axis = np.array([*cuts, model.n_layers])
-    return {name: _removal_curve(target, log_probs, axis, kind) for name, target in targets.items()}
+    tokens = captured.prompt.tokens
+    return {name: _removal_curve(target, log_probs, axis, kind, tokens) for name, target in targets.items()}
 
 
-def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, kind: str) -> RemovalCurve:
+def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, kind: str, tokens: str) -> RemovalCurve:
     """One target read from (layer, place, vocabulary) log-softmax, the model's own forward last."""
     there = log_probs[:, target.place]
     best = there.argmax(-1)
@@ -231,6 +244,7 @@ def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, ki
         same=(best == best[-1]).cpu().numpy(),
         target=target,
         kind=kind,
+        tokens=tokens,
     )
 
 
@@ -251,8 +265,8 @@ def information_grids(
     cuts = check_layers(model, layers)
     check_context(context)
     check_kind(kind)
-    check_method(method, kind, (context,), model.dtype)
-    windows = tile_windows(captured.prompt.grids, window)
+    check_method(method, kind, (context,), model.dtype, tokens=captured.prompt.tokens)
+    windows = removable_windows(captured.prompt, window)
     removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
     removed = {name: removal[name].log_p[np.searchsorted(removal[name].layers, cuts)] for name in targets}
     if method == "gate":
@@ -273,6 +287,7 @@ def information_grids(
             context=context,
             target=name,
             method=method,
+            tokens=captured.prompt.tokens,
         )
         for name in targets
     }
@@ -301,8 +316,8 @@ def check_context(context: str) -> None:
 
 
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
-    """All visual tokens removed at every cut."""
-    return Ablations.at_every(cuts, visual_mask(captured)[None], kind)
+    """All tokens that the prompt says are taken away, removed at every cut."""
+    return Ablations.at_every(cuts, removable_mask(captured)[None], kind)
 
 
 def window_ablations(
@@ -312,11 +327,11 @@ def window_ablations(
 
     Placeless visual tokens go with the rest in keep-one and stay in leave-one-out.
     """
-    visual = visual_mask(captured)
-    masks = visual.new_zeros(len(windows), len(visual))
+    removable = removable_mask(captured)
+    masks = removable.new_zeros(len(windows), len(removable))
     for mask, window in zip(masks, windows, strict=True):
         mask[list(window.positions)] = True
-    return Ablations.at_every(cuts, visual & ~masks if context == "keep-one" else masks, kind)
+    return Ablations.at_every(cuts, removable & ~masks if context == "keep-one" else masks, kind)
 
 
 def window_table(windows: Sequence[Window]) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from probes.capture import Capture, check_streams
 from probes.committed import held_removals, merge_grids
 from probes.entropy import matrix_entropy, matrix_spectrum
 from probes.gate_checks import check_rows
-from probes.grids import TokenGrid, choose_window, tile_windows
+from probes.grids import TokenGrid, choose_window
 from probes.information import (
     InformationGrid,
     RemovalCurve,
@@ -35,7 +35,7 @@ from probes.information import (
 )
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
-from probes.prompts import Prompt
+from probes.prompts import Prompt, removable_windows
 from probes.refinement import floor_before_grids, refined_grids
 from probes.replay import largest_batch
 from probes.samples import Sample, pictures_sha256
@@ -158,7 +158,7 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
     prompt, answer_tokens, error = None, None, ""
     fixed: dict[str, Target] = {}
     try:
-        prompt, fixed = encode_targets(model, sample, _wanted_targets(config))
+        prompt, fixed = encode_targets(model, sample, _wanted_targets(config), config.tokens)
         answer_tokens = answer_length(model.tokenizer, sample)
     except Exception as caught:  # one bad sample never ends a run
         error = _reason(caught)
@@ -232,7 +232,7 @@ def _measure(
     curves: list[tuple[str, str, int, str, str, float]] = []
     grids: Grids = {}
     before: NoiseFloor | None = None
-    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
+    window = choose_window(config.window, config.max_windows, captured.prompt.removable_grids)
     if targets and _replayed(config):
         removals = removal_curves(
             model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
@@ -257,8 +257,8 @@ def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunCon
     missing = [layer for layer in plan.layers if layer not in held.token_layers]
     if not targets or not missing:
         return held
-    window = choose_window(config.window, config.max_windows, captured.prompt.grids)
-    removals = held_removals(held, targets, config.kind)
+    window = choose_window(config.window, config.max_windows, captured.prompt.removable_grids)
+    removals = held_removals(held, targets, config.kind, config.tokens)
     before = NoiseFloor(*(held.sample[name] for name in FLOORS))
     if config.coarse is not None and not held.token_layers:  # as in a row that is measured at once
         before = before.or_larger(_floor_before(model, captured, targets, removals, window, missing, config))
@@ -368,7 +368,7 @@ def _floor(
     """Noise floor of the first target, in the batches that were in use."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
-    windows = tile_windows(captured.prompt.grids, window)
+    windows = removable_windows(captured.prompt, window)
     witnesses: list[Witness | None] = [removal_witness(captured, curve)]
     batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():

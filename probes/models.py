@@ -121,7 +121,7 @@ def load_model(
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
         quantization: "4bit" or "8bit" (needs bitsandbytes); states are then those of the quantized model. The
             rounding of 8-bit products depends on what else is in a batch: the noise floor holds it.
-        check: prove on one prompt that it can be measured exactly (`check_model`): about eight forwards.
+        check: prove on one prompt that it can be measured exactly (`check_model`): about ten forwards.
 
     Raises:
         HorizonError: nothing is there, it has no processor or that of another model, it is no decoder-only

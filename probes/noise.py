@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from probes.capture import Capture
-from probes.grids import tile_windows
 from probes.information import (
     InformationGrid,
     RemovalCurve,
@@ -19,6 +18,7 @@ from probes.information import (
     window_ablations,
 )
 from probes.models import ProbedModel
+from probes.prompts import removable_windows
 from probes.replay import Ablations, replay
 from probes.samples import SampleError
 from probes.targets import Target
@@ -61,7 +61,7 @@ def grid_witness(captured: Capture, grid: InformationGrid, window: int, kind: st
     if np.isnan(grid.log_p).all():
         return None
     layer, place = np.unravel_index(_most_sensitive(grid.log_p), grid.log_p.shape)
-    chosen = tile_windows(captured.prompt.grids, window)[place : place + 1]
+    chosen = removable_windows(captured.prompt, window)[place : place + 1]
     ablation = window_ablations(captured, chosen, grid.context, [int(grid.layers[layer])], kind)
     return Witness(ablation, float(grid.log_p[layer, place]))
 
@@ -107,7 +107,7 @@ def noise_floor(
 def null_ablations(model: ProbedModel, captured: Capture, batch_rows: int) -> tuple[Ablations, torch.Tensor]:
     """Nothing removed from four layers spread over the depth, and the (token,) bool rows to run again regardless."""
     spread = sorted({round(k) for k in np.linspace(0, model.n_layers - 1, 4)})
-    recompute = torch.arange(captured.prompt.n_tokens, device=model.device) >= captured.prompt.visual[0]
+    recompute = torch.arange(captured.prompt.n_tokens, device=model.device) >= captured.prompt.removable[0]
     copies = max(1, batch_rows // (len(spread) * int(recompute.sum())))
     nothing = torch.zeros(copies, captured.prompt.n_tokens, dtype=torch.bool, device=model.device)
     return Ablations.at_every(spread, nothing), recompute

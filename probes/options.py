@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from analyses.runs import PROBES, HorizonError, RunConfig
+from analyses.runs import PROBES, HorizonError, RunConfig, default_streams
 from probes.admission import check_grids
 from probes.entropy import check_alpha
 from probes.gate import check_method
@@ -23,7 +23,7 @@ from probes.grids import check_windows
 from probes.information import check_layers
 from probes.measure import check_probes
 from probes.models import ProbedModel, fingerprint
-from probes.prompts import chat_text
+from probes.prompts import chat_text, check_tokens
 from probes.readers import SampleStream
 from probes.replay import check_kind
 from probes.samples import Sample, check_template, with_template
@@ -36,7 +36,7 @@ class Options:
     """What `run`, `run_adaptive` and `estimate_cost` are asked for alike; `run` explains each by its name."""
 
     probes: Sequence[str] = PROBES
-    streams: Sequence[str] = ("query", "key", "hidden")
+    streams: Sequence[str] | None = None
     targets: Sequence[str] = ("gold",)
     contexts: Sequence[str] = ("keep-one",)
     window: int | None = None
@@ -62,6 +62,7 @@ class Options:
     generate: int | None = None
     with_ocr_tokens: bool | None = None
     video: str | None = None
+    tokens: str = "visual"
 
     @classmethod
     def named(cls, given: dict[str, Any]) -> Options:
@@ -73,6 +74,11 @@ class Options:
                 meant = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
                 raise HorizonError(f"a run has no option {name!r}: {meant}")
         return cls(**given)
+
+    @property
+    def wanted_streams(self) -> Sequence[str]:
+        """Those of the tokens that are taken away, unless others are asked for."""
+        return default_streams(self.tokens) if self.streams is None else self.streams
 
     def config(self, model: ProbedModel, samples: Iterable[Sample]) -> tuple[RunConfig, Iterable[Sample]]:
         """What a run of these records, and the samples, of which a stream loses none.
@@ -101,7 +107,7 @@ class Options:
             prompt=self.prompt,
             processor=_processor_digest(model),
             probes=tuple(self.probes),
-            streams=tuple(self.streams) if "entropy" in self.probes else (),
+            streams=tuple(self.wanted_streams) if "entropy" in self.probes else (),
             alpha=self.alpha,
             center=self.center,
             normalize_rows=self.normalize_rows,
@@ -126,16 +132,18 @@ class Options:
             only_correct=self.only_correct,
             with_ocr_tokens=with_ocr_tokens,
             video=(frame_rule(first.frames) if first else "") if self.video is None else self.video,
+            tokens=self.tokens,
         )
         return config, samples
 
 
 def _check(model: ProbedModel, asked: Options) -> None:
     _check_token_layers(model, asked.token_layers, asked.layers)
-    check_probes(asked.probes, asked.streams, asked.contexts)
+    check_tokens(asked.tokens)
+    check_probes(asked.probes, asked.wanted_streams, asked.contexts)
     if "information" in asked.probes:
-        check_grids(model.name, model.family)
-        check_method(asked.method, asked.kind, asked.contexts, model.dtype, asked.coarse)
+        check_grids(model.name, model.family, asked.tokens)
+        check_method(asked.method, asked.kind, asked.contexts, model.dtype, asked.coarse, asked.tokens)
     check_alpha(asked.alpha)
     check_targets(asked.targets)
     check_template(asked.prompt)

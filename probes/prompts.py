@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from analyses.runs import HorizonError
-from probes.grids import TokenGrid
+from analyses.runs import TOKENS, HorizonError
+from probes.grids import TokenGrid, Window, text_stretches, tile_windows
 from probes.layouts import Layout
 from probes.models import ProbedModel
 from probes.samples import Sample, SampleError
@@ -34,6 +34,7 @@ class Prompt:
             the tokens of a teacher-forced answer except its last.
         image: the decoded image, the first where there are several.
         images: all decoded images or frames, where there are several.
+        tokens: which tokens are taken away: "visual", "text" or "all".
     """
 
     inputs: dict[str, Any]
@@ -43,6 +44,28 @@ class Prompt:
     readout: torch.Tensor
     image: Image.Image
     images: tuple[Image.Image, ...] = ()
+    tokens: str = "visual"
+
+    @property
+    def removable(self) -> torch.Tensor:
+        """(token,) long, ascending positions of `tokens`.
+
+        Text is all that is not visual and comes before the first token that is read: beginning-of-sequence and chat
+        markup with it. What is read cannot be taken away.
+        """
+        if self.tokens == "visual":
+            return self.visual
+        before = torch.arange(int(self.readout[0]), device=self.visual.device)
+        return before if self.tokens == "all" else before[~torch.isin(before, self.visual)]
+
+    @property
+    def removable_grids(self) -> tuple[TokenGrid, ...]:
+        """The patch grids and the stretches of text, as far as they belong to `tokens`."""
+        if self.tokens == "visual":
+            return self.grids
+        text = replace(self, tokens="text").removable
+        stretches = text_stretches(text.cpu().numpy())
+        return (*(self.grids if self.tokens == "all" else ()), *stretches)
 
     @property
     def n_tokens(self) -> int:
@@ -55,18 +78,36 @@ class Prompt:
         return len(self.visual) - sum(grid.positions.size for grid in self.grids)
 
 
-def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = ()) -> Prompt:
+def check_tokens(tokens: str) -> None:
+    """Raise HorizonError unless these tokens can be taken away."""
+    if tokens not in TOKENS:
+        raise HorizonError(f"tokens {tokens!r} is unknown; choose from {', '.join(TOKENS)}")
+
+
+def removable_windows(prompt: Prompt, size: int) -> list[Window]:
+    """Windows of the tokens that are taken away: of each grid, then of each stretch of text between pictures.
+
+    Crops count the grids first, whether or not they belong to these tokens.
+    """
+    return tile_windows(prompt.removable_grids, size, first=len(prompt.grids) if prompt.tokens == "text" else 0)
+
+
+def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = (), *, tokens: str = "visual") -> Prompt:
     """Encode pictures and question through the model's chat template, then the answer's tokens if they are forced.
 
     Args:
         model: as loaded.
         sample: one question about one image, several, or the frames of a video.
         answer_ids: tokens appended after the prompt for the `answer` target.
+        tokens: which are taken away in replays: visual, text or all.
 
     Raises:
         SampleError: the row or an image cannot be read, the processor refuses the prompt, or this lacks an input that
-            the family needs, holds no visual token, or not those that the family's rule explains.
+            the family needs, holds no visual token, or not those that the family's rule explains, or no text to take
+            away.
+        HorizonError: `tokens` is unknown.
     """
+    check_tokens(tokens)
     if sample.error:
         raise SampleError(sample.error)
     images, video = sample.load_images(), bool(sample.frames)
@@ -80,7 +121,13 @@ def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = ())
     last = inputs["input_ids"].shape[1] - 1
     inputs = _append(model, inputs, answer_ids)
     readout = torch.arange(last, last + max(1, len(answer_ids)), device=model.device)
-    return Prompt(inputs, text, visual, tuple(grids), readout, images[0], tuple(images) if len(images) > 1 else ())
+    several = tuple(images) if len(images) > 1 else ()
+    prompt = Prompt(inputs, text, visual, tuple(grids), readout, images[0], several, tokens)
+    if not len(prompt.removable):
+        raise SampleError(
+            f"sample {sample.id!r}: the prompt of {model.name!r} has no {tokens} token before the one read"
+        )
+    return prompt
 
 
 def chat_text(model: ProbedModel, question: str, *, n_images: int = 1, video: bool = False) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from probes.capture import Capture
-from probes.grids import Window, tile_windows
+from probes.grids import Window
 from probes.information import (
     InformationGrid,
     RemovalCurve,
@@ -30,6 +30,7 @@ from probes.information import (
 )
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, noise_floor, removal_witness
+from probes.prompts import removable_windows
 from probes.replay import check_kind, largest_batch
 from probes.samples import SampleError
 from probes.targets import Target
@@ -73,16 +74,16 @@ def refined_grids(
     check_kind(kind)
     how: dict[str, Any] = {"layers": cuts, "kind": kind, "batch_size": batch_size}
     removal = removal or removal_curves(model, captured, targets, **how)
-    large, small = (tile_windows(captured.prompt.grids, size) for size in (coarse, window))
+    large, small = (removable_windows(captured.prompt, size) for size in (coarse, window))
     if floor is None:
         floor = floor_before_grids(model, captured, targets, removal, window=window, context=context, **how).p
     first = information_grids(model, captured, targets, context=context, window=coarse, removal=removal, **how)
-    _check_finite(model, [grid.log_p for grid in first.values()])
+    _check_finite(model, captured, [grid.log_p for grid in first.values()])
     above = np.any([np.abs(grid.information("p")) > floor for grid in first.values()], axis=0)
     wanted = torch.from_numpy(above[:, parents(small, large)].ravel().nonzero()[0]).to(model.device)
     ablations = window_ablations(captured, small, context, cuts, kind)[wanted]
     found = target_log_p(model, captured, ablations, targets, batch_size)
-    _check_finite(model, found.values())
+    _check_finite(model, captured, found.values())
     table, at = window_table(small), wanted.cpu().numpy()
     refined = {}
     for name, grid in first.items():
@@ -92,10 +93,11 @@ def refined_grids(
     return refined
 
 
-def _check_finite(model: ProbedModel, log_p: Iterable[np.ndarray]) -> None:
+def _check_finite(model: ProbedModel, captured: Capture, log_p: Iterable[np.ndarray]) -> None:
     """NaN says "not measured" in a refined grid, so it must not come out of the model."""
     if any(np.isnan(values).any() for values in log_p):
-        raise SampleError(f"the output of {model.name!r} without some visual tokens is not a number in {model.dtype}")
+        lost = f"without some {'' if captured.prompt.tokens == 'all' else f'{captured.prompt.tokens} '}tokens"
+        raise SampleError(f"the output of {model.name!r} {lost} is not a number in {model.dtype}")
 
 
 def floor_before_grids(
@@ -112,7 +114,7 @@ def floor_before_grids(
 ) -> NoiseFloor:
     """Noise floor of the first target before any token grid is measured, in batches as large as the grids' will be."""
     name, target = next(iter(targets.items()))
-    windows = tile_windows(captured.prompt.grids, window)
+    windows = removable_windows(captured.prompt, window)
     batches = [removal_ablations(captured, layers, kind), window_ablations(captured, windows, context, layers, kind)]
     rows = max(largest_batch(model, captured, batch, batch_size) for batch in batches)
     return noise_floor(model, captured, target, [removal_witness(captured, removal[name])], batch_rows=rows)
@@ -121,7 +123,7 @@ def floor_before_grids(
 def parents(small: Sequence[Window], large: Sequence[Window]) -> np.ndarray:
     """(small window,) int, the large window that holds each; large windows tile the same grids by a multiple.
 
-    >>> from probes.grids import TokenGrid
+    >>> from probes.grids import TokenGrid, tile_windows
     >>> grid = TokenGrid(np.arange(12).reshape(3, 4))
     >>> parents(tile_windows([grid], 1), tile_windows([grid], 2)).reshape(3, 4).tolist()
     [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3]]

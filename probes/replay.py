@@ -33,7 +33,7 @@ class Ablations:
         layers: (ablation,) long, the layer k at whose input each begins.
         masks: (mask, token) bool, sets of tokens to take away; one an ablation unless `which` says otherwise.
         kind: "delete": absent from layer k on, the others keep their positions. "zero", "mean": their rows at the
-            input of layer k are replaced once, by zeros or by the mean over the visual tokens there.
+            input of layer k are replaced once, by zeros or by the mean over the prompt's removable tokens there.
         which: (ablation,) long, the mask of each ablation: the same sets at many layers are held once.
     """
 
@@ -103,6 +103,13 @@ def visual_mask(captured: Capture) -> torch.Tensor:
     """(token,) bool, all visual tokens, placeless ones included."""
     mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
     mask[captured.prompt.visual] = True
+    return mask
+
+
+def removable_mask(captured: Capture) -> torch.Tensor:
+    """(token,) bool, all tokens that the prompt says are taken away: visual ones, unless it says otherwise."""
+    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
+    mask[captured.prompt.removable] = True
     return mask
 
 
@@ -249,7 +256,7 @@ def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: t
     started = states[active]
     if kind == "delete":
         return started
-    fill = torch.zeros_like(states[0]) if kind == "zero" else states[capture.prompt.visual].mean(0)
+    fill = torch.zeros_like(states[0]) if kind == "zero" else states[capture.prompt.removable].mean(0)
     return torch.where(removed.gather(1, active)[..., None], fill, started)
 
 

@@ -31,7 +31,7 @@ def run(
     out: str | Path,
     *,
     probes: Sequence[str] = PROBES,
-    streams: Sequence[str] = ("query", "key", "hidden"),
+    streams: Sequence[str] | None = None,
     targets: Sequence[str] = ("gold",),
     contexts: Sequence[str] = ("keep-one",),
     window: int | None = None,
@@ -60,6 +60,7 @@ def run(
     generate: int | None = None,
     with_ocr_tokens: bool | None = None,
     video: str | None = None,
+    tokens: str = "visual",
 ) -> Run:
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
@@ -68,7 +69,8 @@ def run(
         samples: their order fixes the row numbers; give the same to resume.
         out: the run directory, new or of the same configuration.
         probes: subset of entropy, removal, information.
-        streams: of the entropies; `text:query`, `all:query` are of the prompt's text and of all its tokens.
+        streams: of the entropies; `text:query`, `all:query` are of the prompt's text and of all its tokens. By default
+            query, key and hidden, of `tokens`.
         targets: the first is the one that the samples table shows.
         contexts: of the token grids: keep-one, leave-one-out.
         window: side of their windows in tokens; 2 by default.
@@ -103,6 +105,8 @@ def run(
             value depends on it, so a later call can add it to a run that is there. The announced cost leaves it out.
         with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
         video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
+        tokens: that removals and token grids take away: visual, text or all (see `removal_curve`). Runs that differ in
+            nothing else can be compared (`compare_horizons` between "tokens") and drawn together.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
@@ -138,6 +142,7 @@ def run(
         generate=generate,
         with_ocr_tokens=with_ocr_tokens,
         video=video,
+        tokens=tokens,
     )
     config, samples = options.config(model, samples)
     total = len(samples) if isinstance(samples, Sequence) else None

@@ -11,7 +11,7 @@ import torch
 
 from analyses.runs import RunConfig
 from probes.capture import Capture
-from probes.grids import Window, choose_window, tile_windows
+from probes.grids import Window, choose_window
 from probes.information import check_layers, prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel
 from probes.noise import null_ablations
@@ -25,6 +25,7 @@ from probes.operations import (
     make_batches,
     replay_work,
 )
+from probes.prompts import removable_windows
 from probes.replay import Ablations, largest_batch
 from probes.samples import Sample, SampleError
 from probes.targets import Target
@@ -77,7 +78,9 @@ def meet(model: ProbedModel, sample: Sample, config: RunConfig, clock: Clock = t
     """
     wanted = config.targets if replayed(config) else ()
     with counted_vision(model) as vision:
-        seconds, (captured, targets) = timed(model, lambda: prepare(model, sample, wanted, config.streams), clock)
+        seconds, (captured, targets) = timed(
+            model, lambda: prepare(model, sample, wanted, config.streams, config.tokens), clock
+        )
     if wanted and not targets:
         raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {wanted[0]!r} target")
     return Subject(sample, captured, targets, vision.operations, vision.stored, seconds)
@@ -110,8 +113,8 @@ def sample_work(model: ProbedModel, subject: Subject, config: RunConfig) -> Samp
 
 def windows_of(captured: Capture, config: RunConfig) -> list[Window]:
     """The windows of a sample's token grids."""
-    grids = captured.prompt.grids
-    return tile_windows(grids, choose_window(config.window, config.max_windows, grids))
+    prompt = captured.prompt
+    return removable_windows(prompt, choose_window(config.window, config.max_windows, prompt.removable_grids))
 
 
 def grid_cuts(model: ProbedModel, config: RunConfig) -> list[int]:

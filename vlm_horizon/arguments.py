@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_type_hints
 import typer
 from typer.models import OptionInfo
 
-from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, HorizonError
+from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, TOKENS, HorizonError
 
 if TYPE_CHECKING:
     from probes.models import ProbedModel
@@ -136,7 +136,10 @@ class Measuring:
     PANEL: ClassVar = "Measurement"
 
     probes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(PROBES)}.")] = ",".join(PROBES)
-    streams: Annotated[str, typer.Option(help=STREAM_HELP)] = "query,key,hidden"
+    tokens: Annotated[
+        str, typer.Option(help=f"That removals and token grids take away: {', '.join(TOKENS)}; entropies follow.")
+    ] = "visual"
+    streams: Annotated[str | None, typer.Option(help=f"{STREAM_HELP} query, key and hidden by default.")] = None
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold"
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one"
     window: Annotated[int | None, typer.Option(help="Side of the token grids' windows, in tokens; 2 by default.")] = (
@@ -193,7 +196,8 @@ class Measuring:
     def options(self) -> dict[str, Any]:
         """As `run` takes them; no layers where they are to be chosen."""
         given = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "layer_budget"}
-        given |= {name: words(given[name]) for name in ("probes", "streams", "targets", "contexts")}
+        given |= {name: words(given[name]) for name in ("probes", "targets", "contexts")}
+        given["streams"] = None if self.streams is None else words(self.streams)
         given["layers"] = None if self.auto else parse_layers(self.layers)
         return given | {"shard": parse_shard(self.shard)}
 

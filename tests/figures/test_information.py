@@ -84,7 +84,7 @@ def test_task_types_of_a_model_share_their_scale(run, deeper):
     assert limits[2] == limits[3]
     assert fig.get_supylabel() == "Token information $I_k$ (probability)"
     words = [text.get_text() for text in fig.legends[0].get_texts()]
-    assert words == ["all tokens", "middle 90 %", "middle 50 %", "median", "mean magnitude", "horizon"]
+    assert words == ["full range", "middle 90 %", "middle 50 %", "median", "mean magnitude", "horizon"]
 
 
 def test_a_context_that_was_not_measured_is_named(run):

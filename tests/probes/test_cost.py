@@ -54,6 +54,7 @@ def run_replays(monkeypatch) -> list[int]:
         {"contexts": ("keep-one", "leave-one-out"), "token_samples": 1},
         {"kind": "zero", "token_samples": 0},
         {"probes": ("removal",), "batch_size": 3},
+        {"tokens": "text", "streams": None, "contexts": ("leave-one-out",)},
     ],
 )
 def test_replays_are_those_that_the_run_makes(model, run_replays, tmp_path, options):

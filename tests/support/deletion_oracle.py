@@ -192,13 +192,15 @@ def gated_logits(model, inputs, log_gates: torch.Tensor) -> torch.Tensor:
     return last_logits(model, inputs, {k: gate(row) for k, row in enumerate(log_gates)})
 
 
-def replaced_logits(model, inputs, layer: int, removed: torch.Tensor, kind: str) -> torch.Tensor:
-    """Rows overwritten once, at the input of `layer`: by zeros, or by the mean of all visual rows there."""
-    visual = visual_tokens(model, inputs)
+def replaced_logits(
+    model, inputs, layer: int, removed: torch.Tensor, kind: str, among: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rows overwritten once, at the input of `layer`: by zeros, or by the mean of the rows `among`, else all visual."""
+    among = visual_tokens(model, inputs) if among is None else among
 
     def overwrite(hidden, kwargs):
         hidden = hidden.clone()
-        hidden[:, removed] = 0.0 if kind == "zero" else hidden[:, visual].mean(1, keepdim=True)
+        hidden[:, removed] = 0.0 if kind == "zero" else hidden[:, among].mean(1, keepdim=True)
         return hidden, kwargs
 
     return last_logits(model, inputs, {layer: overwrite} if layer < len(decoder_of(model).layers) else None)
