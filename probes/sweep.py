@@ -105,8 +105,8 @@ def run(
             value depends on it, so a later call can add it to a run that is there. The announced cost leaves it out.
         with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
         video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
-        tokens: that removals and token grids take away: visual, text or all (see `removal_curve`). Runs that differ in
-            nothing else can be compared (`compare_horizons` between "tokens") and drawn together.
+        tokens: that removals and token grids take away: visual, text or all (see `removal_curve`). Runs of one model,
+            revision and prompt can be compared (`compare_horizons` between "tokens") and drawn together.
 
     Returns:
         The run, read back; `Run.failed` lists what could not be measured.
