@@ -74,6 +74,21 @@ def test_a_first_order_run_says_what_it_is_worth(capsys, tmp_path):
     assert "has no counterpart of 'zero'" in err
 
 
+def test_a_run_on_text_says_so_wherever_it_is_shown(capsys, tmp_path):
+    out = tmp_path / "text"
+    code, _, _ = call(
+        *(capsys, "run", MODEL, OCR, "--out", str(out), "--limit", "2", "--tokens", "text", "--layers", "0,7"),
+        *("--probes", "entropy,removal", "--quiet"),
+    )
+    assert code == 0
+    assert vh.load_run(out).config.streams == ("text:query", "text:key", "text:hidden")
+    assert "; effects are of text tokens" in call(capsys, "show", str(out))[1].splitlines()[0]
+    assert json.loads(call(capsys, "show", str(out), "--json")[1])[0]["tokens"] == "text"
+    code, _, err = call(capsys, "run", MODEL, OCR, "--out", str(out), "--tokens", "words")
+    assert code == 2
+    assert "tokens 'words'" in err
+
+
 def test_failed_samples_are_listed_and_exit_with_one(capsys, tmp_path):
     lines = Path(OCR).read_text().splitlines()[:2]
     lines = [line.replace("images/", f"{vh.data_path('demo-samples')}/images/") for line in lines]
