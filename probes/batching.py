@@ -12,6 +12,8 @@ from probes.models import ProbedModel
 # Rows (ablations x tokens) in one batch: wide enough for full matrix products, small enough for the caches of a CPU.
 BATCH_ROWS = {"cpu": 2048, "cuda": 65536}
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.6}  # of what is free, for one batch
+# Bytes of attention masks (eager: of scores) in one call of a layer; where a batch takes more, its rows run in parts.
+CHUNK_BYTES = {"sdpa": 2**25, "eager": 2**28}
 UNKNOWN_FREE = 2**31  # bytes taken for free where the system does not say
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -33,23 +35,38 @@ class Shape:
     own_mask: bool
 
 
-def ablation_bytes(model: ProbedModel, shape: Shape) -> int:
-    """Memory that one more ablation of a batch takes at its peak.
+def rows_at_once(model: ProbedModel, shape: Shape, ablations: int) -> int:
+    """Rows of each ablation in one call of a layer: all of them, unless masks or scores would grow too large."""
+    if model.attn not in CHUNK_BYTES:  # flash attention takes neither
+        return max(1, shape.rows)
+    most = CHUNK_BYTES[model.attn] // (_pair_bytes(model, shape, ablations) * max(1, shape.columns))
+    return max(1, min(shape.rows, most))
 
-    The residual stream with its norm, the attention's or the feed-forward block's intermediates, whichever are
-    larger, keys and values of all columns (repeated to all heads where they are grouped), the scores under eager
-    attention, an own mask, and the distributions at the readout positions in float32.
+
+def batch_bytes(model: ProbedModel, shape: Shape, ablations: int = 1) -> int:
+    """Memory that a batch of ablations takes at its peak, in a layer or where the vocabulary is read.
+
+    In a layer: the residual stream with its norm, the attention's or the feed-forward block's intermediates, whichever
+    are larger, keys and values of all columns (repeated to all heads where they are grouped), and the masks, or the
+    scores under eager attention. Where rows run in parts, the intermediates are those of a part, beside the stream.
     """
-    item = model.dtype.itemsize
+    item, part = model.dtype.itemsize, rows_at_once(model, shape, ablations)
     queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
     repeated = 2 * queries if queries != keys else 0
-    attention = shape.rows * (2 * queries + 2 * keys) + shape.columns * (2 * keys + repeated)
-    stream = 3 * shape.rows * model.hidden_size
-    scores = shape.rows * shape.columns * model.n_heads * (item + 4) if model.attn == "eager" else 0
-    mask = shape.rows * shape.columns * (1 + item) if shape.own_mask else 0
-    feed_forward = 3 * shape.rows * feed_forward_size(model)
-    outputs = shape.places * model.vocab_size * (item + 8)
-    return item * (stream + max(attention, feed_forward)) + scores + mask + outputs
+    attention = part * (2 * queries + 2 * keys) + shape.columns * (2 * keys + repeated)
+    whole = shape.rows * model.hidden_size if part < shape.rows else 0
+    stream = whole + 3 * part * model.hidden_size
+    feed_forward = 3 * part * feed_forward_size(model)
+    pairs = part * shape.columns * _pair_bytes(model, shape, ablations) if model.attn in CHUNK_BYTES else 0
+    layer = ablations * item * (stream + max(attention, feed_forward)) + pairs
+    return layer + ablations * shape.places * model.vocab_size * (item + 8)
+
+
+def _pair_bytes(model: ProbedModel, shape: Shape, ablations: int) -> int:
+    """Of one (query, key) pair: scores of every head, or a mask, boolean and as it is added."""
+    if model.attn == "eager":
+        return ablations * model.n_heads * (model.dtype.itemsize + 8)
+    return (ablations if shape.own_mask else 1) * (1 + model.dtype.itemsize)
 
 
 def feed_forward_size(model: ProbedModel) -> int:
@@ -62,7 +79,7 @@ def default_batch(model: ProbedModel, shape: Shape) -> int:
     """Ablations of one shape that run at once."""
     device = model.device.type
     by_rows = BATCH_ROWS.get(device, BATCH_ROWS["cuda"]) // max(1, shape.rows)
-    by_memory = MEMORY_SHARE.get(device, 0.25) * free_memory(model.device) / ablation_bytes(model, shape)
+    by_memory = MEMORY_SHARE.get(device, 0.25) * free_memory(model.device) / batch_bytes(model, shape)
     largest = model.memo.get("largest_batch_rows")  # what an earlier batch ran out of memory with, halved
     by_experience = largest // max(1, shape.rows) if largest else by_rows
     return max(1, min(by_rows, int(by_memory), by_experience))

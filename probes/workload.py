@@ -14,7 +14,7 @@ from probes.capture import Capture
 from probes.grids import Window, choose_window, tile_windows
 from probes.information import check_layers, prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel
-from probes.noise import null_ablations
+from probes.noise import null_ablations, nulls_at_once
 from probes.operations import (
     Batch,
     Work,
@@ -139,7 +139,8 @@ def _replay_batches(model: ProbedModel, captured: Capture, config: RunConfig) ->
 
 def _floor_batches(model: ProbedModel, captured: Capture, config: RunConfig, rows: int, *, grids: bool) -> list[Batch]:
     null, recompute = null_ablations(model, captured, rows)
-    batches = make_batches(model, captured, null, batch_size=len(null), recompute=recompute)
+    at_once = nulls_at_once(null, recompute, rows)
+    batches = make_batches(model, captured, null, batch_size=at_once, recompute=recompute)
     for ablation in witnessed(model, captured, config, grids=grids):
         batches += make_batches(model, captured, ablation, batch_size=1)
     return batches

@@ -9,6 +9,7 @@ import torch
 from random_models import random_image, random_llava, random_processor
 from torch.utils.flop_counter import FlopCounterMode
 
+from probes.batching import CHUNK_BYTES
 from probes.capture import Capture
 from probes.grids import tile_windows
 from probes.information import prepare, removal_ablations, window_ablations
@@ -130,6 +131,22 @@ def test_where_tokens_see_later_ones_all_that_see_the_image_run(model, captured)
     assert batch.rows == batch.columns == open_.prompt.n_tokens - len(open_.prompt.visual)
     work = replay_work(decoder_weights(model), [batch], 1)
     assert work.operations == counted_replays(model, open_, removals)
+
+
+@pytest.mark.parametrize("part", ["keep-one", "leave-one-out"])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_rows_in_parts_are_counted_as_they_run(model, captured, part, ordered, monkeypatch):
+    """Parts see no later columns; where they must, keys and values are computed twice."""
+    everything = torch.zeros(1, 1, captured.prompt.n_tokens, captured.prompt.n_tokens)
+    masked = replace(captured, arguments=[{**each, "attention_mask": everything} for each in captured.arguments])
+    one = captured if ordered else masked
+    ablations = ablations_of(one, part, CUTS, "delete")
+    how = {"batch_size": 4}
+    whole = replay_work(decoder_weights(model), make_batches(model, one, ablations, **how), 1)
+    monkeypatch.setitem(CHUNK_BYTES, "eager", 4 * model.n_heads * 12 * captured.prompt.n_tokens)
+    parts = replay_work(decoder_weights(model), make_batches(model, one, ablations, **how), 1)
+    assert (parts.operations < whole.operations) == ordered
+    assert parts.operations == counted_replays(model, one, ablations, **how)
 
 
 def test_the_kind_of_attention_changes_no_count(model, captured):
