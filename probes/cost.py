@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from analyses.runs import CONTEXTS, PROBES, HorizonError, RunConfig
+from analyses.runs import PROBES, HorizonError, RunConfig
 from probes.calibration import time_parts
 from probes.disk import disk_parts
 from probes.entropy import check_alpha
@@ -24,7 +24,7 @@ from probes.models import ProbedModel
 from probes.replay import check_kind
 from probes.samples import Sample, SampleError, check_template, with_template
 from probes.targets import check_targets
-from probes.workload import FLOORS, Clock, SampleWork, Subject, meet, sample_work
+from probes.workload import CHECKS, FLOORS, GRID_PARTS, Clock, SampleWork, Subject, meet, sample_work
 from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 
 TRIED = 5  # samples, until one can be measured
@@ -36,11 +36,12 @@ DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
 
 @dataclass(frozen=True)
 class Amount:
-    """How many samples are measured, how many of them with token grids, and how many with eigenvalues."""
+    """How many samples are measured, with token grids, with eigenvalues, and with exact checks of their estimates."""
 
     samples: int
     grids: int
     spectra: int
+    checks: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Cost:
     Attributes:
         samples: measured.
         grid_samples: of these, with token grids.
-        replays: ablations run, by part: removal, keep-one, leave-one-out, noise floor.
+        replays: ablations run, by part: removal, keep-one, leave-one-out, noise floor. Of the method "gate": 0 for
+            its backward passes, and those of its exact checks. With `coarse`: those of the coarse windows, and of all
+            fine ones, the most that they can ask for.
         layer_rows: tokens recomputed over all layers, by the same parts.
         operations: multiplications and additions: those of the replays, of the forward passes, entropies, spectra.
         seconds: on this machine, by part, with `record` (thumbnail, hashes) besides; writing is not in it.
@@ -205,7 +208,9 @@ def cost_of(
     Raises:
         HorizonError: there is no sample, or none of the first few can be measured.
     """
-    amount = Amount(amount.samples, amount.grids * bool(config.contexts), amount.spectra * bool(config.streams))
+    grids = amount.grids * bool(config.contexts)
+    checks = min(amount.checks, grids) * (config.method == "gate")
+    amount = Amount(amount.samples, grids, amount.spectra * bool(config.streams), checks)
     subject = _first_measurable(model, samples, config, clock)
     work = sample_work(model, subject, config)
     seconds = time_parts(
@@ -215,6 +220,7 @@ def cost_of(
         work,
         grids=amount.grids > 0,
         spectra=amount.spectra > 0,
+        checks=amount.checks > 0,
         budget=budget or _budget(subject, work, amount),
         clock=clock,
     )
@@ -297,7 +303,8 @@ def _budget(subject: Subject, work: SampleWork, amount: Amount) -> float:
 
 def _weighted(each: dict[str, Any], amount: Amount) -> dict[str, float]:
     """One sample's parts for all samples: grids and spectra for some, one noise floor or the other."""
-    counts = dict.fromkeys(each, amount.samples) | dict.fromkeys(CONTEXTS, amount.grids)
+    counts = dict.fromkeys(each, amount.samples) | dict.fromkeys(GRID_PARTS, amount.grids)
+    counts |= dict.fromkeys(CHECKS.values(), amount.checks)
     counts |= {"spectra": amount.spectra, FLOORS[False]: amount.samples - amount.grids, FLOORS[True]: amount.grids}
     total = {part: value * counts[part] for part, value in each.items()}
     total = {part: value for part, value in total.items() if counts[part]}
@@ -339,7 +346,7 @@ def announcement(model: ProbedModel, config: RunConfig, samples: Sequence[Sample
     """
     if amount is not None and not amount.samples:
         return "nothing is left to measure"
-    one = amount or Amount(1, 1, 1)
+    one = amount or Amount(1, 1, 1, 1)
     try:
         cost = cost_of(model, samples, config, one)
     except HorizonError as error:
@@ -348,8 +355,6 @@ def announcement(model: ProbedModel, config: RunConfig, samples: Sequence[Sample
     said = f"as many samples as there come, each: {cost.taken}" if amount is None else str(cost)
     if config.coarse is not None:
         return f"{said}; less where coarse windows show nothing"
-    if config.method == "gate":
-        return f"{said}; that is for exact replays, whose place backward passes take"
     return said
 
 

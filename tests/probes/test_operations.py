@@ -9,8 +9,10 @@ import torch
 from random_models import random_image, random_llava, random_processor
 from torch.utils.flop_counter import FlopCounterMode
 
+import probes.trajectories
 from probes.batching import CHUNK_BYTES
 from probes.capture import Capture
+from probes.gate import gate_effects
 from probes.grids import tile_windows
 from probes.information import prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel, load_model
@@ -23,6 +25,7 @@ from probes.operations import (
     make_batches,
     replay_work,
 )
+from probes.passes import gate_passes, pass_work
 from probes.replay import Ablations, replay
 from probes.samples import Sample
 from probes.visibility import in_order
@@ -147,6 +150,25 @@ def test_rows_in_parts_are_counted_as_they_run(model, captured, part, ordered, m
     parts = replay_work(decoder_weights(model), make_batches(model, one, ablations, **how), 1)
     assert (parts.operations < whole.operations) == ordered
     assert parts.operations == counted_replays(model, one, ablations, **how)
+
+
+@pytest.mark.parametrize("context", ["keep-one", "leave-one-out"])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("rows", [None, 5])
+def test_backward_passes_are_counted(model, context, ordered, rows, monkeypatch):
+    """With several targets and places, whole and in parts, under a causal mask and one that lets all see all."""
+    captured, targets = prepare(model, replace(SAMPLE, answers=("apple bridge candle",)), ("gold", "answer"))
+    n = captured.prompt.n_tokens
+    if not ordered:
+        everything = torch.zeros(1, 1, n, n)
+        captured = replace(captured, arguments=[{**one, "attention_mask": everything} for one in captured.arguments])
+    if rows is not None:
+        monkeypatch.setattr(probes.trajectories, "CHUNK_PAIRS", rows * n)
+    passes = gate_passes(captured, context, CUTS)
+    assert len(passes) == (1 if context == "leave-one-out" else len(CUTS))
+    work = pass_work(decoder_weights(model), passes, len(targets), places(captured))
+    found = counted(lambda: gate_effects(model, captured, targets, context, CUTS))
+    assert (work.replays, work.operations) == (0, found)
 
 
 def test_the_kind_of_attention_changes_no_count(model, captured):
