@@ -37,36 +37,47 @@ class Shape:
 
 def rows_at_once(model: ProbedModel, shape: Shape, ablations: int) -> int:
     """Rows of each ablation in one call of a layer: all of them, unless masks or scores would grow too large."""
-    if model.attn not in CHUNK_BYTES:  # flash attention takes neither
-        return max(1, shape.rows)
-    most = CHUNK_BYTES[model.attn] // (_pair_bytes(model, shape, ablations) * max(1, shape.columns))
+    each, _ = _pair_bytes(model, shape, ablations)
+    most = CHUNK_BYTES[model.attn] // (each * max(1, shape.columns)) if each else shape.rows
     return max(1, min(shape.rows, most))
 
 
-def batch_bytes(model: ProbedModel, shape: Shape, ablations: int = 1) -> int:
-    """Memory that a batch of ablations takes at its peak, in a layer or where the vocabulary is read.
+def batch_bytes(model: ProbedModel, shape: Shape, ablations: int = 1, *, part: int | None = None) -> int:
+    """Memory that a batch of ablations takes at its peak, in a layer and where the vocabulary is read.
 
     In a layer: the residual stream with its norm, the attention's or the feed-forward block's intermediates, whichever
     are larger, keys and values of all columns (repeated to all heads where they are grouped), and the masks, or the
-    scores under eager attention. Where rows run in parts, the intermediates are those of a part, beside the stream.
+    scores under eager attention. Where rows run in parts, the intermediates are those of a part, while the stream, keys
+    and values of all rows stay.
     """
-    item, part = model.dtype.itemsize, rows_at_once(model, shape, ablations)
+    item, part, d = model.dtype.itemsize, rows_at_once(model, shape, ablations), model.hidden_size
     queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
-    repeated = 2 * queries if queries != keys else 0
-    attention = part * (2 * queries + 2 * keys) + shape.columns * (2 * keys + repeated)
-    whole = shape.rows * model.hidden_size if part < shape.rows else 0
-    stream = whole + 3 * part * model.hidden_size
-    feed_forward = 3 * part * feed_forward_size(model)
-    pairs = part * shape.columns * _pair_bytes(model, shape, ablations) if model.attn in CHUNK_BYTES else 0
-    layer = ablations * item * (stream + max(attention, feed_forward)) + pairs
-    return layer + ablations * shape.places * model.vocab_size * (item + 8)
+    whole = d * shape.rows if part < shape.rows else 0
+    cache = 2 * keys * shape.columns
+    repeated = 2 * queries * shape.columns if queries != keys else 0
+    attention = part * (2 * d + max(2 * queries, queries + 2 * keys)) + cache + repeated
+    feed_forward = part * 3 * (d + feed_forward_size(model)) + (cache if whole else 0)
+    pairs, masks = (part * shape.columns * each for each in _pair_bytes(model, shape, ablations))
+    layer = max(ablations * item * attention + pairs, ablations * item * feed_forward + masks)
+    context = 2 * keys * (shape.columns - shape.rows)
+    return layer + item * (ablations * whole + context) + ablations * shape.places * model.vocab_size * (item + 8)
 
 
-def _pair_bytes(model: ProbedModel, shape: Shape, ablations: int) -> int:
-    """Of one (query, key) pair: scores of every head, or a mask, boolean and as it is added."""
+def _pair_bytes(model: ProbedModel, shape: Shape, ablations: int) -> tuple[int, int]:
+    """Of one (query, key) pair of a batch: inside attention, and outside of it.
+
+    Scores of every head, or a mask as it is added; outside, the mask alone. Flash attention takes neither.
+    """
+    item, own = model.dtype.itemsize, ablations if shape.own_mask else 1
     if model.attn == "eager":
-        return ablations * model.n_heads * (model.dtype.itemsize + 8)
-    return (ablations if shape.own_mask else 1) * (1 + model.dtype.itemsize)
+        return ablations * model.n_heads * score_bytes(model), own * item
+    return (0, 0) if model.attn == "flash" else (own * (1 + item), own)
+
+
+def score_bytes(model: ProbedModel) -> int:
+    """Of one score of eager attention: as it is, and after its softmax, which is taken in float32."""
+    item = model.dtype.itemsize
+    return 2 * item if item == 4 else 2 * item + 4
 
 
 def feed_forward_size(model: ProbedModel) -> int:

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from analyses.runs import RunConfig
-from probes.batching import batch_bytes, feed_forward_size, rows_at_once
+from probes.batching import batch_bytes, feed_forward_size, rows_at_once, score_bytes
+from probes.capture import Capture
 from probes.entropy import BLOCK_VALUES, matrices_at_once
 from probes.information import check_layers
 from probes.models import ProbedModel
 from probes.operations import Batch
 from probes.passes import pass_bytes
 from probes.replay import shape_of
+from probes.visibility import masks_of
 from probes.workload import SampleWork, Subject, windows_of
 
 
@@ -74,42 +76,46 @@ def _bytes(model: ProbedModel) -> int:
 
 
 def _capture(model: ProbedModel, subject: Subject) -> tuple[int, str]:
-    """Layer inputs, keys and values, streams of the visual tokens, log-probabilities."""
+    """Layer inputs, keys and values, streams of the visual tokens, log-probabilities, the model's own masks."""
     layers, d, b = model.n_layers, model.hidden_size, _bytes(model)
     n = subject.captured.prompt.n_tokens
     streams = sum(states.numel() for states in subject.captured.visual.states.values())
     own = subject.captured.log_probs.numel()
-    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * own
+    masks = sum(mask.nbytes for mask in masks_of(subject.captured.arguments))
+    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * own + masks
     return total, (
         f"{n:,} tokens x ({layers + 1} x {d} + 2 x {layers} x {_width(model)}) + {streams:,} of the streams, "
-        f"{b} bytes each"
+        f"{b} bytes each" + (f"; {masks:,} bytes of the model's own attention masks" if masks else "")
     )
 
 
 def _forward(model: ProbedModel, subject: Subject) -> tuple[int, str]:
-    """The vision tower's states, or three feed-forward widths and three streams a token."""
+    """The vision tower's states; or three feed-forward widths and three streams a token; or attention."""
     n, inner, d, b = subject.captured.prompt.n_tokens, feed_forward_size(model), model.hidden_size, _bytes(model)
-    decoder = b * n * 3 * (inner + d) + _scores(model, n, n, 1)
+    decoder = max(b * n * 3 * (inner + d), b * n * 6 * d + _pairs(model, subject.captured, n))
     return max(decoder, subject.vision_bytes), (
-        f"the larger of {n:,} tokens x 3 x ({inner} + {d}) x {b} bytes and the vision tower's states"
+        f"the largest of {n:,} tokens x 3 x ({inner} + {d}) x {b} bytes, attention with its mask or scores, and the "
+        "vision tower's states"
     )
 
 
-def _scores(model: ProbedModel, rows: int, columns: int, ablations: int) -> int:
-    """Eager attention holds its scores, twice in float32; the other kind a mask."""
-    pairs = ablations * rows * columns
-    return pairs * model.n_heads * (_bytes(model) + 8) if model.attn == "eager" else 0
+def _pairs(model: ProbedModel, captured: Capture, n: int) -> int:
+    """Eager attention holds its scores; the other kind a mask as it is added, where the model makes one."""
+    if model.attn == "eager":
+        return n * n * model.n_heads * score_bytes(model)
+    return n * n * (1 + _bytes(model)) * bool(masks_of(captured.arguments))
 
 
 def _entropies(subject: Subject) -> tuple[int, str]:
-    """Two float64 copies of a block of states, and three Gram matrices of as many layers as go through at once."""
+    """Float64 copies of a block of states, and three Gram matrices of as many layers as go through at once."""
     sizes = []
     for states in subject.captured.visual.states.values():
         layers, n, d = states.shape
         at_once = min(layers, matrices_at_once(states))
         block = 8 * min(at_once * n * d, BLOCK_VALUES.get(states.device.type, BLOCK_VALUES["cuda"]))
         gram = 8 * at_once * min(n, d) ** 2
-        sizes.append((2 * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"))
+        copies = 3 if n > d else 2  # blocks of tokens are centered, and scaled apart
+        sizes.append((copies * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"))
     return max(sizes)
 
 

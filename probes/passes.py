@@ -10,16 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from probes.batching import feed_forward_size
+from probes.batching import Shape, batch_bytes, feed_forward_size
 from probes.capture import Capture
 from probes.gate import LOG_GATES
 from probes.models import ProbedModel
 from probes.operations import DecoderWeights, Work
 from probes.trajectories import Step, closed_rows, closed_steps, open_rows, parts_of
 
-SCORES = 3  # tensors of the size of the scores that a backward pass holds at once
-WIDE = 5  # feed-forward widths of a row that it holds, what is saved and the gradients
-NARROW = 12  # widths of the stream
+NARROW = 7  # widths of the stream that derivatives of a row hold
+WIDE = 6  # of the feed-forward: four are saved, two are gradients
 
 
 @dataclass(frozen=True)
@@ -114,19 +113,39 @@ def _work_of(weights: DecoderWeights, one: Pass, n_targets: int, n_places: int) 
 def pass_bytes(model: ProbedModel, captured: Capture, one: Pass, n_targets: int) -> tuple[int, str]:
     """Memory that a pass takes at its peak beside the capture, and the formula behind it.
 
-    The trajectory, what each row is worth so far, and one part of one layer with all that its derivatives need.
+    The trajectory, and the larger of one part of one layer as it runs forward, and one with all that its derivatives
+    need, beside what every row is worth so far.
     """
-    item, n, d = model.dtype.itemsize, captured.prompt.n_tokens, model.hidden_size
+    item, d = model.dtype.itemsize, model.hidden_size
     keys, layers = model.n_key_value_heads * model.head_dim, model.n_layers - one.cut
-    held = one.rows * d + (2 * n * keys if one.forward else 0)
-    gradients = n_targets * one.rows * 2 * (d + keys)
-    block = max(one.backward, key=lambda block: block.rows * block.columns)
-    scores = SCORES * model.n_heads * block.rows * block.columns
-    widths = NARROW * d + WIDE * feed_forward_size(model)
-    columns = block.columns * (4 * keys + 4 * model.n_heads * model.head_dim)
-    total = item * (layers * held + gradients + scores + block.rows * widths + columns)
-    return total, (
-        f"{layers} layers x ({one.rows:,} rows x {d}{f' + {n:,} tokens x 2 x {keys}' if one.forward else ''}) + "
-        f"{block.rows:,} rows x ({SCORES} x {model.n_heads} heads x {block.columns:,} + {widths:,}), {item} bytes "
-        "each, and gradients of rows, keys and values"
+    tokens = captured.prompt.n_tokens if one.forward else 0  # of which keys and values are held
+    held = item * (layers * (one.rows * d + tokens * 2 * keys) + tokens * d)
+    forward = max((_forward_bytes(model, block) for block in one.forward), default=0)
+    backward = max(_derivative_bytes(model, block) for block in one.backward)
+    backward += item * n_targets * one.rows * 2 * (d + keys)
+    largest = max(one.backward, key=lambda block: block.rows * block.columns)
+    of_tokens = f" + {tokens:,} tokens x 2 x {keys}" if tokens else ""
+    return held + max(forward, backward), (
+        f"{layers} layers x ({one.rows:,} rows x {d}{of_tokens}) x {item} bytes, and the larger of {forward:,} bytes "
+        f"of a layer forward and {backward:,} of one with derivatives of {largest.rows:,} rows over "
+        f"{largest.columns:,} columns"
     )
+
+
+def _forward_bytes(model: ProbedModel, block: Block) -> int:
+    """One part of a layer without derivatives: as in a replay, with a mask of gates, and own keys and values kept."""
+    shape = Shape(block.rows, block.columns, 0, own_mask=True)
+    kept = 2 * model.n_key_value_heads * model.head_dim
+    return batch_bytes(model, shape, part=block.rows) + block.rows * (block.columns + kept) * model.dtype.itemsize
+
+
+def _derivative_bytes(model: ProbedModel, block: Block) -> int:
+    """One part of a layer with all that its derivatives need: the scores, saved; and their gradients or the wide rows'.
+
+    Keys and values of all columns are there as leaves, joined, scaled, and as gradients.
+    """
+    queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
+    scores = model.n_heads * block.rows * block.columns
+    passing = max(2 * scores, block.rows * WIDE * feed_forward_size(model))
+    columns = block.columns * (4 * keys + 2 * queries)
+    return model.dtype.itemsize * (scores + passing + block.rows * NARROW * model.hidden_size + columns)

@@ -275,8 +275,8 @@ def _replay_batch(
     for k in range(start, last + 1):
         joining = (batch.layers == k).nonzero()[:, 0]
         if len(joining):
-            started = _starting_rows(capture, batch.kind, removed[joining], rows.of(joining, len(batch)), k)
-            states = torch.cat([states, started])
+            active = rows.of(joining, len(batch))
+            states = torch.cat([states, _starting_rows(capture, batch.kind, removed[joining], active, k)])
         begun = rows.first(len(states))
         if k == last:
             states = _run_last_layer(model, capture, begun, states)

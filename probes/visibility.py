@@ -46,7 +46,8 @@ def affected_rows(arguments: Sequence[Mapping[str, Any]], changed: torch.Tensor)
     Returns:
         (token,) bool.
     """
-    masks = _distinct(arguments)
+    masks: list[torch.Tensor | None] = [*masks_of(arguments)]
+    masks += [None] * any(kwargs["attention_mask"] is None for kwargs in arguments)
     affected, found = changed.clone(), changed
     while found.any():
         seen = torch.zeros_like(changed)
@@ -57,9 +58,10 @@ def affected_rows(arguments: Sequence[Mapping[str, Any]], changed: torch.Tensor)
     return affected
 
 
-def _distinct(arguments: Sequence[Mapping[str, Any]]) -> list[torch.Tensor | None]:
-    """The masks that layers were called with, each once."""
-    return list({id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in arguments}.values())
+def masks_of(arguments: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """The masks that layers were called with, each once; none where all are causal by themselves."""
+    masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in arguments}
+    return [mask for mask in masks.values() if mask is not None]
 
 
 def _sees(mask: torch.Tensor | None, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -88,7 +90,7 @@ def _allowed(entries: torch.Tensor) -> torch.Tensor:
 
 def in_order(arguments: Sequence[Mapping[str, Any]]) -> bool:
     """Whether no token sees a later one, in any of the layers that were called with these arguments."""
-    return not any(mask is not None and _sees_later(mask[0, 0]) for mask in _distinct(arguments))
+    return not any(_sees_later(mask[0, 0]) for mask in masks_of(arguments))
 
 
 def _sees_later(matrix: torch.Tensor) -> bool:
