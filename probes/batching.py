@@ -12,6 +12,8 @@ from probes.models import ProbedModel
 # Rows (ablations x tokens) in one batch: wide enough for full matrix products, small enough for the caches of a CPU.
 BATCH_ROWS = {"cpu": 2048, "cuda": 65536}
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.6}  # of what is free, for one batch
+# Bytes of attention masks (eager: of scores) in one call of a layer; where a batch takes more, its rows run in parts.
+CHUNK_BYTES = {"sdpa": 2**25, "eager": 2**28}
 UNKNOWN_FREE = 2**31  # bytes taken for free where the system does not say
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -33,23 +35,49 @@ class Shape:
     own_mask: bool
 
 
-def ablation_bytes(model: ProbedModel, shape: Shape) -> int:
-    """Memory that one more ablation of a batch takes at its peak.
+def rows_at_once(model: ProbedModel, shape: Shape, ablations: int) -> int:
+    """Rows of each ablation in one call of a layer: all of them, unless masks or scores would grow too large."""
+    each, _ = _pair_bytes(model, shape, ablations)
+    most = CHUNK_BYTES[model.attn] // (each * max(1, shape.columns)) if each else shape.rows
+    return max(1, min(shape.rows, most))
 
-    The residual stream with its norm, the attention's or the feed-forward block's intermediates, whichever are
-    larger, keys and values of all columns (repeated to all heads where they are grouped), the scores under eager
-    attention, an own mask, and the distributions at the readout positions in float32.
+
+def batch_bytes(model: ProbedModel, shape: Shape, ablations: int = 1, *, part: int | None = None) -> int:
+    """Memory that a batch of ablations takes at its peak, in a layer and where the vocabulary is read.
+
+    In a layer: the residual stream with its norm, the attention's or the feed-forward block's intermediates, whichever
+    are larger, keys and values of all columns (repeated to all heads where they are grouped), and the masks, or the
+    scores under eager attention. Where rows run in parts, the intermediates are those of a part, while the stream, keys
+    and values of all rows stay.
     """
-    item = model.dtype.itemsize
+    item, part, d = model.dtype.itemsize, rows_at_once(model, shape, ablations), model.hidden_size
     queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
-    repeated = 2 * queries if queries != keys else 0
-    attention = shape.rows * (2 * queries + 2 * keys) + shape.columns * (2 * keys + repeated)
-    stream = 3 * shape.rows * model.hidden_size
-    scores = shape.rows * shape.columns * model.n_heads * (item + 4) if model.attn == "eager" else 0
-    mask = shape.rows * shape.columns * (1 + item) if shape.own_mask else 0
-    feed_forward = 3 * shape.rows * feed_forward_size(model)
-    outputs = shape.places * model.vocab_size * (item + 8)
-    return item * (stream + max(attention, feed_forward)) + scores + mask + outputs
+    whole = d * shape.rows if part < shape.rows else 0
+    cache = 2 * keys * shape.columns
+    repeated = 2 * queries * shape.columns if queries != keys else 0
+    attention = part * (2 * d + max(2 * queries, queries + 2 * keys)) + cache + repeated
+    feed_forward = part * 3 * (d + feed_forward_size(model)) + (cache if whole else 0)
+    pairs, masks = (part * shape.columns * each for each in _pair_bytes(model, shape, ablations))
+    layer = max(ablations * item * attention + pairs, ablations * item * feed_forward + masks)
+    context = 2 * keys * (shape.columns - shape.rows)
+    return layer + item * (ablations * whole + context) + ablations * shape.places * model.vocab_size * (item + 8)
+
+
+def _pair_bytes(model: ProbedModel, shape: Shape, ablations: int) -> tuple[int, int]:
+    """Of one (query, key) pair of a batch: inside attention, and outside of it.
+
+    Scores of every head, or a mask as it is added; outside, the mask alone. Flash attention takes neither.
+    """
+    item, own = model.dtype.itemsize, ablations if shape.own_mask else 1
+    if model.attn == "eager":
+        return ablations * model.n_heads * score_bytes(model), own * item
+    return (0, 0) if model.attn == "flash" else (own * (1 + item), own)
+
+
+def score_bytes(model: ProbedModel) -> int:
+    """Of one score of eager attention: as it is, and after its softmax, which is taken in float32."""
+    item = model.dtype.itemsize
+    return 2 * item if item == 4 else 2 * item + 4
 
 
 def feed_forward_size(model: ProbedModel) -> int:
@@ -62,7 +90,7 @@ def default_batch(model: ProbedModel, shape: Shape) -> int:
     """Ablations of one shape that run at once."""
     device = model.device.type
     by_rows = BATCH_ROWS.get(device, BATCH_ROWS["cuda"]) // max(1, shape.rows)
-    by_memory = MEMORY_SHARE.get(device, 0.25) * free_memory(model.device) / ablation_bytes(model, shape)
+    by_memory = MEMORY_SHARE.get(device, 0.25) * free_memory(model.device) / batch_bytes(model, shape)
     largest = model.memo.get("largest_batch_rows")  # what an earlier batch ran out of memory with, halved
     by_experience = largest // max(1, shape.rows) if largest else by_rows
     return max(1, min(by_rows, int(by_memory), by_experience))

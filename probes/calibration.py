@@ -1,8 +1,8 @@
 """Time the parts of a measurement on the model itself, as far as a budget allows, and scale them up by operations.
 
-Each part (forward, entropies, removals, token grids, noise floor) is run by the functions that runs use, on as many
-cuts and windows as its share of the budget pays for. Batches are as wide as those of the measurement, so overhead and
-products keep their proportion.
+Each part (forward, entropies, removals, token grids, backward passes, noise floor) is run by the functions that runs
+use, on as many cuts and windows as its share of the budget pays for. Batches are as wide as those of the measurement,
+so overhead and products keep their proportion.
 """
 
 from __future__ import annotations
@@ -18,13 +18,26 @@ import torch
 
 from analyses.runs import RunConfig
 from probes.entropy import matrices_at_once, matrix_entropy, matrix_spectrum
+from probes.gate import gate_effects
 from probes.information import as_numpy, check_layers, prepare, removal_ablations, removal_curves, window_ablations
 from probes.measure import sample_entry
 from probes.models import ProbedModel
 from probes.noise import Witness, noise_floor
 from probes.operations import Work, decoder_weights, make_batches, replay_work
+from probes.passes import gate_passes, pass_work
 from probes.replay import Ablations, replay
-from probes.workload import FLOORS, Clock, SampleWork, Subject, grid_cuts, timed, windows_of, witnessed
+from probes.workload import (
+    FLOORS,
+    GATES,
+    Clock,
+    GridPart,
+    SampleWork,
+    Subject,
+    gated,
+    grid_cuts,
+    grid_parts,
+    timed,
+)
 
 REPEATS = 3
 
@@ -68,7 +81,7 @@ class _Stopwatch:
 
     def removal(self) -> float:
         one_cut = removal_ablations(self.subject.captured, [0], self.config.kind)
-        cuts = self._affordable("removal", one_cut, check_layers(self.model, self.config.layers))
+        cuts = self._affordable("removal", partial(self._count, one_cut), check_layers(self.model, self.config.layers))
         seconds = self._time(
             "removal",
             lambda: removal_curves(
@@ -82,43 +95,58 @@ class _Stopwatch:
         )
         return self._scaled("removal", seconds, self._count(one_cut, cuts))
 
-    def grids(self, context: str) -> float:
+    def grids(self, part: GridPart) -> float:
         """Windows spread over the image, at least as many as a batch holds, from the deepest cuts if not from all."""
-        captured, config = self.subject.captured, self.config
-        windows = windows_of(captured, config)
-        widest = max(len(batch.layers) for batch in self.work.batches[context])
-        whole = self.work.replays[context].operations / self.rate <= self.share(context) / 2
+        captured, config, windows = self.subject.captured, self.config, part.windows
+        widest = max(len(batch.layers) for batch in self.work.batches[part.name])
+        whole = self.work.replays[part.name].operations / self.rate <= self.share(part.name) / 2
         if not whole and len(windows) > widest:
             windows = [windows[at] for at in np.linspace(0, len(windows) - 1, widest).round().astype(int)]
-        one_cut = window_ablations(captured, windows, context, [0], config.kind)
-        cuts = self._affordable(context, one_cut, grid_cuts(self.model, config))
-        ablations = window_ablations(captured, windows, context, cuts, config.kind)
+        one_cut = window_ablations(captured, windows, part.context, [0], config.kind)
+        cuts = self._affordable(part.name, partial(self._count, one_cut), part.cuts)
+        ablations = window_ablations(captured, windows, part.context, cuts, config.kind)
 
         def measure() -> None:
             for _, found in replay(self.model, captured, ablations, batch_size=config.batch_size):
                 for target in self.subject.targets.values():
                     as_numpy(target.log_p(found))
 
-        return self._scaled(context, self._time(context, measure), self._count(ablations, None))
+        return self._scaled(part.name, self._time(part.name, measure), self._count(ablations, None))
+
+    def gates(self, context: str) -> float:
+        """Backward passes, from the deepest cuts if not from all."""
+        captured, targets, part = self.subject.captured, self.subject.targets, GATES[context]
+        weights, places = decoder_weights(self.model), len(captured.prompt.readout)
+
+        def count(cuts: Sequence[int]) -> Work:
+            return pass_work(weights, gate_passes(captured, context, cuts), len(targets), places)
+
+        cuts = self._affordable(part, count, grid_cuts(self.model, self.config))
+        seconds = self._time(part, lambda: gate_effects(self.model, captured, targets, context, cuts))
+        return self._scaled(part, seconds, count(cuts))
 
     def floor(self, grids: bool) -> float:
         """The real thing where it fits in, else by the rate of the other replays."""
-        captured, config, part = self.subject.captured, self.config, FLOORS[grids]
+        captured, part = self.subject.captured, FLOORS[grids]
         if self.work.replays[part].operations / self.rate > self.share(part):
             return self.work.replays[part].operations / self.rate
-        witnesses = [Witness(ablation, 0.0) for ablation in witnessed(self.model, captured, config, grids=grids)]
         target = next(iter(self.subject.targets.values()))
-        rows = max(len(batch.layers) * batch.rows for batch in self.work.batches[part])
-        return self._time(part, lambda: noise_floor(self.model, captured, target, witnesses, batch_rows=rows))
+
+        def measure() -> None:
+            for call in self.work.floors[part]:
+                witnesses = [Witness(ablation, 0.0) for ablation in call.witnessed]
+                noise_floor(self.model, captured, target, witnesses, batch_rows=call.rows)
+
+        return self._time(part, measure)
 
     def record(self) -> float:
         target = next(iter(self.subject.targets.values()), None)
         return self._time("record", lambda: sample_entry(self.model, self.subject.captured, target))
 
-    def _affordable(self, part: str, one_cut: Ablations, cuts: list[int]) -> list[int]:
+    def _affordable(self, part: str, count: Callable[[list[int]], Work], cuts: list[int]) -> list[int]:
         """All cuts, or the deepest of them that the share pays for; more than the last one, if there are more."""
         fewest = min(2, len(cuts))
-        while len(cuts) > fewest and self._count(one_cut, cuts).operations / self.rate > self.share(part) / 2:
+        while len(cuts) > fewest and count(cuts).operations / self.rate > self.share(part) / 2:
             cuts = cuts[-max(fewest, len(cuts) // 2) :]
         return cuts
 
@@ -148,6 +176,7 @@ def time_parts(
     *,
     grids: bool,
     spectra: bool,
+    checks: bool = False,
     budget: float,
     clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
@@ -160,6 +189,7 @@ def time_parts(
         work: its `sample_work`.
         grids: whether some samples get token grids.
         spectra: whether some keep eigenvalues.
+        checks: whether estimates of some are held against exact grids.
         budget: seconds that this may take, about.
         clock: gives seconds; processor time on a busy machine.
 
@@ -176,7 +206,9 @@ def time_parts(
         seconds["spectra"] = watch.entropies(matrix_spectrum, **how)
     if subject.targets:
         seconds["removal"] = watch.removal()
-        seconds |= {context: watch.grids(context) for context in config.contexts if grids}
+        parts = grid_parts(model, subject.captured, config) if grids else []
+        seconds |= {part.name: watch.grids(part) for part in parts if checks or config.method != "gate"}
+        seconds |= {GATES[context]: watch.gates(context) for context in gated(config) if grids}
         seconds |= {
             part: watch.floor(some) for some, part in FLOORS.items() if not some or (grids and part in work.batches)
         }

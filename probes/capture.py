@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import nnsight
@@ -21,6 +22,7 @@ from probes.models import ProbedModel
 from probes.prompts import Prompt, encode
 from probes.readout import log_softmax, note_logits
 from probes.samples import Sample
+from probes.visibility import in_order
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Capture:
     values: list[torch.Tensor]
     log_probs: torch.Tensor
     visual: VisualStates
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether no token sees a later one, in any layer."""
+        return in_order(self.arguments)
 
 
 def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query", "key", "hidden")) -> VisualStates:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analyses.runs import CONTEXTS, HorizonError, RunConfig
+from analyses.runs import HorizonError, RunConfig
 from probes.calibration import time_parts
 from probes.disk import disk_parts
 from probes.generation import generate_answer
@@ -26,7 +26,7 @@ from probes.operations import Batch, decoder_weights, replay_work
 from probes.options import Options
 from probes.samples import Sample, SampleError, with_template
 from probes.units import byte_text, duration_text, operation_text
-from probes.workload import FLOORS, Clock, SampleWork, Subject, meet, sample_work, timed
+from probes.workload import CHECKS, FLOORS, GRID_PARTS, Clock, SampleWork, Subject, meet, sample_work, timed
 from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 
 TRIED = 5  # samples, until one can be measured
@@ -80,7 +80,9 @@ class Cost:
     Attributes:
         samples: measured.
         grid_samples: of these, with token grids.
-        replays: ablations run, by part: removal, keep-one, leave-one-out, noise floor.
+        replays: ablations run, by part: removal, keep-one, leave-one-out, noise floor. Of the method "gate": 0 for
+            its backward passes, and those of its exact checks. With `coarse`: those of the coarse windows, and of all
+            fine ones, the most that they can ask for.
         layer_rows: tokens recomputed over all layers, by the same parts.
         operations: multiplications and additions: those of the replays, of the forward passes, entropies, spectra.
         seconds: on this machine, by part, with `record` (thumbnail, hashes) besides; writing is not in it.
@@ -205,6 +207,7 @@ def cost_of(
         work,
         grids=amount.grids > 0,
         spectra=amount.spectra > 0,
+        checks=amount.gate_checks > 0,
         budget=budget or _budget(subject, work, amount),
         clock=clock,
     )
@@ -286,7 +289,8 @@ def _budget(subject: Subject, work: SampleWork, amount: Amount) -> float:
 
 def _weighted(each: dict[str, Any], amount: Amount) -> dict[str, float]:
     """One sample's parts for all samples: grids and spectra for some, one noise floor or the other."""
-    counts = dict.fromkeys(each, amount.samples) | dict.fromkeys(CONTEXTS, amount.grids)
+    counts = dict.fromkeys(each, amount.samples) | dict.fromkeys(GRID_PARTS, amount.grids)
+    counts |= dict.fromkeys(CHECKS.values(), amount.gate_checks)
     counts |= {
         "spectra": amount.spectra,
         ANSWERS: amount.answers,
@@ -324,15 +328,19 @@ def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
 
 def _answer(model: ProbedModel, subject: Subject, work: SampleWork, tokens: int, clock: Clock) -> tuple[float, float]:
     """Operations and seconds of one whole answer of so many tokens: a forward pass, then a token at a time."""
-    steps = [Batch(np.zeros(1, int), 1, subject.captured.prompt.n_tokens + step) for step in range(1, tokens)]
-    operations = work.operations["forward"] + replay_work(decoder_weights(model), steps, 1).operations
+    start = subject.captured.prompt.n_tokens + 1
+    steps = [Batch(np.zeros(1, int), 1, start + step, start + step) for step in range(tokens - 1)]
+    stepwise = replay_work(decoder_weights(model), steps, 1).operations
     found: dict[int, float] = {}
     for limit in sorted({1, min(tokens, TIMED_TOKENS)}):
         seconds, answer = timed(model, partial(generate_answer, model, subject.sample, max_new_tokens=limit), clock)
         found[len(answer.ids)] = min(seconds, found.get(len(answer.ids), math.inf))
     first, most = found[min(found)], max(found)
-    each = max(0.0, found[most] - first) / (most - 1) if most > 1 else first
-    return operations, first + (tokens - 1) * each
+    if most > 1:
+        rest = (tokens - 1) * max(0.0, found[most] - first) / (most - 1)
+    else:  # it ends at once, so later tokens go by their operations
+        rest = first * stepwise / work.operations["forward"]
+    return work.operations["forward"] + stepwise, first + rest
 
 
 def _less(config: RunConfig, amount: Amount) -> tuple[str, ...]:

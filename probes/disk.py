@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from analyses.runs import RunConfig
+from probes.grids import tile_windows
 from probes.information import check_layers, window_table
 from probes.measure import sample_entry
 from probes.models import ProbedModel
@@ -138,5 +139,8 @@ def _random_tokens(model: ProbedModel, subject: Subject, config: RunConfig, rand
     arrays: dict[str, np.ndarray] = {}
     for key in (f"{name}/{context}" for name in subject.targets for context in config.contexts):
         shapes = {key: (cuts, tiles), f"{key}/removed": (cuts,), f"{key}/all": (1,)}
+        if config.coarse is not None:
+            large = len(tile_windows(subject.captured.prompt.grids, config.coarse))
+            shapes[f"{key}/coarse"] = (cuts, large)
         arrays |= {part: random.normal(size=shape) for part, shape in shapes.items()}
     return arrays

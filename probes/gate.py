@@ -25,7 +25,7 @@ from probes.grids import Window
 from probes.models import ProbedModel
 from probes.readout import read_out
 from probes.targets import Target
-from probes.trajectories import Trajectory, closed_trajectory, consecutive_parts, open_trajectory, run_layer
+from probes.trajectories import Part, Trajectory, closed_trajectory, open_trajectory, parts_of, run_layer, step_of
 
 # Log 0 is no number, so derivatives at gate 0 are taken at these log gates: that by log g, over g, is the one at 0
 # unless a row prefers a visual token to all its text by more than 1 / g. The first allows e^80 (trained models reach
@@ -189,29 +189,44 @@ def _through_layer(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Derivatives by the output of layer k -> (target, row, hidden) by its input, (target, visual token) by log gates.
 
-    Later rows first: when a row's turn comes, all that its keys and values are worth to later rows is known.
+    Later parts first: when a row's turn comes, all that its keys and values are worth to other rows is known.
     """
     cache = path.keys[k - path.cut], path.values[k - path.cut]
     visual = captured.prompt.visual
-    by_input = torch.empty_like(gradient)
+    by_input = torch.zeros_like(gradient)
     by_cache = [torch.zeros_like(part[:, path.rows]).repeat(len(gradient), 1, 1, 1) for part in cache]
     by_gate = gates.new_zeros(len(gradient), len(visual))
-    for part, before in reversed(consecutive_parts(captured, path.cut, path.rows)):
-        earlier = path.rows[before]
-        leaves = [path.inputs[k - path.cut][part], *(one[:, earlier] for one in cache), gates]
-        leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        seen = [torch.cat([one[:, path.fixed], leaf], 1) for one, leaf in zip(cache, leaves[1:3], strict=True)]
-        by_token = gates.new_zeros(captured.prompt.n_tokens).index_put((visual,), leaves[3])
-        context = torch.cat([path.fixed, earlier])
-        outputs = run_layer(model, captured, k, leaves[0], path.rows[part], context, seen, by_token)
+    for part in reversed(parts_of(captured, len(path.rows))):
+        leaves, outputs = _differentiable(model, captured, path, k, part, gates)
         for at in range(len(gradient)):
-            weights = [gradient[at, part], *(one[at][:, part] for one in by_cache)]
+            weights = [gradient[at, part.rows]] if part.seen is not None else []
+            weights += [one[at][:, part.rows] for one in by_cache] if part.own else []
             found = torch.autograd.grad(outputs, leaves, weights, retain_graph=at < len(gradient) - 1)
-            by_input[at, part] = found[0]
-            for one, more in zip(by_cache, found[1:3], strict=True):
-                one[at][:, before] += more
-            by_gate[at] += found[3]
+            by_input[at, part.rows] += found[0]
+            if part.seen is not None:
+                for one, more in zip(by_cache, found[1:3], strict=True):
+                    one[at][:, part.seen] += more
+                by_gate[at] += found[3]
     return by_input, by_gate
+
+
+def _differentiable(
+    model: ProbedModel, captured: Capture, path: Trajectory, k: int, part: Part, gates: torch.Tensor
+) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+    """What layer k makes of a part's rows, and of what: their input, keys and values of the rows they see, log gates.
+
+    Where only keys and values are computed, of their input alone.
+    """
+    cache, visual = (path.keys[k - path.cut], path.values[k - path.cut]), captured.prompt.visual
+    step, states = step_of(part, path.rows, path.fixed), path.inputs[k - path.cut][part.rows]
+    if part.seen is None:
+        leaves = [states.detach().requires_grad_()]
+        return leaves, run_layer(model, captured, k, leaves[0], step, [], gates)
+    leaves = [states, *(one[:, path.rows[part.seen]] for one in cache), gates]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    seen = [torch.cat([one[:, path.fixed], leaf], 1) for one, leaf in zip(cache, leaves[1:3], strict=True)]
+    by_token = gates.new_zeros(captured.prompt.n_tokens).index_put((visual,), leaves[3])
+    return leaves, run_layer(model, captured, k, leaves[0], step, seen, by_token)
 
 
 @contextmanager

@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from analyses.runs import RunConfig
+from probes.batching import batch_bytes, feed_forward_size, rows_at_once, score_bytes
+from probes.capture import Capture
 from probes.entropy import BLOCK_VALUES, matrices_at_once
 from probes.information import check_layers
 from probes.models import ProbedModel
 from probes.operations import Batch
+from probes.passes import pass_bytes
+from probes.replay import shape_of
+from probes.visibility import masks_of
 from probes.workload import SampleWork, Subject, windows_of
 
 
@@ -49,13 +53,16 @@ def memory_parts(
     if config.streams:
         found["entropies"] = _entropies(subject)
     batches = [batch for made in work.batches.values() for batch in made]
+    passes = [one for made in work.passes.values() for one in made]
     if batches:
-        found["replays"] = max((_replays(model, subject, config, batch) for batch in batches), key=lambda pair: pair[0])
+        found["replays"] = max(_replays(model, subject, config, batch) for batch in batches)
+    if passes:
+        found["gates"] = max(pass_bytes(model, subject.captured, one, len(subject.targets)) for one in passes)
     return {part: held for part, (held, _) in found.items()}, {part: text for part, (_, text) in found.items()}
 
 
 def peak(parts: dict[str, int]) -> int:
-    """Resident + capture + the largest of what comes and goes (forward, entropies, replays)."""
+    """Resident + capture + the largest of what comes and goes (forward, entropies, replays, gates)."""
     passing = [held for part, held in parts.items() if part not in ("resident", "capture")]
     return parts["resident"] + parts["capture"] + max(passing)
 
@@ -64,72 +71,68 @@ def _width(model: ProbedModel) -> int:
     return model.n_key_value_heads * model.head_dim
 
 
-def _feed_forward(model: ProbedModel) -> int:
-    """The widest that a token gets inside a layer."""
-    return max(module.out_features for module in model.layers.modules() if isinstance(module, nn.Linear))
-
-
 def _bytes(model: ProbedModel) -> int:
     return torch.finfo(model.dtype).bits // 8
 
 
 def _capture(model: ProbedModel, subject: Subject) -> tuple[int, str]:
-    """Layer inputs, keys and values, streams of the visual tokens, log-probabilities."""
+    """Layer inputs, keys and values, streams of the visual tokens, log-probabilities, the model's own masks."""
     layers, d, b = model.n_layers, model.hidden_size, _bytes(model)
     n = subject.captured.prompt.n_tokens
     streams = sum(states.numel() for states in subject.captured.visual.states.values())
     own = subject.captured.log_probs.numel()
-    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * own
+    masks = sum(mask.nbytes for mask in masks_of(subject.captured.arguments))
+    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * own + masks
     return total, (
         f"{n:,} tokens x ({layers + 1} x {d} + 2 x {layers} x {_width(model)}) + {streams:,} of the streams, "
-        f"{b} bytes each"
+        f"{b} bytes each" + (f"; {masks:,} bytes of the model's own attention masks" if masks else "")
     )
 
 
 def _forward(model: ProbedModel, subject: Subject) -> tuple[int, str]:
-    """The vision tower's states, or three feed-forward widths and three streams a token."""
-    n, inner, d, b = subject.captured.prompt.n_tokens, _feed_forward(model), model.hidden_size, _bytes(model)
-    decoder = b * n * 3 * (inner + d) + _scores(model, n, n, 1)
+    """The vision tower's states; or three feed-forward widths and three streams a token; or attention."""
+    n, inner, d, b = subject.captured.prompt.n_tokens, feed_forward_size(model), model.hidden_size, _bytes(model)
+    decoder = max(b * n * 3 * (inner + d), b * n * 6 * d + _pairs(model, subject.captured, n))
     return max(decoder, subject.vision_bytes), (
-        f"the larger of {n:,} tokens x 3 x ({inner} + {d}) x {b} bytes and the vision tower's states"
+        f"the largest of {n:,} tokens x 3 x ({inner} + {d}) x {b} bytes, attention with its mask or scores, and the "
+        "vision tower's states"
     )
 
 
-def _scores(model: ProbedModel, rows: int, columns: int, ablations: int) -> int:
-    """Eager attention holds its scores, twice in float32; the other kind a mask."""
-    pairs = ablations * rows * columns
-    return pairs * model.n_heads * (_bytes(model) + 8) if model.attn == "eager" else 0
+def _pairs(model: ProbedModel, captured: Capture, n: int) -> int:
+    """Eager attention holds its scores; the other kind a mask as it is added, where the model makes one."""
+    if model.attn == "eager":
+        return n * n * model.n_heads * score_bytes(model)
+    return n * n * (1 + _bytes(model)) * bool(masks_of(captured.arguments))
 
 
 def _entropies(subject: Subject) -> tuple[int, str]:
-    """Two float64 copies of a block of states, and three Gram matrices of as many layers as go through at once."""
+    """Float64 copies of a block of states, and three Gram matrices of as many layers as go through at once."""
     sizes = []
     for states in subject.captured.visual.states.values():
         layers, n, d = states.shape
         at_once = min(layers, matrices_at_once(states))
         block = 8 * min(at_once * n * d, BLOCK_VALUES.get(states.device.type, BLOCK_VALUES["cuda"]))
         gram = 8 * at_once * min(n, d) ** 2
-        sizes.append((2 * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"))
+        copies = 3 if n > d else 2  # blocks of tokens are centered, and scaled apart
+        sizes.append((copies * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"))
     return max(sizes)
 
 
 def _replays(model: ProbedModel, subject: Subject, config: RunConfig, batch: Batch) -> tuple[int, str]:
-    """The larger of feed-forward and attention in one layer, masks, and the vocabulary at the readout places."""
-    count, rows, columns = len(batch.layers), batch.rows, batch.columns
-    d, inner, b = model.hidden_size, _feed_forward(model), _bytes(model)
-    repeated = model.n_heads * model.head_dim if model.n_heads != model.n_key_value_heads else 0
-    feed_forward = b * count * rows * 3 * (inner + d)
-    attention = b * count * (rows * 5 * d + columns * 2 * (_width(model) + repeated))
-    attention += 5 * count * rows * columns + _scores(model, rows, columns, count)
-    vocabulary = 3 * 4 * model.vocab_size * len(subject.captured.prompt.readout)
-    tables = vocabulary * (count + len(check_layers(model, config.layers)))
-    windows = len(windows_of(subject.captured, config)) if config.contexts else 1
-    masks = 5 * windows * subject.captured.prompt.n_tokens
-    larger = (
-        f"3 x ({inner} + {d})" if feed_forward >= attention else f"5 x {d} + its keys, values and mask ({columns} long)"
-    )
+    """A batch, the sets of tokens that are taken away, and the vocabulary at the readout places of every removal."""
+    captured, count = subject.captured, len(batch.layers)
+    shape = shape_of(captured, batch.rows, batch.columns)
+    layer = batch_bytes(model, shape, count)
+    windows = len(windows_of(captured, config)) if config.contexts else 1
+    masks = 3 * windows * captured.prompt.n_tokens
+    cuts = len(check_layers(model, config.layers))
+    tables = 3 * 4 * model.vocab_size * len(captured.prompt.readout) * cuts
+    part = rows_at_once(model, shape, count)
+    parts = f", {part:,} of them at once" if part < batch.rows else ""
     text = (
-        f"{count} replays of {rows:,} rows x ({larger}) x {b} bytes, {masks:,} bytes of masks, "
-        f"{tables:,} over the vocabulary"
+        f"{layer:,} bytes of {count} replays of {batch.rows:,} rows over {batch.columns:,} columns{parts} (stream, "
+        f"attention or feed-forward, masks), {masks:,} of sets of tokens, {tables:,} of {cuts} removals over the "
+        "vocabulary"
     )
-    return max(feed_forward, attention) + masks + tables, text
+    return layer + masks + tables, text

@@ -113,10 +113,16 @@ def null_ablations(model: ProbedModel, captured: Capture, batch_rows: int) -> tu
     return Ablations.at_every(spread, nothing), recompute
 
 
+def nulls_at_once(null: Ablations, recompute: torch.Tensor, batch_rows: int) -> int:
+    """How many null ablations run together: all, unless they hold more rows than the measurement's batches."""
+    return max(1, min(len(null), batch_rows // int(recompute.sum())))
+
+
 def _null_replays(model: ProbedModel, captured: Capture, batch_rows: int) -> torch.Tensor:
     """(replay, place, vocabulary) log-softmax of unablated replays."""
     null, recompute = null_ablations(model, captured, batch_rows)
-    return torch.cat([found for _, found in replay(model, captured, null, batch_size=len(null), recompute=recompute)])
+    at_once = nulls_at_once(null, recompute, batch_rows)
+    return torch.cat([found for _, found in replay(model, captured, null, batch_size=at_once, recompute=recompute)])
 
 
 def _deviations(

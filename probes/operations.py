@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from probes.batching import rows_at_once
 from probes.capture import Capture
 from probes.models import ProbedModel
-from probes.replay import Ablations, batches_of
-from probes.visibility import affected_rows, in_order
+from probes.replay import Ablations, batches_of, first_removed, removed_counts, shape_of
+from probes.visibility import affected_rows
 
 QUERIES = {"q_proj": 1, "query": 1, "qkv": 3, "qkv_proj": 3}  # a linear layer's name -> its width in query widths
 INNER = ("q_proj", "k_proj", "v_proj", "qkv_proj")  # what every row pays that others attend to
@@ -50,11 +51,16 @@ class Batch:
         layers: (ablation,) the layer at which each begins.
         rows: recomputed tokens of each ablation.
         columns: tokens that these attend to, themselves included.
+        pairs: (query, key) pairs of each ablation in a layer; fewer than rows x columns where rows run in parts, of
+            which none sees what comes after it.
+        again: tokens of each ablation whose keys and values are computed twice, since parts see later ones.
     """
 
     layers: np.ndarray
     rows: int
     columns: int
+    pairs: int
+    again: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def replay_work(weights: DecoderWeights, batches: Sequence[Batch], n_places: int
 
 def _batch_work(weights: DecoderWeights, batch: Batch, n_places: int) -> Work:
     n_layers = len(weights.inner)
-    per_layer = batch.rows * (weights.inner + weights.outer + batch.columns * weights.pair)
+    per_layer = (batch.rows + batch.again) * weights.inner + batch.rows * weights.outer + batch.pairs * weights.pair
     per_layer[-1] = last_layer(weights, batch.rows, batch.columns, n_places)
     from_layer = per_layer[::-1].cumsum()[::-1]  # (layer,) what an ablation takes that begins there
     operations = 2.0 * (from_layer[batch.layers].sum() + len(batch.layers) * n_places * weights.head)
@@ -155,16 +161,27 @@ def make_batches(
     if cuts is not None:
         ablations = Ablations.at_every(cuts, ablations.masks, ablations.kind)
     changed = ablations.masks if recompute is None else ablations.masks | recompute
-    first = torch.where(changed.any(1), changed.int().argmax(1), captured.prompt.n_tokens - 1)
-    if not in_order(captured.arguments):  # rows before a change may see it: as many as see any of the changes
+    first = torch.where(changed.any(1), first_removed(changed), captured.prompt.n_tokens - 1)
+    if not captured.in_order:  # rows before a change may see it: as many as see any of the changes
         first = torch.full_like(first, int((~affected_rows(captured.arguments, changed.any(0))).sum()))
-    first, gone = ablations.of_each(first), ablations.of_each(ablations.masks.sum(1))
+    first, gone = ablations.of_each(first), ablations.of_each(removed_counts(ablations.masks))
     batches = []
     for indices, _ in batches_of(model, captured, ablations, batch_size):
         run = captured.prompt.n_tokens - (int(gone[indices[0]]) if ablations.kind == "delete" else 0)
         shared = int(first[indices].min())  # rows before the first change of any are those of the capture
-        batches.append(Batch(ablations.layers[indices].cpu().numpy(), run - shared, run))
+        layers = ablations.layers[indices].cpu().numpy()
+        batches.append(Batch(layers, run - shared, run, *_pairs(model, captured, run - shared, run, len(layers))))
     return batches
+
+
+def _pairs(model: ProbedModel, captured: Capture, rows: int, columns: int, ablations: int) -> tuple[int, int]:
+    """(query, key) pairs of one ablation in a layer, and rows whose keys and values are computed twice."""
+    part = rows_at_once(model, shape_of(captured, rows, columns), ablations)
+    if part >= rows or not captured.in_order:
+        return rows * columns, rows if part < rows else 0
+    ends = [*range(part, rows, part), rows]
+    sizes = np.diff([0, *ends])
+    return int(sum(size * (columns - rows + end) for size, end in zip(sizes, ends, strict=True))), 0
 
 
 def entropy_operations(n_tokens: int, dim: int, layers: int, *, eigenvalues: bool = True) -> float:

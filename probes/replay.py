@@ -3,7 +3,8 @@
 Only rows that can see a removed token, directly or through other rows, are run again; the keys and values of all
 other rows are those of the capture. Ablations that start at different layers share one sweep over the layers: each
 joins the batch at its own layer, so nothing below its cut is computed. In the last layer only the rows that are read
-run in full: of the others it needs keys and values alone.
+run in full: of the others it needs keys and values alone. Where the attention masks of a batch would take too much
+memory, a layer runs its rows part by part.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 
 from analyses.runs import KINDS, HorizonError
-from probes.batching import Shape, default_batch, is_out_of_memory
+from probes.batching import Shape, default_batch, is_out_of_memory, rows_at_once
 from probes.capture import Capture
 from probes.models import ProbedModel
 from probes.readout import read_out
 from probes.visibility import Rows, additive, affected_rows, attention_mask, rows_to_run
 
 LOG = logging.getLogger("vlm_horizon")
+MASKS_AT_ONCE = 256  # sets of tokens that are widened to whole numbers together
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,37 @@ class FrozenContext:
         )
 
 
+class KnownContext(FrozenContext):
+    """Stands where a layer expects its cache: gives keys and values of all columns, whatever the layer computed."""
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, head, row, dim) of the rows at hand -> those of all columns."""
+        return self.keys, self.values
+
+
+class _GrowingContext(FrozenContext):
+    """Stands where a layer expects its cache: the captured keys and values, then those of the parts run so far."""
+
+    def __init__(self, context: FrozenContext, ablations: int, rows: int) -> None:
+        super().__init__(*(_with_room(held, ablations, rows) for held in (context.keys, context.values)))
+        self._filled = context.keys.shape[2]
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, head, row, dim) of a part -> the same with all columns before it in front."""
+        start, self._filled = self._filled, self._filled + keys.shape[2]
+        self.keys[:, :, start : self._filled] = keys
+        self.values[:, :, start : self._filled] = values
+        return self.keys[:, :, : self._filled], self.values[:, :, : self._filled]
+
+
+def _with_room(held: torch.Tensor, ablations: int, rows: int) -> torch.Tensor:
+    """(1, head, column, dim) -> (ablation, head, column + row, dim): the same for every ablation, rows to be filled."""
+    _, heads, columns, width = held.shape
+    room = held.new_empty(ablations, heads, columns + rows, width)
+    room[:, :, :columns] = held
+    return room
+
+
 def visual_mask(captured: Capture) -> torch.Tensor:
     """(token,) bool, all visual tokens, placeless ones included."""
     mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
@@ -159,8 +192,8 @@ def batches_of(
     They lack the same number of tokens, the first of them close together: what lies before is shared. Inside a batch
     ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
     """
-    counts = ablations.of_each(ablations.masks.sum(1))
-    first = ablations.of_each(ablations.masks.int().argmax(1))
+    counts = ablations.of_each(removed_counts(ablations.masks))
+    first = ablations.of_each(first_removed(ablations.masks))
     for count in counts.unique().tolist():
         same = (counts == count).nonzero()[:, 0]
         order = same[torch.argsort(first[same], stable=True)]
@@ -170,6 +203,16 @@ def batches_of(
             yield part[torch.argsort(ablations.layers[part], stable=True)], rows
 
 
+def removed_counts(masks: torch.Tensor) -> torch.Tensor:
+    """(mask,) how many tokens each of some (mask, token) bool sets takes away."""
+    return torch.cat([part.sum(1) for part in masks.split(MASKS_AT_ONCE)])
+
+
+def first_removed(masks: torch.Tensor) -> torch.Tensor:
+    """(mask,) position of the first token that each of some (mask, token) bool sets takes away; 0 where it is empty."""
+    return torch.cat([part.int().argmax(1) for part in masks.split(MASKS_AT_ONCE)])
+
+
 def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
     """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
     return max(len(indices) * rows for indices, rows in batches_of(model, capture, ablations, batch_size))
@@ -177,7 +220,12 @@ def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, ba
 
 def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:
     columns = max(rows, capture.prompt.n_tokens - removed)
-    return default_batch(model, Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture)))
+    return default_batch(model, shape_of(capture, rows, columns))
+
+
+def shape_of(capture: Capture, rows: int, columns: int) -> Shape:
+    """The shape of an ablation of this prompt that runs so many rows over so many columns."""
+    return Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture))
 
 
 def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
@@ -228,18 +276,19 @@ def _replay_batch(
     affected = affected_rows(capture.arguments[start:], changed if recompute is None else changed | recompute)
     affected[capture.prompt.readout] = True
     rows = rows_to_run(batch.kind, removed, affected)
-    places = len(capture.prompt.readout)
+    places, n_rows = len(capture.prompt.readout), rows.active.shape[1]
+    part = rows_at_once(model, shape_of(capture, n_rows, len(rows.context) + n_rows), len(batch))
     states = capture.inputs[start].new_empty(0, rows.active.shape[1], capture.inputs[start].shape[1])
     for k in range(start, last + 1):
         joining = (batch.layers == k).nonzero()[:, 0]
         if len(joining):
-            started = _starting_rows(capture, batch.kind, removed[joining], rows.of(joining, len(batch)), k)
-            states = torch.cat([states, started])
+            active = rows.of(joining, len(batch))
+            states = torch.cat([states, _starting_rows(capture, batch.kind, removed[joining], active, k)])
         begun = rows.first(len(states))
         if k == last:
             states = _run_last_layer(model, capture, begun, states)
         else:
-            states = run_layer(model, capture, begun, states, k)
+            states = run_layer(model, capture, begun, states, k, part)
         states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
     return read_out(model, states[:, -places:])
 
@@ -260,9 +309,33 @@ def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: t
     return torch.where(removed.gather(1, active)[..., None], fill, started)
 
 
-def run_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int) -> torch.Tensor:
-    """One decoder layer on the active rows of every ablation that has begun: (ablation, row, hidden) -> the same."""
-    return _call(model, capture, k, states, rows, rows.active, _context(capture, rows, k))
+def run_layer(
+    model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int, part: int | None = None
+) -> torch.Tensor:
+    """One decoder layer on the active rows of every ablation that has begun: (ablation, row, hidden) -> the same.
+
+    Args:
+        model: the captured model.
+        capture: one prompt.
+        rows: which rows run, over which context.
+        states: (ablation, row, hidden) their input; overwritten where they run in parts.
+        k: the layer.
+        part: rows of each ablation that run at once; all by default.
+    """
+    n, context = rows.active.shape[1], _context(capture, rows, k)
+    if part is None or part >= n:
+        return _call(model, capture, k, states, rows, rows.active, context)
+    parts = [slice(start, min(start + part, n)) for start in range(0, n, part)]
+    if capture.in_order:
+        cache: FrozenContext = _GrowingContext(context, len(states), n)
+        for at in parts:
+            seen = rows.until(at.stop)
+            states[:, at] = _call(model, capture, k, states[:, at], seen, rows.active[:, at], cache)
+        return states
+    cache = KnownContext(*context.update(*keys_and_values(model, capture, k, states, rows.active)))
+    for at in parts:
+        states[:, at] = _call(model, capture, k, states[:, at], rows, rows.active[:, at], cache)
+    return states
 
 
 def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor) -> torch.Tensor:
@@ -274,13 +347,34 @@ def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: to
     unread, read = rows.active[:, :-places], rows.active[:, -places:]
     if not unread.shape[1]:
         return run_layer(model, capture, rows, states, k)
+    recorded = keys_and_values(model, capture, k, states[:, :-places], unread)
+    seen = FrozenContext(*_context(capture, rows, k).update(*recorded))
+    return _call(model, capture, k, states[:, -places:], rows, read, seen)
+
+
+def keys_and_values(
+    model: ProbedModel, capture: Capture, k: int, states: torch.Tensor, queries: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those that layer k computes of some rows, without running the rest of it.
+
+    Args:
+        model: the captured model.
+        capture: one prompt.
+        k: the layer.
+        states: (ablation, row, hidden) its input.
+        queries: (ablation or 1, row) long, the rows' positions.
+
+    Returns:
+        Two tensors (ablation, key head, row, head_dim), keys after rotary embedding.
+
+    Raises:
+        HorizonError: the layer stores no keys and values.
+    """
     try:
-        _call(model, capture, k, states[:, :-places], None, unread, _Recorder())
+        _call(model, capture, k, states, None, queries, _Recorder())
     except _Recorded as recorded:
-        keys, values = _context(capture, rows, k).update(recorded.keys, recorded.values)
-    else:
-        raise HorizonError(f"the last layer of {model.name!r} stores no keys and values: replays have no rule for it")
-    return _call(model, capture, k, states[:, -places:], rows, read, FrozenContext(keys, values))
+        return recorded.keys, recorded.values
+    raise HorizonError(f"layer {k} of {model.name!r} stores no keys and values: replays have no rule for it")
 
 
 def _context(capture: Capture, rows: Rows, k: int) -> FrozenContext:
@@ -299,11 +393,10 @@ def _call(
     """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
     arguments = dict(capture.arguments[k])
     cos, sin = (part[0][queries] for part in arguments["position_embeddings"])
-    allowed = None if rows is None else attention_mask(arguments["attention_mask"], rows, queries)
-    if allowed is not None and model.attn == "eager":
-        allowed = additive(allowed, states.dtype)
-    if model.attn == "flash":  # causal by itself, its last rows at the last columns; other masks are refused at load
-        allowed = None
+    allowed = None
+    if rows is not None and model.attn != "flash":  # which is causal, its last rows at the last columns, by itself
+        allowed = attention_mask(arguments["attention_mask"], rows, queries)
+        allowed = additive(allowed, states.dtype) if model.attn == "eager" else allowed
     # The rotary embedding carries the positions; gapped position ids would be read as packed sequences.
     arguments.update(position_embeddings=(cos, sin), attention_mask=allowed, past_key_values=cache, position_ids=None)
     output = model.layers[k](states, **arguments)

@@ -16,8 +16,8 @@ import torch
 
 from probes.capture import Capture
 from probes.models import ProbedModel
-from probes.replay import FrozenContext, visual_mask
-from probes.visibility import affected_rows, in_order, visible
+from probes.replay import FrozenContext, KnownContext, keys_and_values, visual_mask
+from probes.visibility import affected_rows, visible_at
 
 # (query, key) pairs of one call: bounds the attention scores that the backward pass of a long prompt keeps.
 CHUNK_PAIRS = 2**22
@@ -45,6 +45,36 @@ class Trajectory:
     final: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows that run together.
+
+    Attributes:
+        rows: which.
+        seen: the rows whose keys and values are known before these run; None where only keys and values are computed.
+        own: whether keys and values of these rows are computed with them, or are among those known.
+    """
+
+    rows: slice
+    seen: slice | None
+    own: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows that run together in every layer, by their positions.
+
+    Attributes:
+        rows: (row,) long.
+        context: (column,) long, positions that they may see; None where only keys and values are computed.
+        own: whether their own keys and values are computed with them, and seen besides the context.
+    """
+
+    rows: torch.Tensor
+    context: torch.Tensor | None
+    own: bool
+
+
 class _Recorder(FrozenContext):
     """Also keeps the keys and values that a layer computes of the rows at hand."""
 
@@ -56,11 +86,10 @@ class _Recorder(FrozenContext):
 
 def open_trajectory(captured: Capture, cut: int) -> Trajectory:
     """All gates at 1: the capture itself."""
-    affected = _reached(captured, cut)
-    rows, fixed = _places(affected), _places(~affected)
+    rows = open_rows(captured, cut)
     inputs = [states[rows] for states in captured.inputs[cut:]]
     final = captured.final[captured.prompt.readout]
-    return Trajectory(cut, rows, fixed, inputs, captured.keys[cut:], captured.values[cut:], final)
+    return Trajectory(cut, rows, _others(captured, rows), inputs, captured.keys[cut:], captured.values[cut:], final)
 
 
 def closed_trajectory(model: ProbedModel, captured: Capture, cut: int) -> Trajectory:
@@ -68,25 +97,51 @@ def closed_trajectory(model: ProbedModel, captured: Capture, cut: int) -> Trajec
 
     What a visual token sees of another is of second order in the gates, so derivatives flow through text alone.
     """
-    visual, affected = visual_mask(captured), _reached(captured, cut)
-    text, tokens = _places(affected & ~visual), _places(visual)
-    steps = _steps(captured, cut, text, _places(~affected))  # text first: a visual token may see it, never the reverse
-    steps += [(tokens[part], _places(~visual)) for part, _ in consecutive_parts(captured, cut, tokens)]
-    return _propagate(model, captured, cut, steps, _equal_gates(visual, -math.inf), text)
+    gates = _equal_gates(visual_mask(captured), -math.inf)
+    return _propagate(model, captured, cut, closed_steps(captured, cut), gates, closed_rows(captured, cut))
 
 
 def path_trajectory(model: ProbedModel, captured: Capture, cut: int, log_gate: float) -> Trajectory:
     """All gates at one value between 0 and 1, given as its logarithm."""
-    affected = _reached(captured, cut)
-    steps = _steps(captured, cut, _places(affected), _places(~affected))
+    rows = open_rows(captured, cut)
     gates = _equal_gates(visual_mask(captured), log_gate)
-    return _propagate(model, captured, cut, steps, gates, _places(affected))
+    return _propagate(model, captured, cut, _steps(captured, rows, _others(captured, rows)), gates, rows)
 
 
-def consecutive_parts(captured: Capture, cut: int, rows: torch.Tensor) -> list[tuple[slice, slice]]:
-    """Rows to run together, and all those before; all rows at once where earlier ones see later ones."""
-    size = max(1, CHUNK_PAIRS // captured.prompt.n_tokens) if in_order(captured.arguments[cut:]) else len(rows)
-    return [(slice(at, at + size), slice(0, at)) for at in range(0, len(rows), max(1, size))]
+def open_rows(captured: Capture, cut: int) -> torch.Tensor:
+    """(row,) long, positions through which derivatives flow where all gates are 1."""
+    return _places(_reached(captured, cut))
+
+
+def closed_rows(captured: Capture, cut: int) -> torch.Tensor:
+    """(row,) long, positions through which derivatives flow where all gates are 0."""
+    return _places(_reached(captured, cut) & ~visual_mask(captured))
+
+
+def closed_steps(captured: Capture, cut: int) -> list[Step]:
+    """What `closed_trajectory` runs in every layer: text first, since a visual token may see it, never the reverse."""
+    visual = visual_mask(captured)
+    steps = _steps(captured, closed_rows(captured, cut), _places(~_reached(captured, cut)))
+    tokens, text = _places(visual), _places(~visual)
+    return steps + [Step(part, text, True) for part in tokens.split(_rows_at_once(captured))]
+
+
+def parts_of(captured: Capture, n: int) -> list[Part]:
+    """Rows in parts that bound the scores: one after the other, or, where rows see later ones, keys and values first.
+
+    Args:
+        captured: one prompt.
+        n: how many rows run.
+    """
+    size = _rows_at_once(captured)
+    places = [slice(at, min(at + size, n)) for at in range(0, n, size)]
+    if captured.in_order or len(places) == 1:
+        return [Part(at, slice(0, at.start), True) for at in places]
+    return [Part(at, None, True) for at in places] + [Part(at, slice(0, n), False) for at in places]
+
+
+def _rows_at_once(captured: Capture) -> int:
+    return max(1, CHUNK_PAIRS // captured.prompt.n_tokens)
 
 
 def run_layer(
@@ -94,11 +149,10 @@ def run_layer(
     captured: Capture,
     k: int,
     states: torch.Tensor,
-    rows: torch.Tensor,
-    context: torch.Tensor,
+    step: Step,
     seen: Sequence[torch.Tensor],
     gates: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     """Layer k on the rows at some positions.
 
     Args:
@@ -106,28 +160,32 @@ def run_layer(
         captured: one prompt.
         k: the layer.
         states: (row, hidden) its input.
-        rows: (row,) their positions.
-        context: (column,) positions that they may see besides themselves.
-        seen: keys and values there, (key head, column, head_dim).
+        step: the rows, and what they may see.
+        seen: keys and values of its context, (key head, column, head_dim).
         gates: (token,) log gates.
 
     Returns:
-        (row, hidden) output, and the rows' own keys and values, (key head, row, head_dim).
+        (row, hidden) output unless only keys and values are asked for; and the rows' own keys and values,
+        (key head, row, head_dim), unless they were known.
     """
+    if step.context is None:
+        return tuple(part[0] for part in keys_and_values(model, captured, k, states[None], step.rows[None]))
+    columns = torch.cat([step.context, step.rows]) if step.own else step.context
     arguments = dict(captured.arguments[k])
-    cos, sin = (part[:, rows] for part in arguments["position_embeddings"])
-    recorder = _Recorder(*(part[None] for part in seen))
+    cos, sin = (part[:, step.rows] for part in arguments["position_embeddings"])
+    cache = (_Recorder if step.own else KnownContext)(*(part[None] for part in seen))
     # As in replays: the rotary embedding carries the positions.
     arguments.update(
         position_embeddings=(cos, sin),
-        attention_mask=_bias(arguments["attention_mask"], rows, context, gates, states.dtype),
-        past_key_values=recorder,
+        attention_mask=_bias(arguments["attention_mask"], step.rows, columns, gates, states.dtype),
+        past_key_values=cache,
         position_ids=None,
     )
     output = model.layers[k](states[None], **arguments)
     output = (output[0] if isinstance(output, tuple) else output)[0]
     added = captured.additions.get(k)
-    return output if added is None else output + added[rows], *recorder.own
+    output = output if added is None else output + added[step.rows]
+    return (output, *cache.own) if isinstance(cache, _Recorder) else (output,)
 
 
 @torch.no_grad()
@@ -135,34 +193,46 @@ def _propagate(
     model: ProbedModel,
     captured: Capture,
     cut: int,
-    steps: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    steps: Sequence[Step],
     gates: torch.Tensor,
     rows: torch.Tensor,
 ) -> Trajectory:
-    """Run the layers from `cut` on under (token,) log gates, in steps of (positions run, positions they may see)."""
+    """Run the layers from `cut` on under (token,) log gates, in steps; derivatives will flow through `rows`."""
     states = captured.inputs[cut]
     inputs, all_keys, all_values = [], [], []
     for k in range(cut, model.n_layers):
         inputs.append(states[rows])
         following, keys, values = states.clone(), captured.keys[k].clone(), captured.values[k].clone()
-        for part, context in steps:
-            seen = keys[:, context], values[:, context]
-            output, own_keys, own_values = run_layer(model, captured, k, states[part], part, context, seen, gates)
-            following[part], keys[:, part], values[:, part] = output, own_keys, own_values
+        for step in steps:
+            seen = [] if step.context is None else [part[:, step.context] for part in (keys, values)]
+            found = run_layer(model, captured, k, states[step.rows], step, seen, gates)
+            if step.own:
+                keys[:, step.rows], values[:, step.rows] = found[-2:]
+            if step.context is not None:
+                following[step.rows] = found[0]
         states = following
         all_keys.append(keys)
         all_values.append(values)
+    final = states[captured.prompt.readout]
+    return Trajectory(cut, rows, _others(captured, rows), inputs, all_keys, all_values, final)
+
+
+def _others(captured: Capture, rows: torch.Tensor) -> torch.Tensor:
+    """(column,) long, all positions but these."""
     rest = torch.ones(captured.prompt.n_tokens, dtype=torch.bool, device=rows.device)
     rest[rows] = False
-    return Trajectory(cut, rows, _places(rest), inputs, all_keys, all_values, states[captured.prompt.readout])
+    return _places(rest)
 
 
-def _steps(
-    captured: Capture, cut: int, rows: torch.Tensor, context: torch.Tensor
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Rows in parts, each with the context and the rows before it."""
-    parts = consecutive_parts(captured, cut, rows)
-    return [(rows[part], torch.cat([context, rows[before]])) for part, before in parts]
+def _steps(captured: Capture, rows: torch.Tensor, fixed: torch.Tensor) -> list[Step]:
+    """Rows in parts, each with the fixed columns and the rows that it sees."""
+    return [step_of(part, rows, fixed) for part in parts_of(captured, len(rows))]
+
+
+def step_of(part: Part, rows: torch.Tensor, fixed: torch.Tensor) -> Step:
+    """A part of (row,) positions that also see the (column,) fixed ones."""
+    context = None if part.seen is None else torch.cat([fixed, rows[part.seen]])
+    return Step(rows[part.rows], context, part.own)
 
 
 def _reached(captured: Capture, cut: int) -> torch.Tensor:
@@ -173,11 +243,10 @@ def _reached(captured: Capture, cut: int) -> torch.Tensor:
 
 
 def _bias(
-    mask: torch.Tensor | None, rows: torch.Tensor, context: torch.Tensor, gates: torch.Tensor, dtype: torch.dtype
+    mask: torch.Tensor | None, rows: torch.Tensor, columns: torch.Tensor, gates: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
-    """(1, 1, row, context + row) added to the scores: log gates where the captured mask lets see, but for oneself."""
-    columns, matrix = torch.cat([context, rows]), visible(mask)
-    allowed = columns <= rows[:, None] if matrix is None else matrix[rows][:, columns]
+    """(1, 1, row, column) added to the scores: log gates where the captured mask lets see, but for oneself."""
+    allowed = columns <= rows[:, None] if mask is None else visible_at(mask, rows[:, None], columns)
     lowest = torch.finfo(dtype).min
     bias = gates[columns].to(dtype).clamp(min=lowest).masked_fill(columns == rows[:, None], 0.0)
     return bias.masked_fill(~allowed, lowest)[None, None]

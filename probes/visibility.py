@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+BLOCK_PAIRS = 2**22  # (query, key) pairs of a mask that are looked at at once
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -25,6 +27,10 @@ class Rows:
         """Those of the first n ablations."""
         return replace(self, active=self.active[:n])
 
+    def until(self, n: int) -> Rows:
+        """The first n active rows of each ablation."""
+        return replace(self, active=self.active[:, :n])
+
     def of(self, ablations: torch.Tensor, n: int) -> torch.Tensor:
         """(ablation, row) active rows of some of n ablations."""
         return self.active.expand(n, -1)[ablations]
@@ -40,40 +46,58 @@ def affected_rows(arguments: Sequence[Mapping[str, Any]], changed: torch.Tensor)
     Returns:
         (token,) bool.
     """
-    affected = changed.clone()
-    if not changed.any():
-        return affected
+    masks: list[torch.Tensor | None] = [*masks_of(arguments)]
+    masks += [None] * any(kwargs["attention_mask"] is None for kwargs in arguments)
+    affected, found = changed.clone(), changed
+    while found.any():
+        seen = torch.zeros_like(changed)
+        for mask in masks:
+            seen |= _sees(mask, found, ~affected)
+        found = seen
+        affected = affected | found
+    return affected
+
+
+def masks_of(arguments: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
+    """The masks that layers were called with, each once; none where all are causal by themselves."""
     masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in arguments}
-    matrices = [visible(mask) for mask in masks.values()]
-    while True:
-        seen = affected.clone()
-        for matrix in matrices:
-            seen |= _sees(matrix, affected)
-        if torch.equal(seen, affected):
-            return affected
-        affected = seen
+    return [mask for mask in masks.values() if mask is not None]
 
 
-def _sees(visible: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor:
-    """Which rows see one of the tokens; None is the causal mask."""
-    if visible is None:
-        return tokens.int().cumsum(0) > 0
-    return visible[:, tokens].any(1)
+def _sees(mask: torch.Tensor | None, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Which of some rows see one of the tokens, all (token,) bool; None is the causal mask."""
+    if mask is None:
+        return rows & (tokens.int().cumsum(0) > 0)
+    columns, found = tokens.nonzero()[:, 0], torch.zeros_like(rows)
+    for part in rows.nonzero()[:, 0].split(max(1, BLOCK_PAIRS // len(columns))):
+        found[part] = visible_at(mask, part[:, None], columns).any(1)
+    return found
 
 
 def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
     """(query, key) bool of a layer's mask argument, boolean or additive; None stays None."""
-    if mask is None:
-        return None
-    matrix = mask[0, 0]
-    return matrix if matrix.dtype == torch.bool else matrix > torch.finfo(matrix.dtype).min / 2
+    return None if mask is None else _allowed(mask[0, 0])
+
+
+def visible_at(mask: torch.Tensor, queries: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Entries of a layer's mask argument as bool, of the shape that the two index tensors make together."""
+    return _allowed(mask[0, 0][queries, columns])
+
+
+def _allowed(entries: torch.Tensor) -> torch.Tensor:
+    return entries if entries.dtype == torch.bool else entries > torch.finfo(entries.dtype).min / 2
 
 
 def in_order(arguments: Sequence[Mapping[str, Any]]) -> bool:
     """Whether no token sees a later one, in any of the layers that were called with these arguments."""
-    masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in arguments}
-    matrices = [visible(mask) for mask in masks.values()]
-    return not any(matrix is not None and matrix.triu(1).any() for matrix in matrices)
+    return not any(_sees_later(mask[0, 0]) for mask in masks_of(arguments))
+
+
+def _sees_later(matrix: torch.Tensor) -> bool:
+    """Whether anything is visible above the diagonal of a (query, key) mask, boolean or additive."""
+    starts = range(0, len(matrix), max(1, BLOCK_PAIRS // len(matrix)))
+    blocks = zip(starts, matrix.split(starts.step), strict=True)
+    return any(bool(_allowed(block).triu(start + 1).any()) for start, block in blocks)
 
 
 def rows_to_run(kind: str, removed: torch.Tensor, affected: torch.Tensor) -> Rows:
@@ -98,16 +122,15 @@ def attention_mask(mask: torch.Tensor | None, rows: Rows, queries: torch.Tensor)
     Args:
         mask: what the layer was called with; None is the causal mask.
         rows: which rows run, over which context.
-        queries: (ablation or 1, query) long, the last of the rows that run: those that attend.
+        queries: (ablation or 1, query) long, those of the rows that attend; under the causal mask, the last ones.
 
     Returns:
         (ablation or 1, 1, query, context + row) bool.
     """
-    matrix = visible(mask)
-    if matrix is None:
+    if mask is None:
         return _causal(rows, queries.shape[1])[:, None]
     columns = torch.cat([rows.context.expand(len(rows.active), -1), rows.active], dim=1)
-    return matrix[queries[:, :, None], columns[:, None, :]][:, None]
+    return visible_at(mask, queries[:, :, None], columns[:, None, :])[:, None]
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

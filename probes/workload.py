@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from analyses.runs import RunConfig
+from analyses.runs import CONTEXTS, RunConfig
 from probes.capture import Capture
+from probes.gate_checks import checked_layers
 from probes.grids import Window, choose_window
 from probes.information import check_layers, prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel
-from probes.noise import null_ablations
+from probes.noise import null_ablations, nulls_at_once
 from probes.operations import (
     Batch,
     Work,
@@ -25,6 +27,7 @@ from probes.operations import (
     make_batches,
     replay_work,
 )
+from probes.passes import Pass, gate_passes, pass_work
 from probes.prompts import removable_windows
 from probes.replay import Ablations, largest_batch
 from probes.samples import Sample, SampleError
@@ -32,6 +35,10 @@ from probes.targets import Target
 
 Clock = Callable[[], float]
 FLOORS = {False: "noise floor", True: "noise floor, with grids"}  # by whether the sample gets token grids
+COARSE = {context: f"{context}, coarse" for context in CONTEXTS}  # parts: windows measured first, of each context
+GATES = {context: f"gate {context}" for context in CONTEXTS}  # parts: backward passes
+CHECKS = {context: f"{context} check" for context in CONTEXTS}  # parts: exact grids that estimates are held against
+GRID_PARTS = (*CONTEXTS, *COARSE.values(), *GATES.values())  # what every sample with token grids takes
 
 
 @dataclass(frozen=True)
@@ -56,18 +63,42 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class GridPart:
+    """Token grids that are measured by replays: every window at every cut."""
+
+    name: str
+    context: str
+    windows: list[Window]
+    cuts: list[int]
+
+
+@dataclass(frozen=True)
+class FloorCall:
+    """One measurement of the noise floor: rows of a batch, and the ablations that it measures again."""
+
+    rows: int
+    witnessed: list[Ablations]
+
+
+@dataclass(frozen=True)
 class SampleWork:
     """What one sample takes, by part.
 
     Attributes:
         operations: of `forward`, `entropies` and `spectra`.
-        replays: work of `removal`, of each context, and of `noise floor`, this one for samples with and without grids.
-        batches: of the same, as they run.
+        replays: work of `removal`; of each context, where coarse windows decide about them of all that they may ask
+            for, and of the coarse ones; of the exact checks of estimates and of backward passes, which are no
+            replays; and of `noise floor`, for samples with and without grids.
+        batches: of the same as they run, but for backward passes.
+        passes: the backward passes.
+        floors: the measurements of the noise floor.
     """
 
     operations: dict[str, float]
     replays: dict[str, Work]
     batches: dict[str, list[Batch]]
+    passes: dict[str, list[Pass]]
+    floors: dict[str, list[FloorCall]]
 
 
 def meet(model: ProbedModel, sample: Sample, config: RunConfig, clock: Clock = time.perf_counter) -> Subject:
@@ -107,8 +138,18 @@ def sample_work(model: ProbedModel, subject: Subject, config: RunConfig) -> Samp
         "entropies": sum(entropy_operations(n, d, layers, eigenvalues=config.alpha != 2) for layers, n, d in shapes),
         "spectra": sum(entropy_operations(n, d, layers) for layers, n, d in shapes),
     }
-    batches = _replay_batches(model, captured, config) if subject.targets else {}
-    return SampleWork(operations, {part: replay_work(weights, made, places) for part, made in batches.items()}, batches)
+    if not subject.targets:
+        return SampleWork(operations, {}, {}, {}, {})
+    batches, floors = _replay_batches(model, captured, config)
+    passes = {GATES[context]: gate_passes(captured, context, grid_cuts(model, config)) for context in gated(config)}
+    replays = {part: replay_work(weights, made, places) for part, made in batches.items()}
+    replays |= {part: pass_work(weights, made, len(subject.targets), places) for part, made in passes.items()}
+    return SampleWork(operations, replays, batches, passes, floors)
+
+
+def gated(config: RunConfig) -> tuple[str, ...]:
+    """The contexts that are estimated by backward passes."""
+    return config.contexts if config.method == "gate" else ()
 
 
 def windows_of(captured: Capture, config: RunConfig) -> list[Window]:
@@ -122,28 +163,56 @@ def grid_cuts(model: ProbedModel, config: RunConfig) -> list[int]:
     return check_layers(model, config.grid_layers() or (0,))
 
 
-def _replay_batches(model: ProbedModel, captured: Capture, config: RunConfig) -> dict[str, list[Batch]]:
-    one_cut = {"removal": removal_ablations(captured, [0], config.kind)}
-    windows = windows_of(captured, config)
-    for context in config.contexts:
-        one_cut[context] = window_ablations(captured, windows, context, [0], config.kind)
+def grid_parts(model: ProbedModel, captured: Capture, config: RunConfig) -> list[GridPart]:
+    """Token grids that are measured by replays, or at most, where coarse windows decide; of estimates, their checks."""
+    windows, cuts = windows_of(captured, config), grid_cuts(model, config)
+    if config.method == "gate":
+        return [GridPart(CHECKS[one], one, windows, checked_layers(np.array(cuts))) for one in config.contexts]
+    parts = [GridPart(context, context, windows, cuts) for context in config.contexts]
+    if config.coarse is not None:
+        large = removable_windows(captured.prompt, config.coarse)
+        parts = [GridPart(COARSE[context], context, large, cuts) for context in config.contexts] + parts
+    return parts
+
+
+def _replay_batches(
+    model: ProbedModel, captured: Capture, config: RunConfig
+) -> tuple[dict[str, list[Batch]], dict[str, list[FloorCall]]]:
+    one_cut = {"removal": (removal_ablations(captured, [0], config.kind), check_layers(model, config.layers))}
+    for part in grid_parts(model, captured, config):
+        ablations = window_ablations(captured, part.windows, part.context, [0], config.kind)
+        one_cut[part.name] = ablations, part.cuts
     batches: dict[str, list[Batch]] = {}
     rows: dict[str, int] = {}
-    for part, ablations in one_cut.items():
-        cuts = check_layers(model, config.layers) if part == "removal" else grid_cuts(model, config)
-        batches[part] = make_batches(model, captured, ablations, cuts=cuts, batch_size=config.batch_size)
+    for name, (ablations, cuts) in one_cut.items():
+        batches[name] = make_batches(model, captured, ablations, cuts=cuts, batch_size=config.batch_size)
         every = Ablations.at_every(cuts, ablations.masks, ablations.kind)
-        rows[part] = largest_batch(model, captured, every, config.batch_size)
-    batches[FLOORS[False]] = _floor_batches(model, captured, config, rows["removal"], grids=False)
+        rows[name] = largest_batch(model, captured, every, config.batch_size)
+    floors = {FLOORS[False]: [FloorCall(rows["removal"], witnessed(model, captured, config, grids=False))]}
     if config.contexts:
-        batches[FLOORS[True]] = _floor_batches(model, captured, config, max(rows.values()), grids=True)
-    return batches
+        floors[FLOORS[True]] = _floors_with_grids(model, captured, config, rows)
+    for name, calls in floors.items():
+        batches[name] = [batch for call in calls for batch in _floor_batches(model, captured, call)]
+    return batches, floors
 
 
-def _floor_batches(model: ProbedModel, captured: Capture, config: RunConfig, rows: int, *, grids: bool) -> list[Batch]:
-    null, recompute = null_ablations(model, captured, rows)
-    batches = make_batches(model, captured, null, batch_size=len(null), recompute=recompute)
-    for ablation in witnessed(model, captured, config, grids=grids):
+def _floors_with_grids(
+    model: ProbedModel, captured: Capture, config: RunConfig, rows: dict[str, int]
+) -> list[FloorCall]:
+    """One measurement after the grids; one a context before them where it decides which windows are refined."""
+    alone = witnessed(model, captured, config, grids=False)
+    if config.method == "gate":  # estimates have no floor
+        return [FloorCall(rows["removal"], alone)]
+    exact = {context: max(rows["removal"], rows[context]) for context in config.contexts}
+    before = [FloorCall(most, alone) for most in exact.values()] if config.coarse is not None else []
+    return [*before, FloorCall(max(exact.values()), witnessed(model, captured, config, grids=True))]
+
+
+def _floor_batches(model: ProbedModel, captured: Capture, call: FloorCall) -> list[Batch]:
+    null, recompute = null_ablations(model, captured, call.rows)
+    at_once = nulls_at_once(null, recompute, call.rows)
+    batches = make_batches(model, captured, null, batch_size=at_once, recompute=recompute)
+    for ablation in call.witnessed:
         batches += make_batches(model, captured, ablation, batch_size=1)
     return batches
 

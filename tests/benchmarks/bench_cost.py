@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 from timing import cpu_seconds, heading
 
 import vlm_horizon as vh
-from analyses.runs import STREAMS
+from analyses.runs import STREAMS, RunConfig
+from probes.cost import WHEN_ASKED, Amount, cost_of
 
 GRID, LAYERS, WINDOW = 12, 4, 2  # of the random LLaVA where none of them varies
 DEMO_SAMPLES, DEMO_GRIDS = 30, 10  # of each set
@@ -84,6 +86,35 @@ def demo_points() -> dict[str, Point]:
     return found
 
 
+def method_points() -> dict[str, Point]:
+    """Token grids by backward passes, with exact checks of one sample, and by coarse windows: at most, if all show."""
+    both = {"contexts": ("keep-one", "leave-one-out")}
+    options: dict[str, dict[str, Any]] = {"gate": both | {"method": "gate"}, "coarse 6": both | {"coarse": 6}}
+    found = {}
+    for name, chosen in options.items():
+        fixed = {"targets": ("greedy",), "window": WINDOW, **chosen}
+        found[f"random LLaVA, {name}"] = checked_point(llava.load(GRID, LAYERS), noise_samples(2), **fixed)
+        demo = vh.load_model(vh.data_path("demo-models", "tiny-8"))
+        files = [vh.data_path("demo-samples", f"{task}.jsonl") for task in ("ocr", "vqa")]
+        samples = [sample for file in files for sample in vh.read_samples(file, limit=DEMO_GRIDS)]
+        coarse = {"coarse": 4} if "coarse" in chosen else {}
+        found[f"tiny-8, {name.split()[0]}"] = checked_point(demo, samples, window=WINDOW, **chosen | coarse)
+    return found
+
+
+def checked_point(model: vh.ProbedModel, samples: Sequence[vh.Sample], **options: Any) -> Point:
+    """As `run_point`; one sample of each task has its estimates held against exact values."""
+    amount = Amount(len(samples), len(samples), 0, len({sample.task for sample in samples}))
+    config = RunConfig(**model.recorded, weights="", **options)
+    predict = partial(cost_of, model, samples, config, amount, budget=WHEN_ASKED, clock=time.process_time)
+    calibration, cost = cpu_seconds(predict)
+    with TemporaryDirectory() as folder:
+        how = {"progress": False, "gate_checks": 1, **options}
+        measured, run = cpu_seconds(lambda: vh.run(model, samples, Path(folder, "run"), **how))
+        assert len(run.failed) == 0
+    return Point(len(samples), measured, cost.total_seconds, calibration, cost.total_operations)
+
+
 def slope(points: Sequence[Point], name: str) -> float:
     """Exponent of a power law through a series."""
     x, y = (np.log([getattr(point, field) for point in points]) for field in ("x", name))
@@ -126,6 +157,12 @@ def main() -> None:
         print(
             f"{name}, {point.x:g} shipped samples: predicted {point.predicted:.1f} s, measured {point.measured:.1f} s "
             f"(ratio {point.measured / point.predicted:.2f}), calibration {point.calibration:.2f} s"
+        )
+    for name, point in method_points().items():
+        print(
+            f"{name}, {point.x:g} samples: {point.operations / 1e9:.0f} G operations, predicted {point.predicted:.1f} s"
+            f", measured {point.measured:.1f} s (ratio {point.measured / point.predicted:.2f}), calibration "
+            f"{point.calibration:.2f} s"
         )
     if len(sys.argv) > 1:
         draw(series, Path(sys.argv[1]))

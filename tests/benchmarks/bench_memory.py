@@ -22,9 +22,18 @@ import torch
 from timing import heading, verdict
 
 import vlm_horizon as vh
+from analyses.runs import RunConfig
+from probes.cost import WHEN_ASKED, Amount, cost_of
 
 SAMPLES = 1000
-PEAKS = {"random LLaVA": "keep-one", "random LLaVA, leave-one-out": "leave-one-out", "tiny-8": "keep-one"}
+PEAKS: dict[str, dict[str, Any]] = {
+    "random LLaVA": {"contexts": ("keep-one",)},
+    "random LLaVA, leave-one-out": {"contexts": ("leave-one-out",)},
+    "random LLaVA, gate keep-one": {"contexts": ("keep-one",), "method": "gate"},
+    "random LLaVA, gate leave-one-out": {"contexts": ("leave-one-out",), "method": "gate"},
+    "random LLaVA, coarse": {"contexts": ("leave-one-out",), "coarse": 8},
+    "tiny-8": {"contexts": ("keep-one",)},
+}
 WARMUP = 100  # samples until caches, allocators and imports have settled
 
 
@@ -42,14 +51,16 @@ def largest_megabytes() -> float:
 
 def peak_of_run(name: str) -> dict[str, float]:
     """Load, predict, measure: sizes of this process in MB (2^20 bytes)."""
-    options: dict[str, Any] = {"contexts": (PEAKS[name],)}
+    options = PEAKS[name]
     if name == "tiny-8":
         model, samples = vh.load_model(vh.data_path("demo-models", name)), list(islice(demo_samples(), 40))
     else:
         model, samples = llava.load(), [replace(llava.sample(), id=str(n)) for n in range(2)]
-        options |= {"targets": ("greedy",), "layers": (6, 7), "window": 4}
+        options = options | {"targets": ("greedy",), "layers": (6, 7), "window": 4}
     loaded = resident_megabytes()
-    cost = vh.estimate_cost(model, samples, **options)
+    checks = len({sample.task for sample in samples})
+    amount = Amount(len(samples), len(samples), 0, checks)
+    cost = cost_of(model, samples, RunConfig(**model.recorded, weights="", **options), amount, budget=WHEN_ASKED)
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
     with TemporaryDirectory() as folder:
         run = vh.run(model, samples, Path(folder, "run"), progress=False, **options)

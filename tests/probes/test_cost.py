@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from demo_data import demo_model, demo_samples
+from planted_models import cut_from
 from random_models import random_image, random_llava, random_processor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -16,12 +17,15 @@ import probes.noise
 import probes.sweep
 import vlm_horizon as vh
 from probes.calibration import time_parts
+from probes.cost import Amount, cost_of
 from probes.memory import memory_parts, resident_bytes
 from probes.models import load_model
 from probes.options import Options
+from probes.prompts import encode
 from probes.units import duration_text
 from probes.workload import FLOORS, meet, sample_work
 
+GATE, COARSE = {"method": "gate"}, {"coarse": 2}
 OPTIONS = {"streams": ("query", "hidden"), "window": 4, "layers": (0, 5)}
 
 
@@ -64,6 +68,42 @@ def test_replays_are_those_that_the_run_makes(model, run_replays, tmp_path, opti
     vh.run(model, samples, tmp_path / "run", progress=False, **OPTIONS | options)
     assert cost.total_replays == sum(run_replays)
     assert cost.replays["removal"] == 2 * len(samples)
+
+
+def test_coarse_windows_are_counted_for_sure_and_fine_ones_at_most(run_replays, tmp_path):
+    """Of a model that reads no visual token from layer 2 on: there coarse windows show nothing."""
+    sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",), task="noise")
+    plain = load_model(random_llava(34), processor=random_processor(), dtype="float64")
+    visual = encode(plain, sample).visual.tolist()
+    planted = load_model(cut_from(random_llava(34), 2, visual), processor=random_processor(), dtype="float64")
+    contexts = ("keep-one", "leave-one-out")
+    fixed = {"probes": ("removal", "information"), "contexts": contexts, "window": 2, "coarse": 4}
+    config = configured(planted, streams=(), layers=(0, 3), **fixed)
+    cost = cost_of(planted, [sample], config, Amount(1, 1, 0), budget=0.1)
+    for context in contexts:
+        assert cost.replays[f"{context}, coarse"] == 2 * 4  # cuts, windows
+        assert cost.replays[context] == 2 * 9
+    run_replays.clear()
+    run = vh.run(planted, [sample], tmp_path / "run", layers=(0, 3), progress=False, **fixed)
+    spared = sum(int(np.isnan(run.tokens("noise", context=context).log_p).sum()) for context in contexts)
+    assert spared >= 2 * 9
+    assert cost.total_replays == sum(run_replays) + spared
+
+
+@pytest.mark.parametrize("checks", [0, 1])
+def test_estimates_replay_for_their_checks_alone(model, run_replays, tmp_path, checks):
+    """Of one sample of each task, at up to four of the cuts."""
+    samples, contexts = demo_samples(2), ("keep-one", "leave-one-out")
+    fixed = {"probes": ("removal", "information"), "contexts": contexts, "window": 4, "method": "gate"}
+    config = configured(model, streams=(), layers=(0, 5), **fixed)
+    cost = cost_of(model, samples, config, Amount(4, 4, 0, 2 * checks), budget=0.5)
+    run_replays.clear()
+    vh.run(model, samples, tmp_path / "run", layers=(0, 5), progress=False, gate_checks=checks, **fixed)
+    assert cost.total_replays == sum(run_replays)
+    for context in contexts:
+        assert cost.replays[f"gate {context}"] == 0 < cost.operations[f"gate {context}"]
+        assert cost.replays.get(f"{context} check", 0) == checks * 2 * 2 * 4
+        assert (f"{context} check" in cost.seconds) == bool(checks)
 
 
 def test_entropies_alone_replay_nothing(model):
@@ -128,13 +168,24 @@ def configured(model, **options):
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", [1e-12, 1e-2, 1.0])
-def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget):
+@pytest.mark.parametrize(
+    ("budget", "how"),
+    [
+        (1e-12, {}),
+        (1e-2, {}),
+        (1.0, {}),
+        (1e-12, {"method": "gate"}),
+        (1e-2, {"method": "gate"}),
+        (1e-2, {"coarse": 2}),
+    ],
+)
+def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget, how):
     """The clock counts operations, so each part must last as long as the operations that it takes, however few ran."""
     small = load_model(random_llava(34, attn="eager", dtype=torch.float32), processor=random_processor(), attn="eager")
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
     contexts = ("keep-one", "leave-one-out")
-    config = configured(small, probes=("removal", "information"), streams=(), contexts=contexts, batch_size=16)
+    fixed = {"probes": ("removal", "information"), "streams": (), "contexts": contexts, "batch_size": 16}
+    config = configured(small, **fixed | how)
     with FlopCounterMode(display=False) as counter:
 
         def clock() -> float:
@@ -142,11 +193,14 @@ def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget):
 
         subject = meet(small, sample, config, clock)
         work = sample_work(small, subject, config)
-        seconds = time_parts(small, subject, config, work, grids=True, spectra=False, budget=budget, clock=clock)
+        asked = {"grids": True, "spectra": False, "checks": True}
+        seconds = time_parts(small, subject, config, work, **asked, budget=budget, clock=clock)
     assert seconds["forward"] == pytest.approx(
         work.operations["forward"] * 1e-9, rel=1e-3
     )  # the first forward also reads off what becomes of the logits
-    for part in ("removal", "keep-one", "leave-one-out"):
+    parts = [part for part in work.replays if part not in FLOORS.values()]
+    assert len(parts) == (5 if how else 3)
+    for part in parts:
         assert seconds[part] == pytest.approx(work.replays[part].operations * 1e-9)
     if budget == 1:  # where it does not pay for a noise floor, this goes by the fastest of the other rates
         for part in FLOORS.values():

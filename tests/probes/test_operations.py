@@ -9,7 +9,10 @@ import torch
 from random_models import random_image, random_llava, random_processor
 from torch.utils.flop_counter import FlopCounterMode
 
+import probes.trajectories
+from probes.batching import CHUNK_BYTES
 from probes.capture import Capture
+from probes.gate import gate_effects
 from probes.grids import tile_windows
 from probes.information import prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel, load_model
@@ -22,6 +25,7 @@ from probes.operations import (
     make_batches,
     replay_work,
 )
+from probes.passes import gate_passes, pass_work
 from probes.replay import Ablations, replay
 from probes.samples import Sample
 from probes.visibility import in_order
@@ -130,6 +134,41 @@ def test_where_tokens_see_later_ones_all_that_see_the_image_run(model, captured)
     assert batch.rows == batch.columns == open_.prompt.n_tokens - len(open_.prompt.visual)
     work = replay_work(decoder_weights(model), [batch], 1)
     assert work.operations == counted_replays(model, open_, removals)
+
+
+@pytest.mark.parametrize("part", ["keep-one", "leave-one-out"])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_rows_in_parts_are_counted_as_they_run(model, captured, part, ordered, monkeypatch):
+    """Parts see no later columns; where they must, keys and values are computed twice."""
+    everything = torch.zeros(1, 1, captured.prompt.n_tokens, captured.prompt.n_tokens)
+    masked = replace(captured, arguments=[{**each, "attention_mask": everything} for each in captured.arguments])
+    one = captured if ordered else masked
+    ablations = ablations_of(one, part, CUTS, "delete")
+    how = {"batch_size": 4}
+    whole = replay_work(decoder_weights(model), make_batches(model, one, ablations, **how), 1)
+    monkeypatch.setitem(CHUNK_BYTES, "eager", 4 * model.n_heads * 12 * captured.prompt.n_tokens)
+    parts = replay_work(decoder_weights(model), make_batches(model, one, ablations, **how), 1)
+    assert (parts.operations < whole.operations) == ordered
+    assert parts.operations == counted_replays(model, one, ablations, **how)
+
+
+@pytest.mark.parametrize("context", ["keep-one", "leave-one-out"])
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("rows", [None, 5])
+def test_backward_passes_are_counted(model, context, ordered, rows, monkeypatch):
+    """With several targets and places, whole and in parts, under a causal mask and one that lets all see all."""
+    captured, targets = prepare(model, replace(SAMPLE, answers=("apple bridge candle",)), ("gold", "answer"))
+    n = captured.prompt.n_tokens
+    if not ordered:
+        everything = torch.zeros(1, 1, n, n)
+        captured = replace(captured, arguments=[{**one, "attention_mask": everything} for one in captured.arguments])
+    if rows is not None:
+        monkeypatch.setattr(probes.trajectories, "CHUNK_PAIRS", rows * n)
+    passes = gate_passes(captured, context, CUTS)
+    assert len(passes) == (1 if context == "leave-one-out" else len(CUTS))
+    work = pass_work(decoder_weights(model), passes, len(targets), places(captured))
+    found = counted(lambda: gate_effects(model, captured, targets, context, CUTS))
+    assert (work.replays, work.operations) == (0, found)
 
 
 def test_the_kind_of_attention_changes_no_count(model, captured):

@@ -12,7 +12,7 @@ from random_models import encode as plain_inputs
 from random_models import random_image, random_llava, random_processor
 
 from analyses.runs import HorizonError
-from probes.batching import BATCH_ROWS, MEMORY_SHARE, Shape, ablation_bytes
+from probes.batching import BATCH_ROWS, MEMORY_SHARE, Shape, batch_bytes
 from probes.capture import Capture, capture_prompt
 from probes.models import load_model
 from probes.prompts import encode
@@ -172,7 +172,7 @@ def test_batches_fit_what_memory_is_free(random_model, captured, monkeypatch):
     one_gone = visual & (visual.cumsum(0) == 1)
     ablations = Ablations(torch.arange(40) % 4, one_gone.expand(40, -1))
     rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 1
-    each = ablation_bytes(random_model, Shape(rows, captured.prompt.n_tokens - 1, 1, own_mask=False))
+    each = batch_bytes(random_model, Shape(rows, captured.prompt.n_tokens - 1, 1, own_mask=False))
     monkeypatch.setattr("probes.batching.free_memory", lambda _device: int(each * 6.5 / MEMORY_SHARE["cpu"]))
     assert max(len(indices) for indices, _ in replay(random_model, captured, ablations)) == 6
     monkeypatch.setattr("probes.batching.free_memory", lambda _device: 0)

@@ -47,18 +47,19 @@ class Bench:
         return found
 
 
-def bench_of(case: FamilyCase, attn: str) -> Bench:
+def bench_of(case: FamilyCase, attn: str, dtype: torch.dtype = torch.float64) -> Bench:
     """The model built twice from one seed, and the prompt with the grids of its truth."""
-    probed = _probed(case.build(attn=attn), None, case.name, None, Family(case.name, lambda _: []), attn, None)
+    model = case.build(attn=attn, dtype=dtype)
+    probed = _probed(model, None, case.name, None, Family(case.name, lambda _: []), attn, None)
     prompt = Prompt(
-        inputs=dict(case.inputs),
+        inputs={name: one.to(dtype) if one.is_floating_point() else one for name, one in case.inputs.items()},
         text="",
         visual=case.visual,
         grids=tuple(TokenGrid(grid) for grid in case.grids),
         readout=torch.tensor([case.n_tokens - 1]),
         image=Image.new("RGB", (1, 1)),
     )
-    return Bench(case, attn, case.build(attn=attn), probed, prompt)
+    return Bench(case, attn, case.build(attn=attn, dtype=dtype), probed, prompt)
 
 
 def mask_of(case: FamilyCase, positions: torch.Tensor) -> torch.Tensor:
