@@ -7,26 +7,27 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from analyses.runs import HorizonError, RunConfig
+from probes.amounts import Amount, Group, planned_amount, scaled_amount
 from probes.calibration import time_parts
 from probes.disk import disk_parts
 from probes.generation import generate_answer
-from probes.jobs import Job
-from probes.measure import checks_gates, thumbnail
+from probes.measure import thumbnail
 from probes.memory import memory_parts, peak, resident_bytes
 from probes.models import ProbedModel
 from probes.operations import Batch, decoder_weights, replay_work
-from probes.options import Options
+from probes.options import RunOptions
 from probes.samples import Sample, SampleError, with_template
 from probes.units import byte_text, duration_text, operation_text
-from probes.workload import CHECKS, FLOORS, GRID_PARTS, Clock, SampleWork, Subject, meet, sample_work, timed
+from probes.workload import Clock, SampleWork, Subject, meet, sample_work, timed
 from probes.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 
 TRIED = 5  # samples, until one can be measured
@@ -36,41 +37,6 @@ TIMED_TOKENS = 4  # of a whole answer
 PICTURES = 8  # thumbnails looked at, for their mean size
 DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
 ANSWERS = "answers"  # the part of the whole answers
-
-
-@dataclass(frozen=True)
-class Amount:
-    """How many samples are measured, and how many of them get more than the others.
-
-    Attributes:
-        samples: measured.
-        grids: of these, with token grids.
-        spectra: with eigenvalues.
-        gate_checks: with first-order token grids held against exact ones.
-        answers: whose whole answer is written out.
-        generate: of at most so many tokens.
-    """
-
-    samples: int
-    grids: int
-    spectra: int
-    gate_checks: int = 0
-    answers: int = 0
-    generate: int = 0
-
-    @classmethod
-    def of(cls, jobs: Sequence[Job], config: RunConfig) -> Amount:
-        """What is left to do."""
-        plans = [job.plan for job in jobs if job.plan is not None and not job.sample.error]
-        answers = [job.answer for job in jobs if job.answer is not None]
-        return cls(
-            samples=len(plans),
-            grids=sum(plan.tokens for plan in plans) if config.contexts else 0,
-            spectra=sum(plan.spectra for plan in plans) if config.streams else 0,
-            gate_checks=sum(checks_gates(config, plan) for plan in plans),
-            answers=len(answers),
-            generate=max(answers, default=0),
-        )
 
 
 @dataclass(frozen=True)
@@ -166,12 +132,19 @@ def estimate_cost(
     Raises:
         HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
     """
-    asked = Options.named(options)
-    given = [samples] if isinstance(samples, Sample) else list(samples)[: asked.limit]
+    asked = RunOptions.named(options)
+    given = list(islice([samples] if isinstance(samples, Sample) else samples, asked.limit))
+    if asked.token_layers == "auto":
+        raise HorizonError(
+            "token_layers 'auto' are not known before they are chosen: name as many layers in their place"
+        )
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
     config, _ = asked.config(model, given)
-    amount = _amount(Counter(sample.task for sample in given), asked, config, n_samples)
+    if n_samples is None or not given:
+        amount = planned_amount(given, asked, config)
+    else:
+        amount = scaled_amount(Counter(sample.task for sample in given), asked, config, n_samples)
     prompted = [with_template(sample, asked.prompt) for sample in given]
     return cost_of(model, prompted, config, amount, budget=WHEN_ASKED, clock=clock)
 
@@ -199,7 +172,10 @@ def cost_of(
         HorizonError: there is no sample, or none of the first few can be measured.
     """
     subject = _first_measurable(model, samples, config, clock)
+    if amount.layers:
+        config = replace(config, token_layers=amount.layers)
     work = sample_work(model, subject, config)
+    works = {group: _work_of(model, subject, config, group, work) for group in amount.groups}
     seconds = time_parts(
         model,
         subject,
@@ -207,16 +183,25 @@ def cost_of(
         work,
         grids=amount.grids > 0,
         spectra=amount.spectra > 0,
-        checks=amount.gate_checks > 0,
-        budget=budget or _budget(subject, work, amount),
+        checks=amount.checked,
+        budget=budget or _budget(subject, work, amount.total(works, _operations)),
         clock=clock,
     )
-    counted = work.operations | {part: done.operations for part, done in work.replays.items()}
+    answer = (0.0, 0.0)
     if amount.generate:
-        counted[ANSWERS], seconds[ANSWERS] = _answer(model, subject, work, amount.generate, clock)
-    times = _weighted(seconds, amount)
-    replays = _weighted({part: done.replays for part, done in work.replays.items()}, amount)
-    rows = _weighted({part: done.rows for part, done in work.replays.items()}, amount)
+        answer = _answer(model, subject, work, amount.generate, clock)
+
+    def time_of(one: SampleWork) -> dict[str, float]:
+        counted, known = _operations(one), _operations(work)
+        scale = {part: counted[part] / known[part] for part in one.replays if known[part]}
+        return {part: spent * scale.get(part, 1.0) for part, spent in seconds.items()}
+
+    times = amount.total(works, time_of)
+    operations = amount.total(works, _operations)
+    if amount.answers:
+        operations[ANSWERS], times[ANSWERS] = (amount.answers * value for value in answer)
+    replays = amount.total(works, lambda one: {part: done.replays for part, done in one.replays.items()})
+    rows = amount.total(works, lambda one: {part: done.rows for part, done in one.replays.items()})
     together = _samples_a_part(sum(times.values()), amount.samples)
     disk = disk_parts(
         model,
@@ -238,7 +223,7 @@ def cost_of(
         grid_samples=amount.grids,
         replays={part: int(count) for part, count in replays.items()},
         layer_rows={part: int(count) for part, count in rows.items()},
-        operations=_weighted(counted, amount),
+        operations=operations,
         seconds=times,
         memory={"resident": resident_bytes(model.device)} | memory,
         disk=disk,
@@ -248,25 +233,16 @@ def cost_of(
     )
 
 
-def _amount(tasks: Counter[str], asked: Options, config: RunConfig, samples: int | None) -> Amount:
-    """Of each task, the first so many samples get more than the others; tasks keep their proportions, shards halve."""
-    given = tasks.total()
-    scale = samples / given if samples and given else 1.0
-    counts = [count * scale for count in tasks.values()]
-    share = 1 / asked.shard[1]
+def _work_of(model: ProbedModel, subject: Subject, config: RunConfig, group: Group, work: SampleWork) -> SampleWork:
+    """What a sample of a group takes: `work`, unless it has token grids at fewer layers."""
+    if not group.layers or group.layers == config.token_layers:
+        return work
+    return sample_work(model, subject, replace(config, token_layers=group.layers))
 
-    def first(most: int | None) -> int:
-        return round(share * sum(counts if most is None else (min(most, count) for count in counts)))
 
-    grids = first(asked.token_samples) if config.contexts and config.grid_layers() else 0
-    return Amount(
-        samples=round(share * (samples or given)),
-        grids=grids,
-        spectra=first(asked.spectra) if config.streams else 0,
-        gate_checks=min(grids, first(asked.gate_checks)) if config.method == "gate" else 0,
-        answers=first(None) if asked.generate else 0,
-        generate=asked.generate or 0,
-    )
+def _operations(work: SampleWork) -> dict[str, float]:
+    """Of one sample, by part."""
+    return work.operations | {part: done.operations for part, done in work.replays.items()}
 
 
 def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: RunConfig, clock: Clock) -> Subject:
@@ -280,28 +256,10 @@ def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: Run
     raise HorizonError(f"none of the first {len(samples[:TRIED])} samples can be measured; of the last, {reason}")
 
 
-def _budget(subject: Subject, work: SampleWork, amount: Amount) -> float:
+def _budget(subject: Subject, work: SampleWork, operations: dict[str, float]) -> float:
     """Seconds for the calibration, by the rate of the first forward pass."""
-    counted = work.operations | {part: done.operations for part, done in work.replays.items()}
-    whole = sum(_weighted(counted, amount).values()) / work.operations["forward"] * subject.seconds
+    whole = sum(operations.values()) / work.operations["forward"] * subject.seconds
     return float(np.clip(SHARE * whole, LEAST, MOST))
-
-
-def _weighted(each: dict[str, Any], amount: Amount) -> dict[str, float]:
-    """One sample's parts for all samples: grids and spectra for some, one noise floor or the other."""
-    counts = dict.fromkeys(each, amount.samples) | dict.fromkeys(GRID_PARTS, amount.grids)
-    counts |= dict.fromkeys(CHECKS.values(), amount.gate_checks)
-    counts |= {
-        "spectra": amount.spectra,
-        ANSWERS: amount.answers,
-        FLOORS[False]: amount.samples - amount.grids,
-        FLOORS[True]: amount.grids,
-    }
-    total = {part: value * counts[part] for part, value in each.items()}
-    total = {part: value for part, value in total.items() if counts[part]}
-    if FLOORS[True] in total:
-        total[FLOORS[False]] = total.get(FLOORS[False], 0) + total.pop(FLOORS[True])
-    return total
 
 
 def _samples_a_part(seconds: float, samples: int) -> int:

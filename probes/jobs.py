@@ -11,7 +11,7 @@ from analyses.runs import HorizonError, RunConfig
 from probes.committed import read_record
 from probes.generation import wants_answer
 from probes.measure import Plan, checks_gates, wanted_probes
-from probes.options import Options
+from probes.options import RunOptions
 from probes.progress import RunProgress
 from probes.samples import Sample, with_template
 from probes.video import frame_rule
@@ -20,40 +20,25 @@ from probes.writer import RunWriter
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which samples are measured, and how many of each task get more than the others."""
+    """Which samples are measured, how many of each task get more than the others, and what is done again."""
 
-    shard: tuple[int, int]
-    token_samples: int | None
-    gate_checks: int
-    spectra: int
-    retry_failed: bool
-    generate: int | None
-
-    @classmethod
-    def of(cls, options: Options, *, retry_failed: bool = False) -> Chosen:
-        """As the options of a run say."""
-        return cls(
-            shard=options.shard,
-            token_samples=options.token_samples,
-            gate_checks=options.gate_checks,
-            spectra=options.spectra,
-            retry_failed=retry_failed,
-            generate=options.generate,
-        )
+    options: RunOptions
+    retry_failed: bool = False
 
     def plan(self, place: int, layers: tuple[int, ...]) -> Plan:
         """Of the sample at a place (from 0) among those of its task, with token grids at these layers."""
+        most = self.options.token_samples
         return Plan(
-            tokens=bool(layers) and (self.token_samples is None or place < self.token_samples),
-            spectra=place < self.spectra,
-            gate_check=place < self.gate_checks,
+            tokens=bool(layers) and (most is None or place < most),
+            spectra=place < self.options.spectra,
+            gate_check=place < self.options.gate_checks,
             layers=layers,
         )
 
     def wants_answer(self, row: int, writer: RunWriter) -> bool:
         """Whether a row's whole answer is asked for, and not on disk yet."""
         there = writer.generations.get(row)
-        return self.generate is not None and wants_answer(there, self.generate, self.retry_failed)
+        return self.options.generate is not None and wants_answer(there, self.options.generate, self.retry_failed)
 
 
 @dataclass(frozen=True)
@@ -81,7 +66,7 @@ def jobs_of(
     Without `read` nothing is taken from disk that such a sample keeps: enough to count, and light.
     """
     seen: Counter[str] = Counter()
-    index, count = chosen.shard
+    index, count = chosen.options.shard
     for row, sample in enumerate(samples):
         sample = _prompted(sample, writer.config)
         place = seen[sample.task]
@@ -92,7 +77,7 @@ def jobs_of(
             continue
         there = _committed(writer, row, sample)
         plan = chosen.plan(place, writer.config.grid_layers(row, sample.task_type))
-        answer = chosen.generate if chosen.wants_answer(row, writer) else None
+        answer = chosen.options.generate if chosen.wants_answer(row, writer) else None
         if there is None or not _suffices(there, writer.config, plan, chosen.retry_failed):
             yield Job(row, sample, _with_what_is_there(plan, row, there, writer, read), answer)
         elif answer is not None and there["status"] == "ok":
@@ -165,6 +150,8 @@ def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writ
         gate_check=plan.gate_check or "gate_check" in done,
     )
     lacks = set(wanted_probes(writer.config, plan)) - done
-    if read and lacks <= {"information"} and not checks_gates(writer.config, plan):
-        return replace(plan, held=read_record(writer.path, there["part"], row, there["token_layers"]))
-    return plan
+    if not lacks <= {"information"} or checks_gates(writer.config, plan):
+        return plan
+    layers = there["token_layers"]
+    held = read_record(writer.path, there["part"], row, layers) if read else None
+    return replace(plan, extends=tuple(layers), held=held)

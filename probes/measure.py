@@ -56,13 +56,15 @@ class Plan:
         tokens: whether it gets token grids.
         spectra: whether its eigenvalues are kept.
         layers: cuts of its token grids.
-        held: what is on disk of it, if only token grids are to be added to that.
+        extends: cuts of the token grids that are there, if only others are to be added to what is on disk.
+        held: what is on disk, in that case, once it is read.
     """
 
     tokens: bool
     spectra: bool
     gate_check: bool = False
     layers: tuple[int, ...] = ()
+    extends: tuple[int, ...] | None = None
     held: Record | None = None
 
 

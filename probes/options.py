@@ -32,7 +32,7 @@ from probes.video import frame_rule
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What `run`, `run_adaptive` and `estimate_cost` are asked for alike; `run` explains each by its name."""
 
     probes: Sequence[str] = PROBES
@@ -65,7 +65,7 @@ class Options:
     tokens: str = "visual"
 
     @classmethod
-    def named(cls, given: dict[str, Any]) -> Options:
+    def named(cls, given: dict[str, Any]) -> RunOptions:
         """Options by name; raises HorizonError where there is none of a name."""
         known = [field.name for field in fields(cls)]
         for name in given:
@@ -137,7 +137,7 @@ class Options:
         return config, samples
 
 
-def _check(model: ProbedModel, asked: Options) -> None:
+def _check(model: ProbedModel, asked: RunOptions) -> None:
     _check_token_layers(model, asked.token_layers, asked.layers)
     check_tokens(asked.tokens)
     check_probes(asked.probes, asked.wanted_streams, asked.contexts)

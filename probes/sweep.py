@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from analyses.runs import PROBES, Run, RunConfig, load_run
-from probes.cost import TRIED, Amount, announcement
+from probes.amounts import Amount
+from probes.cost import TRIED, announcement
 from probes.generation import generation_row
 from probes.jobs import Chosen, Job, jobs_of
 from probes.measure import Encoded, Measured, encode_sample, finish, measure
 from probes.models import ProbedModel
-from probes.options import Options
+from probes.options import RunOptions
 from probes.pipeline import Ahead, Behind
 from probes.progress import RunProgress
 from probes.samples import Sample
@@ -114,7 +115,7 @@ def run(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    options = Options(
+    options = RunOptions(
         probes=probes,
         streams=streams,
         targets=targets,
@@ -148,7 +149,7 @@ def run(
     total = len(samples) if isinstance(samples, Sequence) else None
     if limit is not None:
         total = limit if total is None else min(total, limit)
-    chosen = Chosen.of(options, retry_failed=retry_failed)
+    chosen = Chosen(options, retry_failed)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
         if progress:
             samples = _announced(model, samples, limit, writer, bar, chosen)

@@ -22,8 +22,7 @@ import torch
 from timing import cpu_seconds, heading
 
 import vlm_horizon as vh
-from analyses.runs import STREAMS, RunConfig
-from probes.cost import WHEN_ASKED, Amount, cost_of
+from analyses.runs import STREAMS
 
 GRID, LAYERS, WINDOW = 12, 4, 2  # of the random LLaVA where none of them varies
 DEMO_SAMPLES, DEMO_GRIDS = 30, 10  # of each set
@@ -104,13 +103,11 @@ def method_points() -> dict[str, Point]:
 
 def checked_point(model: vh.ProbedModel, samples: Sequence[vh.Sample], **options: Any) -> Point:
     """As `run_point`; one sample of each task has its estimates held against exact values."""
-    amount = Amount(len(samples), len(samples), 0, len({sample.task for sample in samples}))
-    config = RunConfig(**model.recorded, weights="", **options)
-    predict = partial(cost_of, model, samples, config, amount, budget=WHEN_ASKED, clock=time.process_time)
+    how = {"gate_checks": 1, **options}
+    predict = partial(vh.estimate_cost, model, samples, clock=time.process_time, **how)
     calibration, cost = cpu_seconds(predict)
     with TemporaryDirectory() as folder:
-        how = {"progress": False, "gate_checks": 1, **options}
-        measured, run = cpu_seconds(lambda: vh.run(model, samples, Path(folder, "run"), **how))
+        measured, run = cpu_seconds(lambda: vh.run(model, samples, Path(folder, "run"), progress=False, **how))
         assert len(run.failed) == 0
     return Point(len(samples), measured, cost.total_seconds, calibration, cost.total_operations)
 

@@ -24,7 +24,7 @@ from probes.check import check_model
 from probes.entropy import matrix_entropy
 from probes.information import information_grids, prepare, removal_curves
 from probes.memory import memory_parts, resident_bytes
-from probes.options import Options
+from probes.options import RunOptions
 from probes.workload import meet, sample_work
 
 ROUNDS = 3
@@ -113,12 +113,12 @@ def measure(size: Dimensions, dtype: torch.dtype, device: torch.device) -> None:
     check = check_model(model)
     print(f"\n### {dtype}, self-test {'passed' if check.passed else 'FAILED: ' + check.refusal}\n")
     cuts = (size.layers // 2,)
-    asked = Options(targets=("greedy",), contexts=CONTEXTS, streams=("query", "key", "hidden"))
+    asked = RunOptions(targets=("greedy",), contexts=CONTEXTS, streams=("query", "key", "hidden"))
     config, _ = asked.config(model, [sample])
     subject = meet(model, sample, config)
     captured, targets = prepare(model, sample, ("greedy",), config.streams)
     work = sample_work(model, subject, config)
-    few = Options(("information",), targets=("greedy",), contexts=CONTEXTS[1:], window=1, layers=cuts)
+    few = RunOptions(("information",), targets=("greedy",), contexts=CONTEXTS[1:], window=1, layers=cuts)
     single = sample_work(model, subject, few.config(model, [sample])[0])
     inputs, product = captured.prompt.inputs, product_rate(dtype, device)
 

@@ -22,8 +22,6 @@ import torch
 from timing import heading, verdict
 
 import vlm_horizon as vh
-from analyses.runs import RunConfig
-from probes.cost import WHEN_ASKED, Amount, cost_of
 
 SAMPLES = 1000
 PEAKS: dict[str, dict[str, Any]] = {
@@ -58,12 +56,10 @@ def peak_of_run(name: str) -> dict[str, float]:
         model, samples = llava.load(), [replace(llava.sample(), id=str(n)) for n in range(2)]
         options = options | {"targets": ("greedy",), "layers": (6, 7), "window": 4}
     loaded = resident_megabytes()
-    checks = len({sample.task for sample in samples})
-    amount = Amount(len(samples), len(samples), 0, checks)
-    cost = cost_of(model, samples, RunConfig(**model.recorded, weights="", **options), amount, budget=WHEN_ASKED)
+    cost = vh.estimate_cost(model, samples, gate_checks=1, **options)
     Path("/proc/self/clear_refs").write_text("5")  # forget the largest size so far
     with TemporaryDirectory() as folder:
-        run = vh.run(model, samples, Path(folder, "run"), progress=False, **options)
+        run = vh.run(model, samples, Path(folder, "run"), progress=False, gate_checks=1, **options)
         assert len(run.failed) == 0
     parts = {part: held / 2**20 for part, held in cost.memory.items()}
     return {"loaded": loaded, "predicted": cost.peak_bytes / 2**20, "measured": largest_megabytes(), **parts}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -17,10 +19,9 @@ import probes.noise
 import probes.sweep
 import vlm_horizon as vh
 from probes.calibration import time_parts
-from probes.cost import Amount, cost_of
 from probes.memory import memory_parts, resident_bytes
 from probes.models import load_model
-from probes.options import Options
+from probes.options import RunOptions
 from probes.prompts import encode
 from probes.units import duration_text
 from probes.workload import FLOORS, meet, sample_work
@@ -47,6 +48,33 @@ def run_replays(monkeypatch) -> list[int]:
     for module in (probes.information, probes.noise):
         monkeypatch.setattr(module, "replay", counting)
     return counts
+
+
+class Announced:
+    """What runs said that they take, and what those before them took."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.taken: list[int] = []
+
+    def __call__(self) -> int:
+        return self.counts[-1]
+
+
+@pytest.fixture
+def announced(monkeypatch, run_replays):
+    """Replays that the first line of the last run names."""
+    original, found = probes.sweep.announcement, Announced()
+
+    def listening(*arguments, **how):
+        found.taken.append(sum(run_replays))
+        said = original(*arguments, **how)
+        found.counts.append(int(re.search(r"([\d,]+) replays", said)[1].replace(",", "")))
+        run_replays.clear()  # the calibration's
+        return said
+
+    monkeypatch.setattr(probes.sweep, "announcement", listening)
+    return found
 
 
 # --- replays ---------------------------------------------------------------------------------------------------------
@@ -78,8 +106,7 @@ def test_coarse_windows_are_counted_for_sure_and_fine_ones_at_most(run_replays, 
     planted = load_model(cut_from(random_llava(34), 2, visual), processor=random_processor(), dtype="float64")
     contexts = ("keep-one", "leave-one-out")
     fixed = {"probes": ("removal", "information"), "contexts": contexts, "window": 2, "coarse": 4}
-    config = configured(planted, streams=(), layers=(0, 3), **fixed)
-    cost = cost_of(planted, [sample], config, Amount(1, 1, 0), budget=0.1)
+    cost = vh.estimate_cost(planted, sample, layers=(0, 3), **fixed)
     for context in contexts:
         assert cost.replays[f"{context}, coarse"] == 2 * 4  # cuts, windows
         assert cost.replays[context] == 2 * 9
@@ -95,8 +122,7 @@ def test_estimates_replay_for_their_checks_alone(model, run_replays, tmp_path, c
     """Of one sample of each task, at up to four of the cuts."""
     samples, contexts = demo_samples(2), ("keep-one", "leave-one-out")
     fixed = {"probes": ("removal", "information"), "contexts": contexts, "window": 4, "method": "gate"}
-    config = configured(model, streams=(), layers=(0, 5), **fixed)
-    cost = cost_of(model, samples, config, Amount(4, 4, 0, 2 * checks), budget=0.5)
+    cost = vh.estimate_cost(model, samples, layers=(0, 5), gate_checks=checks, **fixed)
     run_replays.clear()
     vh.run(model, samples, tmp_path / "run", layers=(0, 5), progress=False, gate_checks=checks, **fixed)
     assert cost.total_replays == sum(run_replays)
@@ -125,14 +151,37 @@ def test_tasks_keep_their_proportions(model):
     assert many.operations["spectra"] == pytest.approx(few.operations["spectra"])
 
 
-def test_shards_and_limits_take_their_part(model):
-    samples = demo_samples(4)
-    whole = vh.estimate_cost(model, samples, **OPTIONS)
-    half = vh.estimate_cost(model, samples, shard=(1, 2), **OPTIONS)
-    few = vh.estimate_cost(model, samples, limit=2, **OPTIONS)
-    assert (whole.samples, half.samples, few.samples) == (8, 4, 2)
-    assert half.total_replays == whole.total_replays / 2
-    assert few.total_replays == whole.total_replays / 4
+@pytest.mark.parametrize(("n_samples", "sizes"), [(None, (2, 1)), (7, (4, 3))])
+def test_shards_take_their_rows(model, n_samples, sizes):
+    samples = demo_samples(3, "ocr")
+    for index, size in enumerate(sizes):
+        cost = vh.estimate_cost(model, samples, shard=(index, 2), n_samples=n_samples, token_samples=0, **OPTIONS)
+        assert (cost.samples, cost.replays["removal"]) == (size, 2 * size)
+    grids = [vh.estimate_cost(model, samples, shard=(i, 2), token_samples=2, **OPTIONS).grid_samples for i in (0, 1)]
+    assert grids == [1, 1]  # of rows 0 and 1
+
+
+def test_a_limit_ends_what_is_read(model):
+    endless = itertools.cycle(demo_samples(1))
+    assert vh.estimate_cost(model, endless, limit=2, **OPTIONS).samples == 2
+
+
+@pytest.mark.parametrize("tokens", ["visual", "text"])
+def test_of_a_run_that_goes_on_only_what_is_left_is_counted(model, run_replays, announced, tmp_path, tokens):
+    """Removals first, then token grids, then a whole answer and one more sample."""
+    how = {"layers": (0, 3, 5), "streams": (), "probes": ("removal", "information"), "window": 4, "tokens": tokens}
+    for size, more in ((2, {"token_samples": 0}), (2, {"token_samples": 1}), (3, {"token_samples": 1, "generate": 2})):
+        run_replays.clear()
+        vh.run(model, demo_samples(size, "ocr"), tmp_path / "run", **how, **more)
+        assert announced() == sum(run_replays) > 0
+
+
+def test_every_step_of_a_choice_of_layers_says_what_it_adds(model, run_replays, announced, tmp_path):
+    how = {"probes": ("removal", "information"), "window": 4, "token_samples": 3, "budget": 5}
+    vh.run_adaptive(model, demo_samples(4), tmp_path / "run", **how)
+    assert len(announced.counts) > 2
+    assert announced() == sum(run_replays)
+    assert announced.counts[:-1] == announced.taken[1:]
 
 
 def test_what_may_be_spared_is_said(model):
@@ -161,7 +210,7 @@ def test_an_answer_takes_a_forward_pass_and_a_token_at_a_time():
 
 
 def configured(model, **options):
-    config, _ = Options(**{"window": 1} | options).config(model, ())
+    config, _ = RunOptions(**{"window": 1} | options).config(model, ())
     return config
 
 
