@@ -25,6 +25,10 @@ from analyses.runs import HorizonError, Run, RunConfig
 
 ACROSS = ("model", "revision", "prompt", "tokens")  # what sets whole runs apart
 BETWEEN = (*GROUP_COLUMNS, *ACROSS)
+# What must agree for a comparison to be of one thing: models may differ in precision and have layers of their own.
+MEASURED_ALIKE = {"model": ("kind", "only_correct")} | dict.fromkeys(
+    ("revision", "prompt", "tokens"), ("kind", "only_correct", "layers", "dtype", "quantization")
+)
 PROMPT_WIDTH = 40  # characters of a prompt template in a label
 
 
@@ -99,6 +103,9 @@ def find_levels(
     """
     check_choice("comparison", between, tuple(name for name in BETWEEN if name not in within))
     check_comparable(runs, between)
+    leading = {check_target(run, target) for run in runs}
+    if between in ACROSS and len(leading) > 1:
+        raise HorizonError(f"these runs lead with the targets {' and '.join(sorted(leading))}: name one that all have")
     columns = [*within, *([] if between in ACROSS else [between])]
     levels = []
     for source, run in enumerate(runs):
@@ -128,6 +135,15 @@ def pair_levels(levels: Sequence[Level], between: str, within: Sequence[str]) ->
     ]
 
 
+def differences(runs: Sequence[Run], between: str) -> str:
+    """In what else runs differ than in what is compared, in words."""
+    names = dict.fromkeys((*ACROSS, *MEASURED_ALIKE[between]))
+    if between == "model":
+        names = dict.fromkeys(("tokens", *MEASURED_ALIKE[between]))
+    values = {name: {str(getattr(run.config, name)): None for run in runs} for name in names if name != between}
+    return "; ".join(f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
+
+
 def check_comparable(runs: Sequence[Run], between: str) -> None:
     """Raise HorizonError unless there is a run, or for a comparison across runs two that can be compared."""
     needed = {
@@ -138,7 +154,8 @@ def check_comparable(runs: Sequence[Run], between: str) -> None:
     }.get(between, "at least 1 run")
     if not comparable(runs, between):
         given = ", ".join(run.name for run in runs) or "no run"
-        raise HorizonError(f"a comparison between {between} levels needs {needed}, got {given}")
+        also = differences(runs, between) if between in ACROSS else ""
+        raise HorizonError(f"a comparison between {between} levels needs {needed}, got {given}{also and f': {also}'}")
 
 
 def comparable(runs: Sequence[Run], between: str) -> bool:
@@ -151,13 +168,13 @@ def comparable(runs: Sequence[Run], between: str) -> bool:
 def differ(a: RunConfig, b: RunConfig, between: str) -> bool:
     """Whether two runs can be compared between "model", "revision", "prompt" or "tokens".
 
-    Any two runs that take away the same tokens stand for two models (say, one model in two precisions). Revisions are
-    of one model, prompt and choice of tokens, and so on: else two things would differ at once.
+    Any two runs that take away the same tokens in the same way stand for two models (say, one model in two precisions).
+    Revisions are of one model, prompt and choice of tokens, measured alike, and so on: else two things would differ at
+    once.
     """
-    if between == "model":
-        return a.tokens == b.tokens
+    others = [name for name in MEASURED_ALIKE[between] if getattr(a, name) != getattr(b, name)]
     differing = {name for name in ACROSS if getattr(a, name) != getattr(b, name)}
-    return differing == {between}
+    return not others and ("tokens" not in differing if between == "model" else differing == {between})
 
 
 def run_label(config: RunConfig, between: str) -> str:

@@ -123,7 +123,8 @@ GENERATIONS = pa.schema(
 CONVENTIONS = {
     "layer": "k is the residual stream at the input of 0-based decoder layer k; L is the final norm",
     "cut": "tokens are absent from the input of layer k on; all others keep their positions",
-    "entropy": "nats; eigenvalues of the Gram matrix over its trace; all visual tokens",
+    "entropy": "nats; eigenvalues of the Gram matrix over its trace; all tokens of the kind that the stream names, "
+    "visual if none; of the text, and of all, the last token of the prompt counts, which no removal takes away",
     "log_p": "nats; pooled over the ids of the target by log-sum-exp",
     "kl": "KL(removed || all) in nats over the vocabulary",
     "windows": "tiled from each grid's top left; smaller at the edge; row-major",

@@ -85,8 +85,8 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
     if len(found) > 1:
         raise HorizonError(
             f"model {name!r} is spread over {len(found)} GPUs ({', '.join(sorted(found))}), where replays have not "
-            "been proved: let what does not fit into one wait in main memory (device_map='auto' with one GPU visible), "
-            "or take quantized weights"
+            "been proved: make one visible (CUDA_VISIBLE_DEVICES=0), and with device_map='auto' what does not fit "
+            "waits in main memory"
         )
 
 

@@ -146,9 +146,9 @@ def scaled_amount(tasks: Counter[str], asked: RunOptions, config: RunConfig, n_s
     layers = config.grid_layers() if config.contexts else ()
     grids = first(asked.token_samples) if layers else 0
     checked = min(grids, first(asked.gate_checks)) if config.method == "gate" else 0
-    groups = {Group(): own - grids, Group(layers): grids - checked, Group(layers, checked=True): checked}
+    groups = ((Group(), own - grids), (Group(layers), grids - checked), (Group(layers, checked=True), checked))
     return Amount(
-        groups={group: count for group, count in groups.items() if count},
+        groups={group: count for group, count in groups if count},
         spectra=first(asked.spectra) if config.streams else 0,
         answers=own if asked.generate else 0,
         generate=asked.generate or 0,

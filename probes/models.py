@@ -29,6 +29,7 @@ from probes.admission import (
 )
 from probes.families import Family, find_family
 
+SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps over all GPUs that are visible
 ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}  # ours -> transformers'
 NO_PROCESSOR = "copy its processor and tokenizer files beside the weights, or pass processor="
 
@@ -120,7 +121,7 @@ def load_model(
             precision is slow, or float16 with 8-bit weights, whose products are in it.
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
         quantization: "4bit" or "8bit" (needs bitsandbytes); states are then those of the quantized model. The
-            rounding of 8-bit products depends on what else is in a batch: the noise floor holds it.
+            rounding of 8-bit products depends on what else is in a batch: the noise floor shows about how much.
         check: prove on one prompt that it can be measured exactly (`check_model`): about ten forwards.
 
     Raises:
@@ -227,6 +228,12 @@ def _load_weights(
         if find_spec("accelerate") is None:
             raise HorizonError(
                 f"device_map {device_map!r} needs accelerate: pip install 'vlm-horizon[quantized]', or leave it out"
+            )
+        check_device_map(name, device_map if isinstance(device_map, dict) else None)
+        if device_map in SPREADING and torch.cuda.device_count() > 1:
+            raise HorizonError(
+                f"device_map {device_map!r} spreads {name!r} over {torch.cuda.device_count()} GPUs, where replays have "
+                "not been proved: make one visible (CUDA_VISIBLE_DEVICES=0), and what does not fit waits in main memory"
             )
         extra["device_map"] = device_map
     if quantization is not None:

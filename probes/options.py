@@ -72,7 +72,7 @@ class RunOptions:
             if name not in known:
                 near = get_close_matches(name, known, 1)
                 meant = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
-                raise HorizonError(f"a run has no option {name!r}: {meant}")
+                raise HorizonError(f"there is no option {name!r} of what is measured: {meant}")
         return cls(**given)
 
     @property
@@ -144,6 +144,8 @@ def _check(model: ProbedModel, asked: RunOptions) -> None:
     if "information" in asked.probes:
         check_grids(model.name, model.family, asked.tokens)
         check_method(asked.method, asked.kind, asked.contexts, model.dtype, asked.coarse, asked.tokens)
+    else:
+        _check_no_grids(asked)
     check_alpha(asked.alpha)
     check_targets(asked.targets)
     check_template(asked.prompt)
@@ -164,6 +166,14 @@ def _check(model: ProbedModel, asked: RunOptions) -> None:
         raise HorizonError("only_correct needs a target that says what is right: gold beside greedy, or greedy-correct")
     if asked.generate is not None:
         check_limit(asked.generate)
+
+
+def _check_no_grids(asked: RunOptions) -> None:
+    """Raise HorizonError where something is asked for that only token grids have."""
+    for name in ("method", "coarse", "max_windows", "token_layers"):
+        value = getattr(asked, name)
+        if value != getattr(RunOptions, name):
+            raise HorizonError(f"{name} {value!r} is of token grids: add the probe 'information', or leave it out")
 
 
 def _check_token_layers(

@@ -249,7 +249,7 @@ def _subset(conditions: Sequence[Condition], categories: Sequence[str], limit: i
     parts = [f"{one.column}{one.sign}{one.value}" for one in conditions]
     parts += [f"category={category}" for category in categories]
     if limit is not None and seed is not None:
-        parts.append(f"{limit} at random, seed {seed}")
+        parts.append(f"at random, seed {seed}")
     return ", ".join(parts)
 
 

@@ -103,7 +103,7 @@ def run(
             they are recorded and counted. Another population, hence another configuration; `select_samples` makes
             the same choice afterwards.
         generate: also let the model write out its answer, of at most so many tokens, for `score_run`. No measured
-            value depends on it, so a later call can add it to a run that is there. The announced cost leaves it out.
+            value depends on it, so a later call can add it to a run that is there.
         with_ocr_tokens: prompts carry reference OCR tokens; by default as the samples say.
         video: how frames of videos were chosen, for example "8 frames"; by default as the first sample says.
         tokens: that removals and token grids take away: visual, text or all (see `removal_curve`). Runs of one model,
@@ -246,12 +246,12 @@ def _announced(
     sure = isinstance(samples, Sequence) or len(head) < TRIED or (limit is not None and limit <= TRIED)
     jobs = list(jobs_of(iter(head[:limit]), writer, None, chosen, read=False))
     measured = [job for job in jobs if job.plan is not None and not job.sample.error]
-    if jobs and all(job.plan is None for job in jobs):
+    if sure and jobs and all(job.plan is None for job in jobs):
         bar.say(f"{len(jobs)} answers to write out; everything else is there")
         return chain(head, stream)
     if not sure and not measured:
-        bar.say(f"as many samples as there come; the first {len(head)} are there or cannot be read")
+        bar.say(f"as many samples as there come; of the first {len(head)} none is to be measured here")
         return chain(head, stream)
-    amount = Amount.of(jobs if sure else measured[:1], writer.config)
+    amount = Amount.of(jobs if sure else measured[-1:], writer.config)
     bar.say(announcement(model, writer.config, [job.sample for job in measured], amount, each=not sure))
     return chain(head, stream)

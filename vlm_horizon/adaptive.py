@@ -91,12 +91,14 @@ def run_adaptive(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
+    from probes.options import RunOptions
     from probes.readers import SampleStream
     from probes.sweep import run
     from probes.writer import record_choice
 
     if isinstance(samples, SampleStream):
         options = samples.told | options
+    RunOptions.named({name: value for name, value in options.items() if name not in ("retry_failed", "overlap")})
     samples = list(samples)
     budget = _checked(budget, model.n_layers, options)
     while True:

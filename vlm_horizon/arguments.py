@@ -36,7 +36,9 @@ class Loading:
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = "auto"
     attn: Annotated[str, typer.Option(help="Attention: sdpa, eager, or flash where it is exact.")] = "sdpa"
-    device_map: Annotated[str | None, typer.Option(help="As in transformers.")] = None
+    device_map: Annotated[
+        str | None, typer.Option(help="A device, as cuda:0, or auto: one GPU, what does not fit in main memory.")
+    ] = None
     quantization: Annotated[str | None, typer.Option(help="4bit or 8bit (needs bitsandbytes).")] = None
 
     def load(self, model: str, *, check: bool = True) -> ProbedModel:
@@ -139,7 +141,9 @@ class Measuring:
     tokens: Annotated[
         str, typer.Option(help=f"That removals and token grids take away: {', '.join(TOKENS)}; entropies follow.")
     ] = "visual"
-    streams: Annotated[str | None, typer.Option(help=f"{STREAM_HELP} query, key and hidden by default.")] = None
+    streams: Annotated[
+        str | None, typer.Option(help=f"{STREAM_HELP} By default query, key and hidden of --tokens.")
+    ] = None
     targets: Annotated[str, typer.Option(help=f"Of {', '.join(TARGETS)}; the first leads.")] = "gold"
     contexts: Annotated[str, typer.Option(help=f"Of the token grids: {', '.join(CONTEXTS)}.")] = "keep-one"
     window: Annotated[int | None, typer.Option(help="Side of the token grids' windows, in tokens; 2 by default.")] = (

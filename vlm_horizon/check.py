@@ -44,6 +44,7 @@ def facts_table(found: ModelCheck) -> Table:
         ("heads, key heads, head width", f"{model.n_heads}, {model.n_key_value_heads}, {model.head_dim}"),
         ("hidden width, vocabulary", f"{model.hidden_size}, {model.vocab_size}"),
         ("dtype, attention, device", f"{str(model.dtype).removeprefix('torch.')}, {model.attn}, {model.device}"),
+        ("quantized weights", model.quantization or "no"),
         ("tokens of the test prompt", f"{found.n_prompt}, {found.n_visual} of them visual"),
         ("grids (rows x columns)", grids),
         ("visual tokens without a place", str(found.n_placeless)),
@@ -76,6 +77,7 @@ def check_record(found: ModelCheck) -> dict[str, Any]:
         "model": found.model.name,
         "family": found.model.family.name,
         "n_layers": found.model.n_layers,
+        "quantization": found.model.quantization,
         **record,
         "properties": properties,
         "passed": found.passed,
@@ -84,4 +86,7 @@ def check_record(found: ModelCheck) -> dict[str, Any]:
 
 
 def _verdict(found: ModelCheck) -> str:
-    return "Verdict: supported, every replay is exact." if found.passed else f"Verdict: refused. {found.refusal}"
+    if not found.passed:
+        return f"Verdict: refused. {found.refusal}"
+    worst = max(tested.error for tested in found.properties if tested.unit == "nats")
+    return f"Verdict: supported, replays agree with the model to within {worst:.1g} nats."

@@ -241,7 +241,8 @@ def headline(run: Run) -> str:
     right = f"; first token right: {shares}" if shares else ""
     bits = f" (states of the model quantized to {run.config.quantization})" if run.config.quantization else ""
     grids = "; token grids are first order (method gate)" if run.config.method == "gate" else ""
-    taken = "" if run.config.tokens == "visual" else f"; effects are of {run.config.tokens} tokens"
+    removed = {"removal", "information"} & set(run.config.probes)
+    taken = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
     counted = f"{len(run.ok)} samples{failed}{right}{grids}{taken}"
     return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counted}{selected}\n"
 

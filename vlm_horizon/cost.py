@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +24,7 @@ NEUTRAL_SIDE = 336  # pixels, of the image that stands for data
 NEUTRAL_QUESTION = "What is shown in the image?"
 NEUTRAL_ANSWERS = ("yes", "A", "1", "red", "the")  # the first that the tokenizer knows
 NEUTRAL_SAMPLES = 100
+WITHOUT_DATA = ("task", "task_type", "prompt", "limit")  # reading options that mean something without
 
 
 @with_groups
@@ -43,7 +45,7 @@ def cost(
         raise HorizonError(f"format {output!r} is unknown; choose from {', '.join(OUTPUTS)}")
     options = measuring.options()
     streams = reading.open(data or ())
-    given = [sample for stream in streams for sample in stream] if data else _neutral(reading.task)
+    given = [sample for stream in streams for sample in stream] if data else _neutral(reading)
     if not given:
         raise HorizonError(f"{', '.join(data or ())} holds no samples: nothing to estimate")
     from probes.cost import estimate_cost
@@ -59,7 +61,7 @@ def cost(
             f"no DATA given: counted for a gray image of {NEUTRAL_SIDE} x {NEUTRAL_SIDE} pixels and the question "
             f"{NEUTRAL_QUESTION!r}"
         )
-    counted = samples or (len(given) if data else NEUTRAL_SAMPLES)
+    counted = samples or (len(given) if data else reading.limit or NEUTRAL_SAMPLES)
     found = estimate_cost(probed, given, n_samples=counted, **options, **reading.told(streams, given))
     if output == "json":
         print(json.dumps(cost_record(found), indent=2))
@@ -71,14 +73,27 @@ def cost(
         print(render(table, output), end="\n\n")
 
 
-def _neutral(task: str | None) -> list[Sample]:
-    """A question about a gray image, with every answer that some tokenizer may know."""
+def _neutral(reading: Reading) -> list[Sample]:
+    """A question about a gray image, as a benchmark asks it, with every answer that some tokenizer may know.
+
+    Raises:
+        HorizonError: the benchmark is unknown, or an option chooses among data that is not given.
+    """
     from PIL import Image
 
-    from probes.samples import Sample
+    from probes.samples import Sample, with_template
+    from probes.tasks import UNKNOWN, find_task
 
+    for field in fields(reading):
+        if field.name not in WITHOUT_DATA and getattr(reading, field.name) != field.default:
+            raise HorizonError(f"--{field.name.replace('_', '-')} says how DATA is read, and there is none: give some")
+    task = UNKNOWN if reading.task is None else find_task(reading.task)
+    if task is None:
+        raise HorizonError(f"no benchmark {reading.task!r} is known (`vlm-horizon tasks` lists them): give DATA of it")
     gray = Image.new("RGB", (NEUTRAL_SIDE, NEUTRAL_SIDE), (127, 127, 127))
-    return [Sample("neutral", gray, NEUTRAL_QUESTION, (answer,), task=task or "") for answer in NEUTRAL_ANSWERS]
+    samples = [Sample("neutral", gray, NEUTRAL_QUESTION, (answer,), task=task.name) for answer in NEUTRAL_ANSWERS]
+    template = (task.open_prompt or task.prompt) if task.name and not reading.prompt else None
+    return [with_template(sample, template) for sample in samples]
 
 
 def cost_record(cost: Cost) -> dict[str, object]:

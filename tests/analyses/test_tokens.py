@@ -87,6 +87,22 @@ def test_only_runs_that_differ_in_nothing_else_are_compared_between_tokens(runs,
         compare_horizons([runs["visual"], revised], between="revision")
 
 
+@pytest.mark.parametrize(
+    ("between", "change", "words"),
+    [
+        ("tokens", {"kind": "mean"}, "kind is delete and mean"),
+        ("tokens", {"only_correct": True}, "only_correct is False and True"),
+        ("tokens", {"dtype": "bfloat16"}, "dtype is .* and bfloat16"),
+        ("model", {"kind": "zero"}, "kind is delete and zero"),
+    ],
+)
+def test_runs_that_were_measured_otherwise_are_not_compared(runs, tmp_path, between, change, words):
+    other = write(tmp_path / "other", "text" if between == "tokens" else "visual", **change)
+    assert not comparable([runs["visual"], other], between)
+    with pytest.raises(HorizonError, match=words):
+        compare_horizons([runs["visual"], other], between=between)
+
+
 def test_models_are_compared_where_the_same_tokens_went(runs, tmp_path):
     other = write(tmp_path / "other", "text", model="two", half=4.0)
     found = compare_horizons(

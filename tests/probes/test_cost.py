@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -214,6 +215,14 @@ def configured(model, **options):
     return config
 
 
+def test_a_run_takes_every_option_by_the_same_default():
+    """The list stands in the signature of `run`, for those who read it, and in `RunOptions`."""
+    signature = inspect.signature(probes.sweep.run).parameters
+    own = {"model", "samples", "out", "retry_failed", "progress", "overlap"}
+    defaults = {name: parameter.default for name, parameter in signature.items() if name not in own}
+    assert defaults == {field.name: field.default for field in fields(RunOptions)}
+
+
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
@@ -379,7 +388,10 @@ def test_without_progress_nothing_is_calibrated(model, tmp_path, capsys, monkeyp
         ({"batch_size": 0}, "batch_size is 0"),
         ({"n_samples": 0}, "n_samples is 0"),
         ({"kind": "blur"}, "removal kind 'blur' is unknown"),
-        ({"windw": 3}, "a run has no option 'windw': did you mean 'window'"),
+        ({"windw": 3}, "there is no option 'windw' of what is measured: did you mean 'window'"),
+        ({"token_layers": "auto"}, "token_layers 'auto' are not known before they are chosen"),
+        ({"probes": ("removal",), "method": "gate"}, "method 'gate' is of token grids: add the probe 'information'"),
+        ({"probes": ("entropy",), "coarse": 4}, "coarse 4 is of token grids"),
         ({"max_windows": 4, "window": 2}, "max_windows is 4 and chooses"),
         ({"method": "gate", "kind": "zero"}, "method 'gate' takes tokens away"),
         ({"spectra": -1}, "spectra is -1"),

@@ -74,3 +74,11 @@ def test_layers_on_several_gpus_are_refused():
         load_model(model, processor=random_processor())
     model.hf_device_map = {"model": 0, "lm_head": "cuda:0", "model.vision_tower": "cpu"}
     assert load_model(model, processor=random_processor(), check=False).n_layers
+
+
+def test_a_map_that_would_spread_over_gpus_is_refused_before_weights_are_read(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("probes.models.AutoModelForImageTextToText", None)
+    for device_map, reason in (("auto", "over 2 GPUs, where"), ({"model": 0, "lm_head": 1}, r"over 2 GPUs \(0, 1\)")):
+        with pytest.raises(vh.HorizonError, match=reason):
+            load_model(DIRECTORY, device_map=device_map)

@@ -51,6 +51,15 @@ def test_without_data_a_gray_image_stands_for_it(capsys):
     assert "100 samples" in out
 
 
+def test_without_data_a_benchmark_asks_in_its_own_words(capsys):
+    plain, asked = (
+        call(capsys, "cost", MODEL, "--limit", "7", *task, "--format", "json", *QUICK)[1]
+        for task in ((), ("--task", "TextVQA"))
+    )
+    assert json.loads(plain)["samples"] == json.loads(asked)["samples"] == 7
+    assert json.loads(asked)["shape"][1] > json.loads(plain)["shape"][1]  # "... using a single word or phrase."
+
+
 def test_data_is_chosen_as_in_run(capsys):
     chosen = ("--where", "task=demo-ocr", "--limit", "30", "--seed", "3")
     code, out, _ = call(capsys, "cost", MODEL, OCR, *chosen, "--format", "json", *QUICK)
@@ -78,6 +87,8 @@ def test_task_names_the_benchmark_of_a_table(capsys, tmp_path):
         ((MODEL, OCR, "--where", "task=nothing"), "holds no samples: nothing to estimate"),
         ((MODEL, OCR, "--layer-budget", "3"), "--layer-budget 3 says how --layers auto chooses"),
         ((MODEL, OCR, "--layers", "auto", "--probes", "entropy"), "so the probe information and removal is needed"),
+        ((MODEL, "--task", "nothing"), "no benchmark 'nothing' is known (`vlm-horizon tasks` lists them)"),
+        ((MODEL, "--where", "split=val"), "--where says how DATA is read, and there is none"),
         ((MODEL, OCR, "--format", "word"), "format 'word' is unknown"),
         ((MODEL, OCR, "--layers", "a-b"), "layers 'a-b' cannot be read"),
         ((MODEL, OCR, "--probes", "magic"), "probe 'magic' is unknown"),
