@@ -264,22 +264,16 @@ def test_the_planted_states_collapse_in_the_plain_model(model, planted_collapse,
         np.testing.assert_allclose(planted[layer:], entropy(unrotated[f"{stream}_raw"])[layer:], atol=0.02)
 
 
-@pytest.fixture(scope="module")
-def few(samples) -> list[vh.Sample]:
-    """Eight of each task: enough to see what is planted."""
-    return samples[:8] + samples[PER_TASK : PER_TASK + 8]
-
-
 @pytest.mark.parametrize("layer", range(1, N_LAYERS))
-def test_a_collapse_planted_in_the_visual_rows_is_found(planted_collapse, processor, few, tmp_path, layer):
-    run = measured(planted_collapse(layer), processor, few, tmp_path, probes=("entropy",), streams=COLLAPSED)
+def test_a_collapse_planted_in_the_visual_rows_is_found(planted_collapse, processor, samples, tmp_path, layer):
+    run = measured(planted_collapse(layer), processor, samples, tmp_path, probes=("entropy",), streams=COLLAPSED)
     assert found_layers(run) == {(task, stream): layer for task in ("ocr", "vqa") for stream in COLLAPSED}
 
 
 @pytest.mark.parametrize("layer", range(1, N_LAYERS))
-def test_a_collapse_planted_under_the_rotation_is_found(model, processor, few, tmp_path, layer):
+def test_a_collapse_planted_under_the_rotation_is_found(model, processor, samples, tmp_path, layer):
     planted = unrotated_from(model, layer)
-    run = measured(planted, processor, few, tmp_path, probes=("entropy",), streams=UNROTATED)
+    run = measured(planted, processor, samples, tmp_path, probes=("entropy",), streams=UNROTATED)
     assert found_layers(run) == {(task, stream): layer for task in ("ocr", "vqa") for stream in UNROTATED}
 
 

@@ -32,8 +32,8 @@ def verdicts(run, criterion):
 
 @pytest.fixture(scope="module", params=["tiny-8", "tiny-12"])
 def both(request, tmp_path_factory):
-    """The full sweep and the adaptive run of one demo model; 16 samples a task, enough for a pilot."""
-    model, samples, out = demo_model(request.param), demo_samples(16), tmp_path_factory.mktemp(request.param)
+    """The full sweep and the adaptive run of one demo model; 16 samples, enough for a pilot."""
+    model, samples, out = demo_model(request.param), demo_samples(8), tmp_path_factory.mktemp(request.param)
     return vh.run(model, samples, out / "full", **PROBES), vh.run_adaptive(model, samples, out / "auto", **PROBES)
 
 
