@@ -3,6 +3,8 @@
 #   make test    creates .venv, installs with test extras, runs the tests
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# test processes at once; 0: one, this one
+WORKERS ?= 2
 # The tests' matrices are small: threads that wait for each other cost more than they give.
 export OMP_NUM_THREADS ?= 1
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -13,13 +15,13 @@ demo: .venv/installed
 	$(BIN)/vlm-horizon demo
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -183,18 +183,18 @@ def test_a_few_steps_beat_guessing(script, capsys):
     torch.manual_seed(0)
     generator = np.random.default_rng(0)
     model = checkpoint.build_model(layers=1)
-    training.train_tower(model, training.TowerStage(steps=40, pictures=8, warmup_steps=10), generator)
+    training.train_tower(model, training.TowerStage(steps=25, pictures=4, warmup_steps=10), generator)
     guessing = np.log(batches.N_THINGS) + 0.5 * np.log(batches.N_PATCH_COLORS)
     assert printed_loss(capsys) < guessing - 0.7
-    training.train(model, training.Stage(steps=20, schedule_steps=20, pictures=8), generator, name="all")
+    training.train(model, training.Stage(steps=12, schedule_steps=12, pictures=4), generator, name="all")
     assert printed_loss(capsys) < np.log(len(batches.VOCABULARY)) - 0.7
 
 
 def test_the_training_script_runs_from_end_to_end(data, loaded, tmp_path):
     command = [sys.executable, "-W", "error", data / "make" / "train_demo_model.py", "tiny-8"]
-    command += ["--out", tmp_path / "model", "--steps", "2", "--threads", "1"]
+    command += ["--out", tmp_path / "model", "--steps", "1", "--threads", "1"]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "stage 3 of 3: step 2 of 2" in printed
+    assert "stage 3 of 3: step 1 of 1" in printed
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model", dtype=torch.float32)
     shipped_model, shipped_processor = loaded["tiny-8"]

@@ -60,7 +60,9 @@ def double_norms(model: torch.nn.Module) -> torch.nn.Module:
 
 def random_case(attn: str) -> Case:
     processor = random_processor()
-    probed = vh.load_model(double_norms(random_llava(SEED, attn=attn)), processor=processor, dtype="float64", attn=attn)
+    probed = vh.load_model(
+        double_norms(random_llava(SEED, attn=attn)), processor=processor, dtype="float64", attn=attn, check=False
+    )
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
     captured = capture_prompt(probed, encode_prompt(probed, sample), ())
     targets = {"gold": Target("gold", "", IDS), "greedy": Target("greedy", "", (14,))}
@@ -206,7 +208,7 @@ def test_rows_that_see_later_ones_run_together(sdpa_case, monkeypatch):
 
 @pytest.mark.parametrize("measure", ["p", "log_p"])
 def test_integrated_derivatives_sum_to_the_removal_effect(measure):
-    model = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64")
+    model = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64", check=False)
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
     errors = []
     for steps in (6, 18, 54):
@@ -219,7 +221,7 @@ def test_integrated_derivatives_sum_to_the_removal_effect(measure):
 
 
 def test_integrated_derivatives_of_a_trained_model_sum_to_the_removal_effect():
-    model = vh.load_model(vh.data_path("demo-models", "tiny-8"), dtype="float64")
+    model = vh.load_model(vh.data_path("demo-models", "tiny-8"), dtype="float64", check=False)
     (sample,) = demo_samples(1, "ocr")
     errors = []
     for steps in (20, 160):
@@ -267,7 +269,7 @@ def test_baselines_are_those_of_exact_removals(sdpa_case):
 def test_nothing_is_worth_anything_from_a_planted_horizon_on(h):
     plain = random_llava(SEED)
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
-    probed = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64")
+    probed = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64", check=False)
     visual = encode_prompt(probed, sample).visual
     planted = vh.load_model(
         cut_from(plain, h, range(int(visual[0]), int(visual[-1]) + 1)), processor=random_processor(), dtype="float64"
@@ -283,7 +285,7 @@ def test_estimates_are_exact_values_where_no_token_stands_out():
     for layer in model.get_decoder().layers:
         layer.self_attn.q_proj.weight.data.zero_()
         layer.self_attn.o_proj.weight.data *= 1e-3
-    probed = vh.load_model(double_norms(model), processor=random_processor(), dtype="float64")
+    probed = vh.load_model(double_norms(model), processor=random_processor(), dtype="float64", check=False)
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
     for context in CONTEXTS:
         exact, estimate = (
@@ -310,8 +312,8 @@ def test_weights_and_gradients_are_left_as_they_were(sdpa_case):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_precisions_agree(dtype):
     sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
-    exact = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64")
-    other = vh.load_model(random_llava(SEED), processor=random_processor(), dtype=dtype)
+    exact = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64", check=False)
+    other = vh.load_model(random_llava(SEED), processor=random_processor(), dtype=dtype, check=False)
     for context in CONTEXTS:
         one, two = (
             vh.token_information(model, sample, context=context, window=1, layers=[3], method="gate").effects("log_p")[
@@ -356,7 +358,7 @@ def test_what_gates_cannot_do_is_refused(sdpa_case, tmp_path):
             vh.token_information(sdpa_case.probed, sample, method="gate", kind=kind)
     with pytest.raises(vh.HorizonError, match="method 'guess' is unknown; choose from exact, gate"):
         vh.token_information(sdpa_case.probed, sample, method="guess")
-    half = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float16")
+    half = vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float16", check=False)
     with pytest.raises(vh.HorizonError, match="float16"):
         vh.run(half, [sample], tmp_path / "run", method="gate", progress=False)
     assert not (tmp_path / "run").exists()
@@ -368,7 +370,7 @@ def test_what_gates_cannot_do_is_refused(sdpa_case, tmp_path):
 
 def test_sums_over_windows_need_no_grid_order():
     grids = vh.capture(
-        vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64"),
+        vh.load_model(random_llava(SEED), processor=random_processor(), dtype="float64", check=False),
         vh.Sample("noise", random_image(), "what is shown ?", ("apple",)),
         streams=("hidden",),
     )

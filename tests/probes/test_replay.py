@@ -131,7 +131,7 @@ def failing_above(model, largest: int, message: str = "out of memory"):
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_nothing(captured, caplog):
-    model = load_model(random_llava(34), processor=random_processor())
+    model = load_model(random_llava(34), processor=random_processor(), check=False)
     ablations = Ablations(torch.zeros(40, dtype=torch.long), visual_mask(captured).expand(40, -1).clone())
     ablations.masks[torch.arange(40), captured.prompt.visual[torch.arange(40) % 25]] = False  # one token stays
     expected = gathered(model, captured, ablations)
@@ -152,7 +152,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_not
 
 
 def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
-    model = load_model(random_llava(34), processor=random_processor(), name="big")
+    model = load_model(random_llava(34), processor=random_processor(), name="big", check=False)
     hook, _ = failing_above(model, 0, "can't allocate memory")
     with pytest.raises(HorizonError, match=r"'big' runs out of memory in a single replay of 32 tokens on cpu"):
         gathered(model, captured, mixed(captured, 2))
@@ -160,7 +160,7 @@ def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
 
 
 def test_other_errors_are_not_taken_for_a_full_memory(captured):
-    model = load_model(random_llava(34), processor=random_processor())
+    model = load_model(random_llava(34), processor=random_processor(), check=False)
     hook = model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         gathered(model, captured, mixed(captured))
@@ -212,7 +212,7 @@ def test_recomputed_rows_reproduce_the_models_own_output_from_every_layer(random
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_recomputed_rows_do_not_change_an_ablation(random_model, attn):
-    model = load_model(random_llava(34, attn=attn), processor=random_model.processor, attn=attn)
+    model = load_model(random_llava(34, attn=attn), processor=random_model.processor, attn=attn, check=False)
     held = capture_prompt(model, encode(model, SAMPLE), ())
     ablations = mixed(held, 8)
     places = torch.arange(held.prompt.n_tokens)
