@@ -12,12 +12,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from analyses.runs import KINDS, HorizonError
 from probes.batching import Shape, default_batch, is_out_of_memory, rows_at_once
+from probes.caches import FrozenContext, GrowingContext, KnownContext, Recorded, Recorder
 from probes.capture import Capture
 from probes.models import ProbedModel
 from probes.readout import read_out
@@ -68,68 +68,6 @@ class Ablations:
     @property
     def _which(self) -> torch.Tensor:
         return torch.arange(len(self.layers), device=self.layers.device) if self.which is None else self.which
-
-
-class _Recorded(Exception):  # noqa: N818 (it ends a call early; nothing went wrong)
-    """Carries keys and values out of a layer: (batch, head, row, dim)."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.keys, self.values = keys, values
-
-
-class _Recorder:
-    """Stands where a layer expects its cache: ends the call as soon as keys and values are there."""
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> Any:
-        """Raise what the layer would store."""
-        raise _Recorded(keys, values)
-
-
-class FrozenContext:
-    """Stands where a layer expects its cache: puts the captured keys and values before those just computed."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self.keys, self.values = keys, values
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, head, row, dim) of the active rows -> the same with the context's rows in front."""
-        batch = (len(keys), -1, -1, -1)
-        return (
-            torch.cat([self.keys.expand(batch), keys], dim=2),
-            torch.cat([self.values.expand(batch), values], dim=2),
-        )
-
-
-class KnownContext(FrozenContext):
-    """Stands where a layer expects its cache: gives keys and values of all columns, whatever the layer computed."""
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, head, row, dim) of the rows at hand -> those of all columns."""
-        return self.keys, self.values
-
-
-class _GrowingContext(FrozenContext):
-    """Stands where a layer expects its cache: the captured keys and values, then those of the parts run so far."""
-
-    def __init__(self, context: FrozenContext, ablations: int, rows: int) -> None:
-        super().__init__(*(_with_room(held, ablations, rows) for held in (context.keys, context.values)))
-        self._filled = context.keys.shape[2]
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, head, row, dim) of a part -> the same with all columns before it in front."""
-        start, self._filled = self._filled, self._filled + keys.shape[2]
-        self.keys[:, :, start : self._filled] = keys
-        self.values[:, :, start : self._filled] = values
-        return self.keys[:, :, : self._filled], self.values[:, :, : self._filled]
-
-
-def _with_room(held: torch.Tensor, ablations: int, rows: int) -> torch.Tensor:
-    """(1, head, column, dim) -> (ablation, head, column + row, dim): the same for every ablation, rows to be filled."""
-    _, heads, columns, width = held.shape
-    room = held.new_empty(ablations, heads, columns + rows, width)
-    room[:, :, :columns] = held
-    return room
 
 
 def visual_mask(captured: Capture) -> torch.Tensor:
@@ -327,7 +265,7 @@ def run_layer(
         return _call(model, capture, k, states, rows, rows.active, context)
     parts = [slice(start, min(start + part, n)) for start in range(0, n, part)]
     if capture.in_order:
-        cache: FrozenContext = _GrowingContext(context, len(states), n)
+        cache: FrozenContext = GrowingContext(context, len(states), n)
         for at in parts:
             seen = rows.until(at.stop)
             states[:, at] = _call(model, capture, k, states[:, at], seen, rows.active[:, at], cache)
@@ -371,8 +309,8 @@ def keys_and_values(
         HorizonError: the layer stores no keys and values.
     """
     try:
-        _call(model, capture, k, states, None, queries, _Recorder())
-    except _Recorded as recorded:
+        _call(model, capture, k, states, None, queries, Recorder())
+    except Recorded as recorded:
         return recorded.keys, recorded.values
     raise HorizonError(f"layer {k} of {model.name!r} stores no keys and values: replays have no rule for it")
 
@@ -388,7 +326,7 @@ def _call(
     states: torch.Tensor,
     rows: Rows | None,
     queries: torch.Tensor,
-    cache: FrozenContext | _Recorder,
+    cache: FrozenContext | Recorder,
 ) -> torch.Tensor:
     """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
     arguments = dict(capture.arguments[k])

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from probes.caches import FrozenContext, KnownContext
 from probes.capture import Capture
 from probes.models import ProbedModel
-from probes.replay import FrozenContext, KnownContext, keys_and_values, visual_mask
+from probes.replay import keys_and_values, visual_mask
 from probes.visibility import affected_rows, visible_at
 
 # (query, key) pairs of one call: bounds the attention scores that the backward pass of a long prompt keeps.
