@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from analyses.runs import RunConfig
 from probes.jobs import Chosen, Job
-from probes.measure import Plan, checks_gates
 from probes.options import RunOptions
+from probes.plans import Plan, checks_gates
 from probes.samples import Sample
 from probes.workload import CHECKS, FLOORS, GRID_PARTS, SampleWork
 

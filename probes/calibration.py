@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from analyses.runs import RunConfig
+from probes.columns import sample_entry
 from probes.entropy import matrices_at_once, matrix_entropy, matrix_spectrum
 from probes.gate import gate_effects
 from probes.information import as_numpy, check_layers, prepare, removal_ablations, removal_curves, window_ablations
-from probes.measure import sample_entry
 from probes.models import ProbedModel
 from probes.noise import Witness, noise_floor
 from probes.operations import Work, decoder_weights, make_batches, replay_work

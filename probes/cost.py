@@ -18,9 +18,9 @@ import numpy as np
 from analyses.runs import HorizonError, RunConfig
 from probes.amounts import Amount, Group, planned_amount, scaled_amount
 from probes.calibration import time_parts
+from probes.columns import thumbnail
 from probes.disk import disk_parts
 from probes.generation import generate_answer
-from probes.measure import thumbnail
 from probes.memory import memory_parts, peak, resident_bytes
 from probes.models import ProbedModel
 from probes.operations import Batch, decoder_weights, replay_work

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from analyses.runs import RunConfig
+from probes.columns import sample_entry
 from probes.grids import tile_windows
 from probes.information import check_layers, window_table
-from probes.measure import sample_entry
 from probes.models import ProbedModel
 from probes.workload import Subject, grid_cuts, windows_of
 from probes.writer import Record, RunWriter

@@ -10,8 +10,8 @@ from typing import Any
 from analyses.runs import HorizonError, RunConfig
 from probes.committed import read_record
 from probes.generation import wants_answer
-from probes.measure import Plan, checks_gates, wanted_probes
 from probes.options import RunOptions
+from probes.plans import Plan, checks_gates, wanted_probes
 from probes.progress import RunProgress
 from probes.samples import Sample, with_template
 from probes.video import frame_rule

@@ -5,28 +5,35 @@ In three stages, so that a run can encode the next sample and finish the last on
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from analyses.runs import PROBES, WRONG, HorizonError, RunConfig
-from probes.capture import Capture, check_streams
+from analyses.runs import WRONG, HorizonError, RunConfig
+from probes.capture import Capture
+from probes.columns import (
+    FLOORS,
+    Grids,
+    entropy_rows,
+    floor_columns,
+    removal_rows,
+    sample_entry,
+    thumbnail,
+    token_arrays,
+)
 from probes.committed import held_removals, merge_grids
 from probes.entropy import matrix_entropy, matrix_spectrum
 from probes.gate_checks import check_rows
-from probes.grids import TokenGrid, choose_window
+from probes.grids import choose_window
 from probes.information import (
     InformationGrid,
     RemovalCurve,
     capture_targets,
-    check_context,
     encode_targets,
     information_grids,
     removal_ablations,
@@ -35,65 +42,13 @@ from probes.information import (
 )
 from probes.models import ProbedModel
 from probes.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
+from probes.plans import Plan, checks_gates, wanted_probes
 from probes.prompts import Prompt, removable_windows
 from probes.refinement import floor_before_grids, refined_grids
 from probes.replay import largest_batch
 from probes.samples import Sample, pictures_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
-
-THUMBNAIL = 256  # px, longest side
-FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
-
-Grids = dict[tuple[str, str], InformationGrid]  # by target and context
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one sample gets, besides what the configuration fixes for all.
-
-    Attributes:
-        tokens: whether it gets token grids.
-        spectra: whether its eigenvalues are kept.
-        layers: cuts of its token grids.
-        extends: cuts of the token grids that are there, if only others are to be added to what is on disk.
-        held: what is on disk, in that case, once it is read.
-    """
-
-    tokens: bool
-    spectra: bool
-    gate_check: bool = False
-    layers: tuple[int, ...] = ()
-    extends: tuple[int, ...] | None = None
-    held: Record | None = None
-
-
-def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
-    """Raise HorizonError unless all probes, streams and contexts are known, and none lacks what it needs."""
-    unknown = [probe for probe in probes if probe not in PROBES]
-    if unknown or not probes:
-        named = ", ".join(map(repr, unknown)) or "()"
-        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
-    if "entropy" in probes and not streams:
-        raise HorizonError("the probe 'entropy' needs at least one stream")
-    if "information" in probes and not contexts:
-        raise HorizonError("the probe 'information' needs at least one context")
-    check_streams(streams)
-    for context in contexts:
-        check_context(context)
-
-
-def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
-    """What a committed row of this plan carries."""
-    probes = [probe for probe in config.probes if probe != "information" or plan.tokens]
-    if checks_gates(config, plan):
-        probes.append("gate_check")
-    return [*probes, "spectra"] if plan.spectra and config.streams else probes
-
-
-def checks_gates(config: RunConfig, plan: Plan) -> bool:
-    """Whether first-order token grids of this plan are held against exact ones."""
-    return plan.gate_check and plan.tokens and config.method == "gate" and "information" in config.probes
 
 
 @dataclass(frozen=True)
@@ -247,9 +202,9 @@ def _measure(
             if checks_gates(config, plan):
                 curves += check_rows(model, captured, targets, grids, config, removals)
         floor = _floor(model, captured, targets, removals, grids, window, config)
-        entry.update(_floor_columns(floor if before is None else floor.or_larger(before)))
-        curves += _removal_rows(removals)
-    return Record(entry, curves, _token_arrays(grids), token_layers=plan.layers), captured.visual.states
+        entry.update(floor_columns(floor if before is None else floor.or_larger(before)))
+        curves += removal_rows(removals)
+    return Record(entry, curves, token_arrays(grids), token_layers=plan.layers), captured.visual.states
 
 
 def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, held: Record) -> Record:
@@ -269,8 +224,8 @@ def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunCon
     if not held.token_layers:  # later grids come in the same batches
         floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
     windows = next(iter(grids.values())).windows.to_dict("records")
-    entry = {**held.sample, "windows": windows, **_floor_columns(floor)}
-    return merge_grids(replace(held, sample=entry), _token_arrays(grids), missing)
+    entry = {**held.sample, "windows": windows, **floor_columns(floor)}
+    return merge_grids(replace(held, sample=entry), token_arrays(grids), missing)
 
 
 def _finish(measured: Measured, config: RunConfig) -> Record:
@@ -285,38 +240,13 @@ def _finish(measured: Measured, config: RunConfig) -> Record:
     how = {"center": config.center, "normalize_rows": config.normalize_rows}
     entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
     spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
-    return replace(record, sample=entry, curves=[*_entropy_rows(entropies), *record.curves], spectra=spectra)
+    return replace(record, sample=entry, curves=[*entropy_rows(entropies), *record.curves], spectra=spectra)
 
 
 def _answered_right(captured: Capture, targets: dict[str, Target]) -> bool:
     """By the first target that is not the model's own token; `greedy-correct` is absent where the answer is wrong."""
     judge = next((target for name, target in targets.items() if name != "greedy"), None)
     return judge is not None and bool(judge.contains(captured.log_probs[judge.place].argmax()))
-
-
-def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
-    """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
-    prompt, own = captured.prompt, captured.log_probs
-    there = own[target.place if target else 0]
-    best = there.argmax()
-    entry: dict[str, Any] = {
-        "prediction": model.tokenizer.decode([int(best)]),
-        "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
-        "n_visual": len(prompt.visual),
-        "n_placeless": prompt.placeless,
-        "n_prompt": int(prompt.readout[0]) + 1,
-        "crops": [_crop(grid) for grid in prompt.grids],
-    }
-    if target:
-        log_p = float(target.log_p(own))
-        entry.update(
-            correct=bool(target.contains(best)),
-            target_ids=list(target.ids),
-            target_text=target.answer if target.name == "answer" else model.tokenizer.decode([target.ids[0]]),
-            p=float(np.exp(log_p)),
-            log_p=log_p,
-        )
-    return entry
 
 
 def _token_grids(
@@ -379,44 +309,3 @@ def _floor(
             batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
     rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
     return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)
-
-
-def _floor_columns(floor: NoiseFloor) -> dict[str, float]:
-    return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
-
-
-def _entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[tuple[str, str, int, str, str, float]]:
-    for stream, values in entropies.items():
-        for layer, value in enumerate(values.tolist()):
-            yield "", "", layer, stream, "entropy", value
-
-
-def _removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[tuple[str, str, int, str, str, float]]:
-    for name, curve in removals.items():
-        for measure in ("log_p", "kl", "correct", "same"):
-            for layer, value in zip(curve.layers.tolist(), getattr(curve, measure).tolist(), strict=True):
-                yield name, "removal", layer, "", measure, float(value)
-
-
-def _token_arrays(grids: Grids) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for (name, context), grid in grids.items():
-        key = f"{name}/{context}"
-        arrays |= {key: grid.log_p, f"{key}/removed": grid.removed, f"{key}/all": np.array([grid.all])}
-        arrays |= {f"{key}/coarse": grid.coarse} if grid.coarse is not None else {}
-    return arrays
-
-
-def _crop(grid: TokenGrid) -> dict[str, float]:
-    left, top, right, bottom = grid.box
-    box = {"left": left, "top": top, "right": right, "bottom": bottom}
-    return {"rows": grid.rows, "columns": grid.columns, **box, "image": grid.image}
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """PNG of an image, at most `THUMBNAIL` pixels a side."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    stored = io.BytesIO()
-    small.save(stored, format="PNG")
-    return stored.getvalue()

@@ -16,12 +16,12 @@ import torch
 
 from analyses.runs import PROBES, HorizonError, RunConfig, default_streams
 from probes.admission import check_grids
+from probes.capture import check_streams
 from probes.entropy import check_alpha
 from probes.gate import check_method
 from probes.generation import check_limit
 from probes.grids import check_windows
-from probes.information import check_layers
-from probes.measure import check_probes
+from probes.information import check_context, check_layers
 from probes.models import ProbedModel, fingerprint
 from probes.prompts import chat_text, check_tokens
 from probes.readers import SampleStream
@@ -135,6 +135,21 @@ class RunOptions:
             tokens=self.tokens,
         )
         return config, samples
+
+
+def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
+    """Raise HorizonError unless all probes, streams and contexts are known, and none lacks what it needs."""
+    unknown = [probe for probe in probes if probe not in PROBES]
+    if unknown or not probes:
+        named = ", ".join(map(repr, unknown)) or "()"
+        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    if "entropy" in probes and not streams:
+        raise HorizonError("the probe 'entropy' needs at least one stream")
+    if "information" in probes and not contexts:
+        raise HorizonError("the probe 'information' needs at least one context")
+    check_streams(streams)
+    for context in contexts:
+        check_context(context)
 
 
 def _check(model: ProbedModel, asked: RunOptions) -> None:
