@@ -45,7 +45,7 @@ class Group:
             return False
         if part in FLOORS.values():
             return self.floor and part == FLOORS[bool(self.layers)]
-        if part in ("entropies", "removal"):
+        if part in ("entropies", "removal", "record"):
             return not self.added
         if part in GRID_PARTS:
             return bool(self.layers)

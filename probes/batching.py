@@ -49,8 +49,15 @@ def batch_bytes(model: ProbedModel, shape: Shape, ablations: int = 1, *, part: i
     are larger, keys and values of all columns (repeated to all heads where they are grouped), and the masks, or the
     scores under eager attention. Where rows run in parts, the intermediates are those of a part, while the stream, keys
     and values of all rows stay.
+
+    Args:
+        model: as loaded.
+        shape: of each ablation.
+        ablations: how many run together.
+        part: rows of each that run at once, where that is not for the masks to say.
     """
-    item, part, d = model.dtype.itemsize, rows_at_once(model, shape, ablations), model.hidden_size
+    item, d = model.dtype.itemsize, model.hidden_size
+    part = rows_at_once(model, shape, ablations) if part is None else part
     queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
     whole = d * shape.rows if part < shape.rows else 0
     cache = 2 * keys * shape.columns

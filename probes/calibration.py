@@ -62,8 +62,9 @@ class _Stopwatch:
     def forward(self) -> float:
         if self.subject.seconds > self.share("forward"):
             return self.subject.seconds
-        targets = self.config.targets if self.subject.targets else ()
-        return self._time("forward", lambda: prepare(self.model, self.subject.sample, targets, self.config.streams))
+        targets, config = self.config.targets if self.subject.targets else (), self.config
+        sample = self.subject.sample
+        return self._time("forward", lambda: prepare(self.model, sample, targets, config.streams, config.tokens))
 
     def entropies(self, function: Callable[..., torch.Tensor], **how: Any) -> float:
         """All layers where the first promises to leave time for them, else as many as go through at once."""
@@ -205,11 +206,11 @@ def time_parts(
     if spectra:
         seconds["spectra"] = watch.entropies(matrix_spectrum, **how)
     if subject.targets:
-        seconds["removal"] = watch.removal()
+        seconds |= {"removal": watch.removal()} if "removal" in work.batches else {}
         parts = grid_parts(model, subject.captured, config) if grids else []
         seconds |= {part.name: watch.grids(part) for part in parts if checks or config.method != "gate"}
         seconds |= {GATES[context]: watch.gates(context) for context in gated(config) if grids}
         seconds |= {
-            part: watch.floor(some) for some, part in FLOORS.items() if not some or (grids and part in work.batches)
+            part: watch.floor(some) for some, part in FLOORS.items() if part in work.batches and (grids or not some)
         }
     return seconds

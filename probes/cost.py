@@ -141,6 +141,8 @@ def estimate_cost(
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
     config, _ = asked.config(model, given)
+    if n_samples is not None and asked.limit is not None:
+        n_samples = min(n_samples, asked.limit)
     if n_samples is None or not given:
         amount = planned_amount(given, asked, config)
     else:
@@ -176,11 +178,12 @@ def cost_of(
         config = replace(config, token_layers=amount.layers)
     work = sample_work(model, subject, config)
     works = {group: _work_of(model, subject, config, group, work) for group in amount.groups}
+    needed = work.only({part for group in amount.groups for part in works[group].replays if group.takes(part)})
     seconds = time_parts(
         model,
         subject,
         config,
-        work,
+        needed,
         grids=amount.grids > 0,
         spectra=amount.spectra > 0,
         checks=amount.checked,
@@ -213,7 +216,7 @@ def cost_of(
         samples_a_part=together,
         thumbnail=_mean_thumbnail(samples, together),
     )
-    memory, formulas = memory_parts(model, subject, config, work)
+    memory, formulas = memory_parts(model, subject, config, needed)
     prompt = subject.captured.prompt
     shape = len(prompt.visual), prompt.n_tokens
     del subject
@@ -308,6 +311,8 @@ def _less(config: RunConfig, amount: Amount) -> tuple[str, ...]:
         found.append("where coarse windows show nothing")
     if config.only_correct:
         found.append("for samples that the model answers wrong, which end after one forward pass")
+    elif config.targets == ("greedy-correct",):
+        found.append("for samples that the model answers wrong, which have no target")
     if amount.generate > 1:
         found.append(f"where answers end before {amount.generate} tokens")
     return tuple(found)

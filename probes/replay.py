@@ -137,8 +137,15 @@ def batches_of(
         order = same[torch.argsort(first[same], stable=True)]
         while len(order):
             rows = _rows_from(capture, int(first[order[0]]), count, ablations.kind)
-            part, order = order.tensor_split([batch_size or _default_batch(model, capture, rows, count)])
+            at_once = _fitting(model, rows, batch_size) or _default_batch(model, capture, rows, count)
+            part, order = order.tensor_split([at_once])
             yield part[torch.argsort(ablations.layers[part], stable=True)], rows
+
+
+def _fitting(model: ProbedModel, rows: int, batch_size: int | None) -> int | None:
+    """A batch size that was asked for, as far as memory has held so many rows."""
+    largest = model.memo.get("largest_batch_rows")
+    return batch_size if batch_size is None or not largest else max(1, min(batch_size, largest // rows))
 
 
 def removed_counts(masks: torch.Tensor) -> torch.Tensor:
@@ -179,30 +186,38 @@ def _is_causal(capture: Capture) -> bool:
 def _replay_or_halve(
     model: ProbedModel, capture: Capture, ablations: Ablations, indices: torch.Tensor, recompute: torch.Tensor | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One batch, or its halves where memory does not hold it; later batches are as small from the start."""
+    """One batch, or its halves where memory does not hold it; all that follows is as small from the start."""
+    waiting = [indices]
+    while waiting:
+        batch = waiting.pop(0)
+        found = _replay_if_it_fits(model, capture, ablations[batch], recompute)
+        if found is not None:
+            yield batch, found
+            continue
+        if len(batch) == 1:
+            raise HorizonError(
+                f"{model.name!r} runs out of memory in a single replay of {capture.prompt.n_tokens} tokens on "
+                f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
+            )
+        half, mask = len(batch) // 2, ablations[batch].removed[0]
+        rows = _rows_from(capture, int(mask.int().argmax()), int(mask.sum()), ablations.kind)
+        model.memo["largest_batch_rows"] = half * rows
+        LOG.warning("out of memory with %d ablations at once on %s: going on with %d", len(batch), model.device, half)
+        waiting = [part for one in (batch, *waiting) for part in one.split(half)]
+
+
+def _replay_if_it_fits(
+    model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Log-softmax of a batch; None where memory does not hold it, whose tensors are let go with this call."""
     try:
-        found = _replay_batch(model, capture, ablations[indices], recompute)
+        return _replay_batch(model, capture, batch, recompute)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        found = None  # the halves start outside of this block, which keeps the failed batch's tensors alive
-    if found is not None:
-        yield indices, found
-        return
-    if len(indices) == 1:
-        raise HorizonError(
-            f"{model.name!r} runs out of memory in a single replay of {capture.prompt.n_tokens} tokens on "
-            f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
-        )
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
-    half = len(indices) // 2
-    mask = ablations[indices].removed[0]
-    rows = _rows_from(capture, int(mask.int().argmax()), int(mask.sum()), ablations.kind)
-    model.memo["largest_batch_rows"] = half * rows
-    LOG.warning("out of memory with %d ablations at once on %s: going on with %d", len(indices), model.device, half)
-    for part in indices.split(half):
-        yield from _replay_or_halve(model, capture, ablations, part, recompute)
+    return None
 
 
 def _replay_batch(
@@ -224,7 +239,7 @@ def _replay_batch(
             states = torch.cat([states, _starting_rows(capture, batch.kind, removed[joining], active, k)])
         begun = rows.first(len(states))
         if k == last:
-            states = _run_last_layer(model, capture, begun, states)
+            states = _run_last_layer(model, capture, begun, states, part)
         else:
             states = run_layer(model, capture, begun, states, k, part)
         states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
@@ -263,31 +278,54 @@ def run_layer(
     n, context = rows.active.shape[1], _context(capture, rows, k)
     if part is None or part >= n:
         return _call(model, capture, k, states, rows, rows.active, context)
-    parts = [slice(start, min(start + part, n)) for start in range(0, n, part)]
+    parts = _parts(n, part)
     if capture.in_order:
         cache: FrozenContext = GrowingContext(context, len(states), n)
         for at in parts:
             seen = rows.until(at.stop)
             states[:, at] = _call(model, capture, k, states[:, at], seen, rows.active[:, at], cache)
         return states
-    cache = KnownContext(*context.update(*keys_and_values(model, capture, k, states, rows.active)))
+    known = _grown(model, capture, k, states, rows.active, context, part)
+    cache = KnownContext(known.keys, known.values)
     for at in parts:
         states[:, at] = _call(model, capture, k, states[:, at], rows, rows.active[:, at], cache)
     return states
 
 
-def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor) -> torch.Tensor:
+def _parts(n: int, part: int) -> list[slice]:
+    """Slices of so many rows each, the last one of what is left."""
+    return [slice(start, min(start + part, n)) for start in range(0, n, part)]
+
+
+def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, part: int) -> torch.Tensor:
     """The last layer for the rows that are read: (ablation, row, hidden) -> (ablation, place, hidden).
 
-    The rows before them are asked for their keys and values only.
+    The rows before them are asked for their keys and values only, a part at a time.
     """
     k, places = model.n_layers - 1, len(capture.prompt.readout)
     unread, read = rows.active[:, :-places], rows.active[:, -places:]
     if not unread.shape[1]:
         return run_layer(model, capture, rows, states, k)
-    recorded = keys_and_values(model, capture, k, states[:, :-places], unread)
-    seen = FrozenContext(*_context(capture, rows, k).update(*recorded))
+    context = _context(capture, rows, k)
+    seen = _grown(model, capture, k, states[:, :-places], unread, context, part, room=states.shape[1])
     return _call(model, capture, k, states[:, -places:], rows, read, seen)
+
+
+def _grown(
+    model: ProbedModel,
+    capture: Capture,
+    k: int,
+    states: torch.Tensor,
+    queries: torch.Tensor,
+    context: FrozenContext,
+    part: int,
+    room: int | None = None,
+) -> GrowingContext:
+    """The context with keys and values of some rows behind it, computed so many rows at a time; room for more."""
+    grown = GrowingContext(context, len(states), room or states.shape[1])
+    for at in _parts(states.shape[1], part):
+        grown.update(*keys_and_values(model, capture, k, states[:, at], queries[:, at]))
+    return grown
 
 
 def keys_and_values(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +99,16 @@ class SampleWork:
     batches: dict[str, list[Batch]]
     passes: dict[str, list[Pass]]
     floors: dict[str, list[FloorCall]]
+
+    def only(self, parts: Collection[str]) -> SampleWork:
+        """The same with some of the parts that replay."""
+        return replace(
+            self,
+            replays={part: self.replays[part] for part in self.replays if part in parts},
+            batches={part: self.batches[part] for part in self.batches if part in parts},
+            passes={part: self.passes[part] for part in self.passes if part in parts},
+            floors={part: self.floors[part] for part in self.floors if part in parts},
+        )
 
 
 def meet(model: ProbedModel, sample: Sample, config: RunConfig, clock: Clock = time.perf_counter) -> Subject:

@@ -191,6 +191,21 @@ def test_what_may_be_spared_is_said(model):
     cost = vh.estimate_cost(model, samples, only_correct=True, generate=5, coarse=4, **OPTIONS | {"window": 2})
     assert len(cost.less) == 3
     assert str(cost).endswith("; less ".join(("", *cost.less)))
+    wrong = vh.estimate_cost(model, samples, targets=("greedy-correct",), **OPTIONS)
+    assert wrong.less == ("for samples that the model answers wrong, which have no target",)
+    assert vh.estimate_cost(model, samples, n_samples=600, limit=2, **OPTIONS).samples == 2
+
+
+def test_memory_is_that_of_parts_that_some_sample_takes(model):
+    fixed = {"streams": (), "probes": ("removal", "information"), "window": 1, "layers": (0, 5)}
+    samples = demo_samples(1)
+    removals = vh.estimate_cost(model, samples, **fixed | {"probes": ("removal",)}).memory["replays"]
+    assert vh.estimate_cost(model, samples, token_samples=0, **fixed).memory["replays"] == pytest.approx(
+        removals, rel=0.1
+    )
+    assert vh.estimate_cost(model, samples, **fixed).memory["replays"] > 3 * removals
+    unchecked = vh.estimate_cost(model, samples, method="gate", gate_checks=0, **fixed).memory
+    assert unchecked["replays"] == pytest.approx(removals, rel=0.1)
 
 
 def test_an_answer_takes_a_forward_pass_and_a_token_at_a_time():
