@@ -137,9 +137,7 @@ def pair_levels(levels: Sequence[Level], between: str, within: Sequence[str]) ->
 
 def differences(runs: Sequence[Run], between: str) -> str:
     """In what else runs differ than in what is compared, in words."""
-    names = dict.fromkeys((*ACROSS, *MEASURED_ALIKE[between]))
-    if between == "model":
-        names = dict.fromkeys(("tokens", *MEASURED_ALIKE[between]))
+    names = (*(("tokens",) if between == "model" else ACROSS), *MEASURED_ALIKE[between])
     values = {name: {str(getattr(run.config, name)): None for run in runs} for name in names if name != between}
     return "; ".join(f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analyses.runs import RunConfig
-from probes.jobs import Chosen, Job
+from probes.jobs import Chosen, Job, placed
 from probes.options import RunOptions
 from probes.plans import Plan, checks_gates
 from probes.samples import Sample
@@ -123,14 +123,11 @@ class Amount:
 def planned_amount(samples: Sequence[Sample], asked: RunOptions, config: RunConfig) -> Amount:
     """Of a run that is not begun."""
     chosen, (index, count) = Chosen(asked), asked.shard
-    seen: Counter[str] = Counter()
-    jobs = []
-    for row, sample in enumerate(samples):
-        place = seen[sample.task]
-        seen[sample.task] += 1
-        if row % count == index:
-            plan = chosen.plan(place, config.grid_layers(row, sample.task_type))
-            jobs.append(Job(row, sample, plan, asked.generate))
+    jobs = [
+        Job(row, sample, chosen.plan(place, config.grid_layers(row, sample.task_type)), asked.generate)
+        for row, place, sample in placed(samples)
+        if row % count == index
+    ]
     return Amount.of(jobs, config)
 
 

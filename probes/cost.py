@@ -190,9 +190,6 @@ def cost_of(
         budget=budget or _budget(subject, work, amount.total(works, _operations)),
         clock=clock,
     )
-    answer = (0.0, 0.0)
-    if amount.generate:
-        answer = _answer(model, subject, work, amount.generate, clock)
 
     def time_of(one: SampleWork) -> dict[str, float]:
         counted, known = _operations(one), _operations(work)
@@ -202,6 +199,7 @@ def cost_of(
     times = amount.total(works, time_of)
     operations = amount.total(works, _operations)
     if amount.answers:
+        answer = _answer(model, subject, work, amount.generate, clock)
         operations[ANSWERS], times[ANSWERS] = (amount.answers * value for value in answer)
     replays = amount.total(works, lambda one: {part: done.replays for part, done in one.replays.items()})
     rows = amount.total(works, lambda one: {part: done.rows for part, done in one.replays.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,12 +65,9 @@ def jobs_of(
 
     Without `read` nothing is taken from disk that such a sample keeps: enough to count, and light.
     """
-    seen: Counter[str] = Counter()
     index, count = chosen.options.shard
-    for row, sample in enumerate(samples):
+    for row, place, sample in placed(samples):
         sample = _prompted(sample, writer.config)
-        place = seen[sample.task]
-        seen[sample.task] += 1
         if row % count != index:
             if bar:
                 bar.pass_over()
@@ -84,6 +81,14 @@ def jobs_of(
             yield Job(row, sample, None, answer)
         elif bar:
             bar.skip()
+
+
+def placed(samples: Iterable[Sample]) -> Iterator[tuple[int, int, Sample]]:
+    """Every sample with its row, and its place (from 0) among those of its task: the first ones may get more."""
+    seen: Counter[str] = Counter()
+    for row, sample in enumerate(samples):
+        yield row, seen[sample.task], sample
+        seen[sample.task] += 1
 
 
 def _prompted(sample: Sample, config: RunConfig) -> Sample:

@@ -72,15 +72,18 @@ class Ablations:
 
 def visual_mask(captured: Capture) -> torch.Tensor:
     """(token,) bool, all visual tokens, placeless ones included."""
-    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
-    mask[captured.prompt.visual] = True
-    return mask
+    return _mask_of(captured, captured.prompt.visual)
 
 
 def removable_mask(captured: Capture) -> torch.Tensor:
     """(token,) bool, all tokens that the prompt says are taken away: visual ones, unless it says otherwise."""
-    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=captured.prompt.visual.device)
-    mask[captured.prompt.removable] = True
+    return _mask_of(captured, captured.prompt.removable)
+
+
+def _mask_of(captured: Capture, positions: torch.Tensor) -> torch.Tensor:
+    """(token,) bool, true at these positions of the prompt."""
+    mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=positions.device)
+    mask[positions] = True
     return mask
 
 

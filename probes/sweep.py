@@ -152,7 +152,7 @@ def run(
     chosen = Chosen(options, retry_failed)
     with RunWriter(out, config, shard=shard) as writer, RunProgress(total, enabled=progress) as bar:
         if progress:
-            samples = _announced(model, samples, limit, writer, bar, chosen)
+            samples = _announced(model, samples, writer, bar, chosen)
             if not writer.committed:
                 bar.say(f"first prompt: {config.prompt_example!r}")
         _sweep(model, islice(samples, limit), writer, bar, chosen, overlap)
@@ -235,13 +235,12 @@ class _Records:
 def _announced(
     model: ProbedModel,
     samples: Iterable[Sample],
-    limit: int | None,
     writer: RunWriter,
     bar: RunProgress,
     chosen: Chosen,
 ) -> Iterable[Sample]:
     """Say what is left to do and what it takes; the samples, of which a stream loses none."""
-    stream = iter(samples)
+    stream, limit = iter(samples), chosen.options.limit
     head = list(stream if isinstance(samples, Sequence) else islice(stream, TRIED))
     sure = isinstance(samples, Sequence) or len(head) < TRIED or (limit is not None and limit <= TRIED)
     jobs = list(jobs_of(iter(head[:limit]), writer, None, chosen, read=False))

@@ -7,7 +7,6 @@ between the two, and what it knows is on disk.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,13 +159,9 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
 
 def _wanted_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
     """Rows that get token grids: the first so many of each task."""
-    seen: Counter[str] = Counter()
-    wanted = set()
-    for row, sample in enumerate(samples):
-        if token_samples is None or seen[sample.task] < token_samples:
-            wanted.add(row)
-        seen[sample.task] += 1
-    return wanted
+    from probes.jobs import placed
+
+    return {row for row, place, _ in placed(samples) if token_samples is None or place < token_samples}
 
 
 def _of_other_shards(run: Run, n_rows: int, wanted: set[int], shard: tuple[int, int]) -> int:
