@@ -173,7 +173,7 @@ def qwen2_vl() -> tuple[type[nn.Module], Any]:
     """Qwen2-VL: blocks of 2 x 2 patches make one token; rotary positions have three axes."""
     vision = {"depth": 2, "embed_dim": 16, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 2, "patch_size": PATCH}
     return tf.Qwen2VLForConditionalGeneration, tf.Qwen2VLConfig(
-        text_config=_multi_rope_text(tf.Qwen2VLTextConfig), vision_config=vision, **_multi_ids()
+        text_config=_multi_rope_text(tf.Qwen2VLTextConfig), vision_config=vision, **multi_ids()
     )
 
 
@@ -191,7 +191,7 @@ def qwen2_5_vl() -> tuple[type[nn.Module], Any]:
         "tokens_per_second": 2,
     }
     return tf.Qwen2_5_VLForConditionalGeneration, tf.Qwen2_5_VLConfig(
-        text_config=_multi_rope_text(tf.Qwen2_5_VLTextConfig), vision_config=vision, **_multi_ids()
+        text_config=_multi_rope_text(tf.Qwen2_5_VLTextConfig), vision_config=vision, **multi_ids()
     )
 
 
@@ -200,7 +200,7 @@ def qwen3_vl() -> tuple[type[nn.Module], Any]:
     return tf.Qwen3VLForConditionalGeneration, tf.Qwen3VLConfig(
         text_config=_multi_rope_text(tf.Qwen3VLTextConfig, head_dim=8, **_interleaved()),
         vision_config=deepstack_tower(),
-        **_multi_ids(),
+        **multi_ids(),
     )
 
 
@@ -228,7 +228,7 @@ def _interleaved() -> dict[str, Any]:
     return {"rope_parameters": rope}
 
 
-def _multi_ids() -> dict[str, int]:
+def multi_ids() -> dict[str, int]:
     return {
         "image_token_id": IMAGE,
         "video_token_id": VIDEO,

@@ -86,10 +86,7 @@ def qwen3_vl_moe() -> Parts:
     return tf.Qwen3VLMoeForConditionalGeneration, tf.Qwen3VLMoeConfig(
         text_config=text,
         vision_config=fm.deepstack_tower(),
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
+        **fm.multi_ids(),
     )
 
 
@@ -109,10 +106,7 @@ def qwen3_5() -> Parts:
     return tf.Qwen3_5ForConditionalGeneration, tf.Qwen3_5Config(
         text_config=text,
         vision_config=tower,
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
+        **fm.multi_ids(),
     )
 
 
