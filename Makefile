@@ -9,7 +9,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check format families benchmarks notebook clean
+.PHONY: demo test check format readme benchmarks notebook clean
 
 demo: .venv/installed
 	$(BIN)/vlm-horizon demo
@@ -27,9 +27,9 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# the README's table of families, from the code
-families: .venv/installed
-	$(BIN)/python -m vlm_horizon.families README.md
+# the README's tables of families and benchmarks, from the code
+readme: .venv/installed
+	$(BIN)/python -m vlm_horizon.readme README.md
 
 benchmarks: .venv/installed-test
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

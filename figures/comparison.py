@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analyses.compare import Comparison, Difference, compare_horizons
-from analyses.effects import check_choice
-from analyses.groups import comparable
-from analyses.horizon import Horizon
+from analyses.comparisons.compare import Comparison, Difference, compare_horizons
+from analyses.comparisons.levels import comparable
+from analyses.runs import check_choice
+from analyses.verdicts.horizon import Horizon
 from figures.horizon import NO_BREAK, NOT_REACHED
 from figures.panels import (
     Runs,

@@ -11,9 +11,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
-from analyses.collapse import CollapseLayer, find_collapse_layer
+from analyses.curves.spectra import MeanSpectrum, mean_spectra
 from analyses.runs import HorizonError
-from analyses.spectra import MeanSpectrum, mean_spectra
+from analyses.verdicts.collapse import CollapseLayer, find_collapse_layer
 from figures.panels import (
     STATE_AXIS,
     Runs,

@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analyses.effects import MEASURES
-from analyses.horizon import Horizon, find_horizon
+from analyses.curves.effects import MEASURES
+from analyses.verdicts.horizon import Horizon, find_horizon
 from figures.panels import (
     CUT_AXIS,
     Runs,

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from analyses.effects import MEASURES, removal_effects
+from analyses.curves.effects import MEASURES, removal_effects
 from analyses.runs import HorizonError, Run, TokenGrids, tokens_text
 from figures.horizon import NO_BREAK
 from figures.information import QUANTITY, SYMBOLS

@@ -9,52 +9,179 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
-    "analyses.runs": ("HorizonError", "Run", "RunConfig", "TokenGrids", "load_run"),
-    "analyses.collapse": ("CollapseDetector", "CollapseLayer", "find_collapse_layer"),
-    "analyses.horizon": ("Horizon", "HorizonDetector", "find_horizon"),
-    "analyses.compare": ("Comparison", "Difference", "compare_horizons"),
-    "analyses.agreement": ("Agreement", "JointCollapseLayer", "compare_collapse_to_horizon", "joint_collapse_layer"),
-    "analyses.disagreement": ("CriterionVerdict", "compare_criteria"),
-    "analyses.single_curves": ("sample_depths",),
-    "analyses.covariates": ("SampleAssociation", "correlate_half_depth"),
-    "analyses.scaling": ("ModelAssociation", "correlate_models"),
-    "analyses.selection": ("SplitEstimate", "split_estimates"),
-    "analyses.planning": ("SamplePlan", "plan_samples"),
-    "analyses.published": ("Published", "PublishedNumbers", "load_published"),
-    "analyses.export": ("render", "to_csv"),
-    "analyses.tables": ("Table", "collapse_table", "difference_table", "horizon_table", "to_record"),
-    "analyses.scorers": ("score_answer",),
-    "analyses.scores": ("Score", "score_run"),
-    "analyses.subsets": ("Selection", "exclusions", "select_samples"),
-    "analyses.targets": ("TargetShare", "target_shares"),
-    "analyses.first_order": ("GateAgreement", "gate_agreement"),
-    "analyses.spectra": ("MeanSpectrum", "mean_spectra"),
-    "analyses.summary": ("summarize",),
-    "figures.entropy": ("plot_entropy_curves", "figure_entropy_curves", "plot_spectrum", "figure_spectrum"),
-    "figures.information": (
+    "analyses.runs.schema": ("HorizonError",),
+    "analyses.runs.reader": (
+        "Run",
+        "TokenGrids",
+        "load_run",
+    ),
+    "analyses.runs.config": ("RunConfig",),
+    "analyses.verdicts.collapse": (
+        "CollapseDetector",
+        "CollapseLayer",
+        "find_collapse_layer",
+    ),
+    "analyses.verdicts.horizon": (
+        "Horizon",
+        "HorizonDetector",
+        "find_horizon",
+    ),
+    "analyses.comparisons.compare": (
+        "Comparison",
+        "Difference",
+        "compare_horizons",
+    ),
+    "analyses.verdicts.agreement": (
+        "Agreement",
+        "JointCollapseLayer",
+        "compare_collapse_to_horizon",
+        "joint_collapse_layer",
+    ),
+    "analyses.verdicts.disagreement": (
+        "CriterionVerdict",
+        "compare_criteria",
+    ),
+    "analyses.verdicts.single_curves": ("sample_depths",),
+    "analyses.comparisons.covariates": (
+        "SampleAssociation",
+        "correlate_half_depth",
+    ),
+    "analyses.comparisons.scaling": (
+        "ModelAssociation",
+        "correlate_models",
+    ),
+    "analyses.verdicts.held_out": (
+        "SplitEstimate",
+        "split_estimates",
+    ),
+    "analyses.comparisons.planning": (
+        "SamplePlan",
+        "plan_samples",
+    ),
+    "analyses.reports.published": (
+        "Published",
+        "PublishedNumbers",
+        "load_published",
+    ),
+    "analyses.reports.export": (
+        "render",
+        "to_csv",
+    ),
+    "analyses.reports.text": (
+        "Table",
+        "to_record",
+    ),
+    "analyses.reports.tables": (
+        "collapse_table",
+        "difference_table",
+        "horizon_table",
+    ),
+    "analyses.scores.scorers": ("score_answer",),
+    "analyses.scores.scores": (
+        "Score",
+        "score_run",
+    ),
+    "analyses.curves.selections": (
+        "Selection",
+        "exclusions",
+        "select_samples",
+    ),
+    "analyses.curves.target_shares": (
+        "TargetShare",
+        "target_shares",
+    ),
+    "analyses.verdicts.first_order": (
+        "GateAgreement",
+        "gate_agreement",
+    ),
+    "analyses.curves.spectra": (
+        "MeanSpectrum",
+        "mean_spectra",
+    ),
+    "analyses.reports.summary": ("summarize",),
+    "figures.entropy": (
+        "plot_entropy_curves",
+        "figure_entropy_curves",
+        "plot_spectrum",
+        "figure_spectrum",
+    ),
+    "analyses.verdicts.token_information": (
         "TokenInformation",
         "gather_information",
+    ),
+    "figures.information": (
         "plot_token_information",
         "figure_token_information",
     ),
-    "figures.horizon": ("plot_removal_curves", "figure_removal_curves"),
-    "figures.comparison": ("plot_horizon_comparison", "figure_horizon_comparison"),
-    "figures.overlay": ("window_boxes", "plot_token_heatmap", "figure_token_heatmap"),
+    "figures.horizon": (
+        "plot_removal_curves",
+        "figure_removal_curves",
+    ),
+    "figures.comparison": (
+        "plot_horizon_comparison",
+        "figure_horizon_comparison",
+    ),
+    "figures.overlay": (
+        "window_boxes",
+        "plot_token_heatmap",
+        "figure_token_heatmap",
+    ),
     "figures.paper": ("save_figures",),
-    "probes.models": ("ProbedModel", "load_model"),
-    "probes.samples": ("Sample", "SampleError"),
-    "probes.readers": ("SampleStream", "read_samples"),
-    "probes.tasks": ("Task", "find_task"),
-    "probes.capture": ("VisualStates", "capture"),
-    "probes.entropy": ("matrix_entropy", "matrix_spectrum", "token_entropy"),
-    "probes.generation": ("Generation", "generate_answer"),
-    "probes.information": ("InformationGrid", "RemovalCurve", "removal_curve", "token_information"),
-    "probes.cost": ("Cost", "estimate_cost"),
-    "probes.check": ("ModelCheck", "check_model"),
-    "probes.integrated": ("IntegratedInformation", "integrated_information"),
-    "probes.sweep": ("run",),
-    "vlm_horizon.adaptive": ("Replays", "count_replays", "run_adaptive"),
-    "vlm_horizon.demo": ("data_path", "run_demo"),
+    "probes.models.probed": ("ProbedModel",),
+    "probes.loading.loading": ("load_model",),
+    "probes.data.samples": (
+        "Sample",
+        "SampleError",
+    ),
+    "probes.data.readers": (
+        "SampleStream",
+        "read_samples",
+    ),
+    "probes.data.tasks": (
+        "Task",
+        "find_task",
+    ),
+    "probes.replay.capture": (
+        "VisualStates",
+        "capture",
+    ),
+    "probes.measures.entropy": (
+        "matrix_entropy",
+        "matrix_spectrum",
+        "token_entropy",
+    ),
+    "probes.measures.generation": (
+        "Generation",
+        "generate_answer",
+    ),
+    "probes.measures.information": (
+        "InformationGrid",
+        "RemovalCurve",
+    ),
+    "probes.measures.single": (
+        "removal_curve",
+        "token_information",
+    ),
+    "probes.cost.cost": (
+        "Cost",
+        "estimate_cost",
+    ),
+    "probes.loading.check": (
+        "ModelCheck",
+        "check_model",
+    ),
+    "probes.measures.integrated": (
+        "IntegratedInformation",
+        "integrated_information",
+    ),
+    "probes.sweeps.sweep": ("run",),
+    "vlm_horizon.adaptive": (
+        "Replays",
+        "count_replays",
+        "run_adaptive",
+    ),
+    "vlm_horizon.shipped": ("data_path",),
+    "vlm_horizon.demo": ("run_demo",),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analyses.brackets import (
+from analyses.arrays.depths import layer_words, settled_layer
+from analyses.curves.effects import information_curves
+from analyses.runs import PROBES, HorizonError, Run
+from analyses.verdicts.brackets import (
     Guide,
     default_budget,
     first_layers,
@@ -23,14 +26,11 @@ from analyses.brackets import (
     next_layer,
     pilot_size,
 )
-from analyses.depths import layer_words, settled_layer
-from analyses.effects import information_curves
-from analyses.horizon import Horizon, find_horizon
-from analyses.runs import PROBES, HorizonError, Run
+from analyses.verdicts.horizon import Horizon, find_horizon
 
 if TYPE_CHECKING:
-    from probes.models import ProbedModel
-    from probes.samples import Sample
+    from probes.data.samples import Sample
+    from probes.models.probed import ProbedModel
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def run_adaptive(
     Raises:
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
-    from probes.options import RunOptions
-    from probes.readers import SampleStream
-    from probes.sweep import run
-    from probes.writer import record_choice
+    from probes.data.readers import SampleStream
+    from probes.directory.writer import record_choice
+    from probes.plans.options import RunOptions
+    from probes.sweeps.sweep import run
 
     if isinstance(samples, SampleStream):
         options = samples.told | options
@@ -159,7 +159,7 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
 
 def _wanted_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
     """Rows that get token grids: the first so many of each task."""
-    from probes.jobs import placed
+    from probes.plans.jobs import placed
 
     return {row for row, place, _ in placed(samples) if token_samples is None or place < token_samples}
 
@@ -270,6 +270,6 @@ def _verdicts(found: dict[str, Horizon]) -> str:
 
 def _say(progress: bool, words: str) -> None:
     if progress:
-        from probes.progress import say_line
+        from probes.plans.progress import say_line
 
         say_line(words)

@@ -18,9 +18,9 @@ from typer.models import OptionInfo
 from analyses.runs import CONTEXTS, KINDS, METHODS, PROBES, STREAMS, TARGETS, TOKENS, HorizonError
 
 if TYPE_CHECKING:
-    from probes.models import ProbedModel
-    from probes.readers import SampleStream
-    from probes.samples import Sample
+    from probes.data.readers import SampleStream
+    from probes.data.samples import Sample
+    from probes.models.probed import ProbedModel
 
 STREAM_HELP = f"Of the entropies: {', '.join(STREAMS)}; of the text or all tokens as text:query, all:query."
 
@@ -43,7 +43,7 @@ class Loading:
 
     def load(self, model: str, *, check: bool = True) -> ProbedModel:
         """Load a model; raises HorizonError where it cannot be measured."""
-        from probes.models import load_model
+        from probes.loading.loading import load_model
 
         return load_model(
             model,
@@ -94,7 +94,7 @@ class Reading:
 
     def open(self, data: Sequence[str]) -> list[SampleStream]:
         """The samples of each name of data, not read yet; raises HorizonError where there are none."""
-        from probes.readers import read_samples
+        from probes.data.readers import read_samples
 
         return [
             read_samples(
@@ -121,7 +121,7 @@ class Reading:
 
     def told(self, streams: Sequence[SampleStream], samples: Sequence[Sample]) -> dict[str, Any]:
         """Options of `run` that follow from how data was read."""
-        from probes.video import frame_rule
+        from probes.data.video import frame_rule
 
         return {
             "prompt": self.prompt,

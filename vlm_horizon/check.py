@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from analyses.tables import Table
+from analyses.reports.text import Table
 from vlm_horizon.arguments import Loading, ModelName, with_groups
 
 if TYPE_CHECKING:
-    from probes.check import ModelCheck
+    from probes.loading.check import ModelCheck
 
 
 @with_groups
@@ -22,7 +22,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Prove on one prompt that MODEL can be measured exactly, or say why not. Exit code 0: it can, 1: it cannot."""
-    from probes.check import check_model
+    from probes.loading.check import check_model
 
     probed = loading.load(model, check=False)
     found = check_model(probed)

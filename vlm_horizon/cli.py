@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyses.first_order import describe_agreement, gate_agreement
+from analyses.curves.selections import Selection, exclusions
+from analyses.curves.target_shares import target_shares
+from analyses.reports.summary import describe_agreement
 from analyses.runs import HorizonError, Run
-from analyses.subsets import Selection, exclusions
-from analyses.targets import target_shares
+from analyses.verdicts.first_order import gate_agreement
 from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, with_groups, words
-from vlm_horizon.benchmarks import tasks
 from vlm_horizon.check import check
 from vlm_horizon.conclude import (
     Balance,
@@ -34,10 +34,11 @@ from vlm_horizon.conclude import (
     show,
 )
 from vlm_horizon.cost import cost
+from vlm_horizon.tasks import tasks
 
 if TYPE_CHECKING:
-    from probes.readers import SampleStream
-    from probes.samples import Sample
+    from probes.data.readers import SampleStream
+    from probes.data.samples import Sample
 
 LISTED_FAILURES = 10
 
@@ -118,7 +119,7 @@ def run(
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
     """Measure MODEL on the samples of DATA and write a run directory; the same command resumes."""
-    from probes.sweep import run as sweep
+    from probes.sweeps.sweep import run as sweep
     from vlm_horizon.adaptive import count_replays, run_adaptive
 
     measure = partial(run_adaptive, budget=measuring.layer_budget) if measuring.auto else sweep

@@ -15,21 +15,22 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from analyses.compare import compare_horizons
-from analyses.criteria import CRITERIA
-from analyses.export import FORMATS, render, to_csv
-from analyses.groups import BETWEEN
-from analyses.planning import plan_samples
-from analyses.published import load_published
-from analyses.reports import SECTIONS, STANDARD, UNASKED, Options, Section, association_table, make_sections, plan_table
+from analyses.comparisons.compare import compare_horizons
+from analyses.comparisons.levels import BETWEEN
+from analyses.comparisons.planning import plan_samples
+from analyses.comparisons.scaling import correlate_models
+from analyses.curves.selections import Selection, exclusions, selection_text
+from analyses.reports.export import FORMATS, render, to_csv
+from analyses.reports.published import load_published
+from analyses.reports.sections import SECTIONS, STANDARD, UNASKED, Options, Section, make_sections
+from analyses.reports.summary import summarize
+from analyses.reports.tables import association_table, difference_table, horizon_table, plan_table
+from analyses.reports.text import to_record, with_notes
 from analyses.runs import HorizonError, Run, load_runs
-from analyses.scaling import correlate_models
-from analyses.scorers import SCORERS
-from analyses.subsets import Selection, exclusions, selection_text
-from analyses.summary import summarize
-from analyses.tables import difference_table, horizon_table, to_record, with_notes
+from analyses.scores.scorers import SCORERS
+from analyses.verdicts.criteria import CRITERIA
 from vlm_horizon.arguments import words
-from vlm_horizon.demo import data_path
+from vlm_horizon.shipped import data_path
 
 DEFAULT_PERMUTATIONS = 2000
 OUTPUTS = (*FORMATS, "csv", "json")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyses.export import FORMATS, render
+from analyses.reports.export import FORMATS, render
+from analyses.reports.text import Table, to_record
 from analyses.runs import HorizonError
-from analyses.tables import Table, to_record
 from vlm_horizon.adaptive import spread_layers
 from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, with_groups
 
 if TYPE_CHECKING:
-    from probes.cost import Cost
-    from probes.samples import Sample
+    from probes.cost.cost import Cost
+    from probes.data.samples import Sample
 
 OUTPUTS = (*FORMATS, "json")
 NEUTRAL_SIDE = 336  # pixels, of the image that stands for data
@@ -48,7 +48,7 @@ def cost(
     given = [sample for stream in streams for sample in stream] if data else _neutral(reading)
     if not given:
         raise HorizonError(f"{', '.join(data or ())} holds no samples: nothing to estimate")
-    from probes.cost import estimate_cost
+    from probes.cost.cost import estimate_cost
 
     probed = loading.load(model)
     notes = []
@@ -81,8 +81,8 @@ def _neutral(reading: Reading) -> list[Sample]:
     """
     from PIL import Image
 
-    from probes.samples import Sample, with_template
-    from probes.tasks import UNKNOWN, find_task
+    from probes.data.samples import Sample, with_template
+    from probes.data.tasks import UNKNOWN, find_task
 
     for field in fields(reading):
         if field.name not in WITHOUT_DATA and getattr(reading, field.name) != field.default:
@@ -114,7 +114,7 @@ def cost_tables(cost: Cost) -> list[Table]:
 
 
 def _work_table(cost: Cost) -> Table:
-    from probes.units import duration_text, operation_text
+    from probes.cost.units import duration_text, operation_text
 
     parts = [*dict.fromkeys((*cost.operations, *cost.seconds))]
     rows = [
@@ -143,7 +143,7 @@ def _work_table(cost: Cost) -> Table:
 
 
 def _memory_table(cost: Cost) -> Table:
-    from probes.units import byte_text
+    from probes.cost.units import byte_text
 
     rows = [(part, byte_text(held), cost.formulas.get(part, "")) for part, held in cost.memory.items()]
     largest = max((held, part) for part, held in cost.memory.items() if part not in ("resident", "capture"))[1]
@@ -152,7 +152,7 @@ def _memory_table(cost: Cost) -> Table:
 
 
 def _disk_table(cost: Cost) -> Table:
-    from probes.units import byte_text
+    from probes.cost.units import byte_text
 
     rows = [(part, byte_text(held)) for part, held in cost.disk.items()]
     return Table("Disk", ("part", "bytes"), [*rows, ("all", byte_text(cost.disk_bytes))])

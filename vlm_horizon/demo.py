@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from analyses.runs import STREAMS, HorizonError, Run
+from analyses.runs import STREAMS, Run
+from vlm_horizon.shipped import data_path
 
 MODELS = ("tiny-8", "tiny-12")
 SETS = ("ocr", "vqa")
@@ -28,23 +29,6 @@ class Demo:
     sentences: list[str]
 
 
-def data_path(*parts: str) -> Path:
-    """A file or directory of the shipped data: `data_path("demo-models", "tiny-8")`, `data_path("demo-samples")`.
-
-    Args:
-        parts: its path below the data directory.
-
-    Raises:
-        HorizonError: there is no such thing.
-    """
-    here = Path(__file__).resolve().parent
-    for root in (here / "data", here.parent / "data"):  # in a wheel, in a checkout
-        path = root.joinpath(*parts)
-        if path.exists():
-            return path
-    raise HorizonError(f"no {'/'.join(parts)} among the shipped data")
-
-
 def run_demo(
     out: str | Path = "runs/demo",
     *,
@@ -64,11 +48,11 @@ def run_demo(
     """
     import torch
 
-    from analyses.summary import summarize
+    from analyses.reports.summary import summarize
     from figures.paper import save_figures
-    from probes.models import load_model
-    from probes.readers import read_samples
-    from probes.sweep import run
+    from probes.data.readers import read_samples
+    from probes.loading.loading import load_model
+    from probes.sweeps.sweep import run
 
     out = Path(out)
     files = [data_path("demo-samples", f"{name}.jsonl") for name in SETS]

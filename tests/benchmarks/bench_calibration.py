@@ -24,11 +24,11 @@ sys.path.append(str(Path(__file__).parents[1] / "support"))
 import simulated_curves as simulated
 from timing import cpu_seconds, heading, verdict
 
-from analyses.collapse import CollapseDetector
-from analyses.depths import half_depths, settled_layer
-from analyses.horizon import HorizonDetector
-from analyses.permutation import half_depth_p_value
-from analyses.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
+from analyses.arrays.depths import half_depths, settled_layer
+from analyses.arrays.permutation import half_depth_p_value
+from analyses.arrays.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
+from analyses.verdicts.collapse import CollapseDetector
+from analyses.verdicts.horizon import HorizonDetector
 
 PROCESSES = 2
 CHUNK = 50

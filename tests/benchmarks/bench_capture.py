@@ -8,8 +8,8 @@ import random_llava as llava
 import torch
 from timing import heading, interleave, paired_ratio, verdict
 
-from probes.capture import capture_prompt
-from probes.prompts import encode
+from probes.models.prompts import encode
+from probes.replay.capture import capture_prompt
 
 ROUNDS = 21
 

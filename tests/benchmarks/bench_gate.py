@@ -15,13 +15,15 @@ import torch
 from timing import cpu_seconds, heading, verdict
 
 import vlm_horizon as vh
-from probes.capture import Capture
-from probes.gate import gate_effects, sum_windows
-from probes.gate_checks import rank_agreement, top_overlap
-from probes.grids import tile_windows
-from probes.information import information_grids, prepare, removal_curves, window_ablations
-from probes.replay import replay
-from probes.targets import Target
+from probes.gates.gate import gate_effects, sum_windows
+from probes.measures.gate_checks import rank_agreement, top_overlap
+from probes.measures.information import information_grids, removal_curves
+from probes.measures.preparing import prepare
+from probes.models.grids import tile_windows
+from probes.models.targets import Target
+from probes.replay.ablations import window_ablations
+from probes.replay.capture import Capture
+from probes.replay.replay import replay
 
 CUTS = range(1, llava.LAYERS)
 CONTEXTS = ("keep-one", "leave-one-out")

@@ -21,8 +21,8 @@ import torch
 from timing import cpu_seconds, heading, verdict
 
 import vlm_horizon as vh
-from probes.grids import Window, tile_windows
-from probes.prompts import Prompt, encode
+from probes.models.grids import Window, tile_windows
+from probes.models.prompts import Prompt, encode
 
 CUTS = range(1, llava.LAYERS)
 WINDOWS = (llava.GRID // 2) ** 2

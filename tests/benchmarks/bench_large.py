@@ -20,12 +20,13 @@ from timing import heading
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlm_horizon as vh
-from probes.check import check_model
-from probes.entropy import matrix_entropy
-from probes.information import information_grids, prepare, removal_curves
-from probes.memory import memory_parts, resident_bytes
-from probes.options import RunOptions
-from probes.workload import meet, sample_work
+from probes.cost.memory import memory_parts, resident_bytes
+from probes.cost.workload import meet, sample_work
+from probes.loading.check import check_model
+from probes.measures.entropy import matrix_entropy
+from probes.measures.information import information_grids, removal_curves
+from probes.measures.preparing import prepare
+from probes.plans.options import RunOptions
 
 ROUNDS = 3
 CONTEXTS = ("keep-one", "leave-one-out")

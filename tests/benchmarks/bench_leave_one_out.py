@@ -16,9 +16,10 @@ import torch
 from timing import cpu_seconds, heading, verdict
 
 import vlm_horizon as vh
-from probes.capture import Capture, capture_prompt
-from probes.prompts import encode
-from probes.replay import Ablations, replay
+from probes.models.prompts import encode
+from probes.replay.ablations import Ablations
+from probes.replay.capture import Capture, capture_prompt
+from probes.replay.replay import replay
 
 CUTS = (1, 3, 5, 7)
 BLOCKS, NEIGHBORS, AT_ONCE, ROUNDS = 6, 4, 4, 3

@@ -28,18 +28,19 @@ from timing import cpu_seconds, heading
 
 import vlm_horizon as vh
 from analyses.runs import RunConfig
-from probes.batching import batch_bytes
-from probes.capture import Capture, capture_prompt
-from probes.entropy import matrix_entropy
-from probes.gate import gate_effects
-from probes.grids import choose_window, tile_windows
-from probes.information import removal_ablations, target_log_p, window_ablations
-from probes.memory import memory_parts
-from probes.operations import make_batches
-from probes.passes import gate_passes, pass_bytes
-from probes.replay import Ablations, shape_of
-from probes.targets import Target
-from probes.workload import SampleWork, Subject
+from probes.cost.memory import memory_parts
+from probes.cost.operations import make_batches
+from probes.cost.passes import gate_passes, pass_bytes
+from probes.cost.workload import SampleWork, Subject
+from probes.gates.gate import gate_effects
+from probes.measures.entropy import matrix_entropy
+from probes.measures.information import target_log_p
+from probes.models.grids import choose_window, tile_windows
+from probes.models.targets import Target
+from probes.replay.ablations import Ablations, removal_ablations, window_ablations
+from probes.replay.batching import batch_bytes
+from probes.replay.capture import Capture, capture_prompt
+from probes.replay.replay import shape_of
 
 SIDES = {"LLaVA": (55, 77, 110), "Gemma 3": (27, 39, 55)}  # of one image; Gemma 3 gets four of them
 LAYERS, CUT = 3, 1

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from timing import heading, interleave, verdict
 
-from analyses.resampling import draw_counts, percentile_interval, resampled_means, simultaneous_band
+from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means, simultaneous_band
 
 RESAMPLES, SAMPLES, LAYERS = 2000, 1000, 33
 IMAGES = {"an image a sample": SAMPLES, "two samples an image": SAMPLES // 2}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from analyses.compare import Difference, compare_horizons
-from analyses.horizon import Horizon, HorizonDetector
+from analyses.comparisons.compare import Difference, compare_horizons
+from analyses.verdicts.horizon import Horizon, HorizonDetector
 from figures.comparison import difference_words, figure_horizon_comparison, plot_horizon_comparison
 
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
 
-from analyses.collapse import CollapseDetector, CollapseLayer, find_collapse_layer
+from analyses.curves.spectra import MeanSpectrum, mean_spectra
 from analyses.runs import HorizonError
-from analyses.spectra import MeanSpectrum, mean_spectra
+from analyses.verdicts.collapse import CollapseDetector, CollapseLayer, find_collapse_layer
 from figures.entropy import figure_entropy_curves, figure_spectrum, plot_entropy_curves, plot_spectrum
 from figures.style import assign_looks
 

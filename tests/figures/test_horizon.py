@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from analyses.horizon import Horizon, HorizonDetector, find_horizon
+from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
 from figures.horizon import figure_removal_curves, horizon_words, plot_removal_curves
 from figures.style import assign_looks
 

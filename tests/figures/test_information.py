@@ -1,16 +1,11 @@
 import numpy as np
 import pytest
 
-from analyses.effects import information_quantiles
-from analyses.horizon import find_horizon
+from analyses.curves.effects import information_quantiles
 from analyses.runs import HorizonError
-from figures.information import (
-    QUANTILES,
-    TokenInformation,
-    figure_token_information,
-    gather_information,
-    plot_token_information,
-)
+from analyses.verdicts.horizon import find_horizon
+from analyses.verdicts.token_information import QUANTILES, TokenInformation, gather_information
+from figures.information import figure_token_information, plot_token_information
 
 LAYERS = np.arange(4)
 VALUES = np.outer([1.0, 0.8, 0.2, 0.0], [-0.3, -0.1, 0.0, 0.05, 0.2, 0.5, 0.9])

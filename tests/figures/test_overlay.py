@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analyses.effects import removal_effects
+from analyses.curves.effects import removal_effects
 from analyses.runs import HorizonError
 from figures.overlay import choose_layers, figure_token_heatmap, plot_token_heatmap, split_views, window_boxes
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from random_models import random_llava, random_processor
 
-from probes.models import ProbedModel, load_model
-from probes.readers import read_samples
-from probes.samples import Sample
+from probes.data.readers import read_samples
+from probes.data.samples import Sample
+from probes.loading.loading import load_model
+from probes.models.probed import ProbedModel
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 

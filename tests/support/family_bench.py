@@ -9,12 +9,14 @@ import torch
 from family_models import FamilyCase
 from PIL import Image
 
-from probes.capture import Capture, capture_prompt
-from probes.families import Family
-from probes.grids import TokenGrid
-from probes.models import ProbedModel, _probed
-from probes.prompts import Prompt
-from probes.replay import Ablations, replay
+from probes.loading.loading import _probed
+from probes.models.families import Family
+from probes.models.grids import TokenGrid
+from probes.models.probed import ProbedModel
+from probes.models.prompts import Prompt
+from probes.replay.ablations import Ablations
+from probes.replay.capture import Capture, capture_prompt
+from probes.replay.replay import replay
 
 # Transformers' eager attention takes its softmax in float32, whatever the model's precision.
 TOLERANCE = {"sdpa": 1e-9, "eager": 2e-5}

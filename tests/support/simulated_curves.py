@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from analyses.depths import half_depths, settled_layer
+from analyses.arrays.depths import half_depths, settled_layer
 
 POPULATION = 400_000  # samples behind a design's truth
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]

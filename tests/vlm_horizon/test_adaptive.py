@@ -11,7 +11,7 @@ from demo_data import demo_model, demo_samples
 from planted_models import cut_from
 from random_models import QUESTION, random_image, random_llava, random_processor
 
-import probes.sweep
+import probes.sweeps.sweep
 import vlm_horizon as vh
 from vlm_horizon.cli import main
 
@@ -130,9 +130,11 @@ def test_a_horizon_planted_in_32_layers_takes_less_than_a_quarter_of_the_replays
 def test_a_spent_budget_claims_nothing_and_a_larger_one_goes_on(tmp_path, capsys, monkeypatch):
     """Six samples: no pilot. The layers that are on disk are not measured again."""
     replayed = []
-    original = probes.measure.information_grids
+    original = probes.sweeps.measure.information_grids
     monkeypatch.setattr(
-        probes.measure, "information_grids", lambda *a, **k: replayed.append(tuple(k["layers"])) or original(*a, **k)
+        probes.sweeps.measure,
+        "information_grids",
+        lambda *a, **k: replayed.append(tuple(k["layers"])) or original(*a, **k),
     )
     model, samples, out = demo_model(), demo_samples(3, "vqa"), tmp_path / "run"
     how = {**PROBES, "progress": True}
@@ -162,7 +164,7 @@ def test_a_spent_budget_claims_nothing_and_a_larger_one_goes_on(tmp_path, capsys
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     model, samples = demo_model(), demo_samples(2)
     straight = vh.run_adaptive(model, samples, tmp_path / "straight", **PROBES)
-    original, calls = probes.sweep.measure, []
+    original, calls = probes.sweeps.sweep.measure, []
 
     def interrupt(*arguments):
         calls.append(arguments[1])
@@ -170,7 +172,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(probes.sweep, "measure", interrupt)
+    monkeypatch.setattr(probes.sweeps.sweep, "measure", interrupt)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             vh.run_adaptive(model, samples, tmp_path / "run", **PROBES)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-import probes.check
+import probes.loading.check
 import vlm_horizon as vh
-from probes.check import Property
+from probes.loading.check import Property
 from vlm_horizon.cli import main
 
 MODEL = str(vh.data_path("demo-models", "tiny-8"))
@@ -37,11 +37,11 @@ def test_the_same_as_json(capsys):
 
 
 def broken(*_) -> Property:
-    return Property("an unablated replay is the model", 1.75, 0.005, "nats", "describe it in probes/families.py")
+    return Property("an unablated replay is the model", 1.75, 0.005, "nats", "describe it in probes/models/families.py")
 
 
 def test_a_model_that_cannot_is_refused_with_property_error_and_remedy(capsys, monkeypatch):
-    monkeypatch.setattr(probes.check, "_null_replay", broken)
+    monkeypatch.setattr(probes.loading.check, "_null_replay", broken)
     code, said = outcome(capsys, MODEL)
     assert code == 1
     assert "FAILS" in said
@@ -49,7 +49,7 @@ def test_a_model_that_cannot_is_refused_with_property_error_and_remedy(capsys, m
 
 
 def test_loading_such_a_model_is_refused_with_the_same_sentence(capsys, monkeypatch):
-    monkeypatch.setattr(probes.check, "_null_replay", broken)
+    monkeypatch.setattr(probes.loading.check, "_null_replay", broken)
     with pytest.raises(vh.HorizonError, match=r"fails the self-test 'an unablated replay is the model' by 1\.8 nats"):
         vh.load_model(MODEL)
     assert vh.load_model(MODEL, check=False).n_layers == 8

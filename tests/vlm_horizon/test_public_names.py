@@ -72,7 +72,7 @@ vh.plot_removal_curves(horizons)
 vh.summarize(run)
 """
     modules = loaded_after(code)
-    assert {"analyses.horizon", "figures.horizon", "matplotlib"} <= modules
+    assert {"analyses.verdicts.horizon", "figures.horizon", "matplotlib"} <= modules
     assert not {"torch", "transformers", "nnsight"} & modules
     assert not [name for name in modules if name.startswith("probes")]
 
@@ -81,7 +81,7 @@ def test_reading_samples_leaves_torch_out():
     """Benchmarks can be looked at where no model is."""
     path = vh.data_path("demo-samples", "ocr.jsonl")
     modules = loaded_after(f"import vlm_horizon as vh; assert next(vh.read_samples({str(path)!r})).load_image()")
-    assert "probes.readers" in modules
+    assert "probes.data.readers" in modules
     assert not {"torch", "transformers", "nnsight", "matplotlib"} & modules
 
 
@@ -89,14 +89,15 @@ def test_analyses_and_figures_import_nothing_of_the_torch_side():
     modules = loaded_after(
         "import analyses, figures, pkgutil, importlib\n"
         "for package in (analyses, figures):\n"
-        "    for module in pkgutil.iter_modules(package.__path__):\n"
-        "        importlib.import_module(f'{package.__name__}.{module.name}')"
+        "    for module in pkgutil.walk_packages(package.__path__, f'{package.__name__}.'):\n"
+        "        importlib.import_module(module.name)"
     )
-    assert {"analyses.compare", "figures.paper"} <= modules
+    assert {"analyses.comparisons.compare", "analyses.reports.tables", "figures.paper"} <= modules
     assert not {"torch", "transformers", "nnsight", "probes"} & modules
 
 
-def test_probes_take_only_the_schema_from_analyses():
-    modules = loaded_after("import probes.sweep")
-    assert {name for name in modules if name.startswith("analyses.")} == {"analyses.runs"}
+def test_probes_take_only_the_run_directory_from_analyses():
+    modules = loaded_after("import probes.sweeps.sweep, probes.cost.cost, probes.loading.loading")
+    rooms = {name.split(".")[1] for name in modules if name.startswith("analyses.")}
+    assert rooms == {"runs"}
     assert not [name for name in modules if name.startswith(("figures", "matplotlib"))]

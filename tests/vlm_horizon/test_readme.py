@@ -7,10 +7,9 @@ import pytest
 
 import vlm_horizon as vh
 from analyses.runs import HorizonError
-from probes.families import FAMILIES
-from vlm_horizon import benchmarks
+from probes.models.families import FAMILIES
 from vlm_horizon.cli import app
-from vlm_horizon.families import BEGIN, END, families_table, write_table
+from vlm_horizon.readme import family_table, task_table, write_tables
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -37,22 +36,31 @@ def test_every_name_used_exists():
 
 
 def test_the_table_of_families_is_what_the_code_says(tmp_path):
-    table = README.partition(BEGIN)[2].partition(END)[0]
-    assert table == f"\n{families_table()}"
+    table = README.partition("<!-- families: begin -->")[2].partition("<!-- families: end -->")[0]
+    assert table == f"\n{family_table()}"
     for name, family in FAMILIES.items():
         (row,) = [line for line in table.splitlines() if f"| `{name}` |" in line]
         assert row.startswith(f"| {family.title} |")
         assert ("refused" in row) == bool(family.refused)
         assert ("video" in row) == family.video
+
+
+def test_stale_tables_are_made_anew_and_the_rest_stays(tmp_path):
     copy = tmp_path / "README.md"
-    copy.write_text(f"above\n{BEGIN}\nstale\n{END}\nbelow\n")
-    write_table(copy)
-    held = copy.read_text()
-    assert held == f"above\n{BEGIN}\n{families_table()}{END}\nbelow\n"
-    copy.write_text("no markers\n")
-    with pytest.raises(HorizonError, match=r"README.md has no place for the table: put <!-- families: begin -->"):
-        write_table(copy)
-    assert copy.read_text() == "no markers\n"
+    copy.write_text(README.replace("| textvqa |", "| other |").replace("| LLaVA-1.5 |", "| another |"))
+    assert copy.read_text() != README
+    write_tables(copy)
+    assert copy.read_text() == README
+
+
+@pytest.mark.parametrize("marker", ["families: begin", "families: end", "tasks: begin", "tasks: end"])
+def test_a_file_that_lacks_a_marker_stays_as_it_is(tmp_path, marker):
+    copy = tmp_path / "README.md"
+    broken = README.replace(f"<!-- {marker} -->", "").replace("| textvqa |", "| other |")
+    copy.write_text(broken)
+    with pytest.raises(HorizonError, match=f"README.md has no place for the table of {marker.split(':')[0]}: put <!--"):
+        write_tables(copy)
+    assert copy.read_text() == broken
 
 
 def test_every_file_named_exists():
@@ -63,12 +71,8 @@ def test_every_file_named_exists():
     assert all((ROOT / name).is_file() for name in named)
 
 
-def test_the_table_of_benchmarks_is_the_codes(tmp_path):
-    assert f"{benchmarks.BEGIN}\n{benchmarks.task_table()}{benchmarks.END}" in README
-    copy = tmp_path / "README.md"
-    copy.write_text(README.replace("| textvqa |", "| other |"))
-    benchmarks.write_table(copy)
-    assert copy.read_text() == README
+def test_the_table_of_benchmarks_is_the_codes():
+    assert f"<!-- tasks: begin -->\n{task_table()}<!-- tasks: end -->" in README
 
 
 def test_the_constraints_pin_every_dependency():

@@ -1,0 +1,4 @@
+"""Between groups, models and covariates: differences, associations, and how many images they need.
+
+A new comparison enters here.
+"""

@@ -1,0 +1,186 @@
+"""Sections of a report: what a run, or several, let one conclude, as results and as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from analyses.comparisons.covariates import correlate_half_depth
+from analyses.curves.target_shares import target_shares
+from analyses.reports.published import PublishedNumbers
+from analyses.reports.tables import (
+    agreement_table,
+    association_table,
+    collapse_table,
+    criteria_table,
+    gate_table,
+    horizon_table,
+    joint_table,
+    published_table,
+    score_table,
+    split_table,
+    target_table,
+)
+from analyses.reports.text import Table
+from analyses.runs import Run, check_choice
+from analyses.scores.scores import score_run
+from analyses.verdicts.agreement import compare_collapse_to_horizon, joint_collapse_layer
+from analyses.verdicts.collapse import find_collapse_layer
+from analyses.verdicts.disagreement import compare_criteria
+from analyses.verdicts.first_order import gate_agreement
+from analyses.verdicts.held_out import split_estimates
+from analyses.verdicts.horizon import find_horizon
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a report is made.
+
+    Attributes:
+        by: columns that define the groups.
+        criterion: of the horizon; every one that the run can carry by default.
+        measure: "p" or "log_p".
+        target: of the run; its first by default.
+        rule: of the collapse layer; the default rule by default.
+        split: share of the images that choose a layer, for the section "split".
+        covariates: of the section "covariates".
+        published: numbers to show beside ours.
+        scorer: of the section "scores"; each task's own by default.
+    """
+
+    by: tuple[str, ...] = ("task_type",)
+    criterion: str | None = None
+    measure: str = "p"
+    target: str | None = None
+    rule: str | None = None
+    split: float = 0.5
+    covariates: tuple[str, ...] = ("answer_tokens", "n_visual", "output_entropy")
+    published: PublishedNumbers | None = field(default=None, repr=False)
+    scorer: str | None = None
+
+    @property
+    def effect(self) -> dict[str, Any]:
+        """What every measured effect is asked for with."""
+        return {"measure": self.measure, "target": self.target}
+
+    @property
+    def by_task(self) -> tuple[str, ...]:
+        """The columns and the task: what answers and their scores belong to."""
+        return tuple(dict.fromkeys((*self.by, "task")))
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report.
+
+    Attributes:
+        results: dataclasses of one kind, raw numbers.
+        table: the same for people.
+    """
+
+    results: list[Any]
+    table: Table
+
+
+def _collapse(run: Run, options: Options) -> Section:
+    found = find_collapse_layer(run, by=options.by, rule=options.rule)
+    return Section(found, collapse_table(found))
+
+
+def _joint(run: Run, options: Options) -> Section:
+    found = [joint_collapse_layer(run, rule=options.rule)]
+    return Section(found, joint_table(found))
+
+
+def _horizons(run: Run, options: Options) -> Section:
+    found = find_horizon(run, by=options.by, criterion=options.criterion, **options.effect)
+    return Section(found, horizon_table(found))
+
+
+def _criteria(run: Run, options: Options) -> Section:
+    found = compare_criteria(run, by=options.by, default=options.criterion or "removal", **options.effect)
+    return Section(found, criteria_table(found))
+
+
+def _agreement(run: Run, options: Options) -> Section:
+    found = compare_collapse_to_horizon(
+        run, by=options.by, rule=options.rule, criterion=options.criterion or "removal", **options.effect
+    )
+    return Section(found, agreement_table(found))
+
+
+def _split(run: Run, options: Options) -> Section:
+    criterion = options.criterion or "removal"
+    found = split_estimates(run, by=options.by, criterion=criterion, split=options.split, **options.effect)
+    return Section(found, split_table(found))
+
+
+def _covariates(run: Run, options: Options) -> Section:
+    found = correlate_half_depth(run, options.covariates, by=options.by, **options.effect)
+    return Section(found, association_table(found))
+
+
+def _targets(run: Run, options: Options) -> Section:
+    found = target_shares(run, by=options.by_task)
+    return Section(found, target_table(found))
+
+
+def _scores(run: Run, options: Options) -> Section:
+    found = score_run(run, by=options.by_task, scorer=options.scorer)
+    return Section(found, score_table(found))
+
+
+def _gate(run: Run, options: Options) -> Section:
+    found = gate_agreement(run, target=options.target)
+    return Section(found, gate_table(found))
+
+
+def _published(run: Run, options: Options) -> Section:
+    samples = run.samples
+    names = {str(name) for column in ("task", "task_type") for name in samples[column].dropna().unique()}
+    theirs = run.config.tokens == "visual"  # all published numbers are of visual tokens
+    found = [] if options.published is None or not theirs else options.published.matching(run.config.model, names)
+    return Section(found, published_table(found))
+
+
+# name -> (probes that it needs one of, how it is made)
+SECTIONS: dict[str, tuple[tuple[tuple[str, ...], ...], Callable[[Run, Options], Section]]] = {
+    "collapse": ((("entropy",),), _collapse),
+    "joint": ((("entropy",),), _joint),
+    "horizons": ((("removal", "information"),), _horizons),
+    "criteria": ((("removal",),), _criteria),
+    "agreement": ((("entropy",), ("removal",)), _agreement),
+    "split": ((("removal",),), _split),
+    "covariates": ((("removal",),), _covariates),
+    "gate": ((("information",),), _gate),
+    "published": ((), _published),
+    "targets": ((), _targets),
+    "scores": ((), _scores),
+}
+
+STANDARD = ("collapse", "horizons", "gate", "published")
+UNASKED = ("gate", "published")  # most runs have nothing for these, and that is nothing to report
+
+
+def make_sections(run: Run, names: Sequence[str] = STANDARD, options: Options | None = None) -> dict[str, Section]:
+    """The sections asked for that the run can carry and that have anything to say.
+
+    Args:
+        run: what was measured.
+        names: of `SECTIONS`.
+        options: how.
+
+    Raises:
+        HorizonError: a section, or a word in the options, is unknown.
+    """
+    options = options or Options()
+    made = {}
+    for name in names:
+        check_choice("section", name, tuple(SECTIONS))
+        needed, make = SECTIONS[name]
+        if all(set(any_of) & set(run.config.probes) for any_of in needed):
+            section = make(run, options)
+            if section.results:
+                made[name] = section
+    return made

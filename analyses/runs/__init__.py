@@ -1,0 +1,72 @@
+"""The run directory: its vocabulary and schema, its configuration and its reader.
+
+A new column, stream, target or context enters here. This is the one contract between `probes` and `analyses`.
+"""
+
+from analyses.runs.config import RunConfig
+from analyses.runs.reader import (
+    GROUP_COLUMNS,
+    Run,
+    TokenGrids,
+    check_target,
+    load_run,
+    load_runs,
+    part_order,
+    split_groups,
+)
+from analyses.runs.schema import (
+    CONTEXTS,
+    CONVENTIONS,
+    CROP,
+    CURVES,
+    GENERATIONS,
+    KINDS,
+    METHODS,
+    PROBES,
+    SAMPLES,
+    SCHEMA_VERSION,
+    STREAMS,
+    TARGETS,
+    TOKENS,
+    WINDOW,
+    WRONG,
+    HorizonError,
+    check_choice,
+    default_streams,
+    short_name,
+    split_stream,
+    tokens_text,
+)
+
+__all__ = [
+    "CONTEXTS",
+    "CONVENTIONS",
+    "CROP",
+    "CURVES",
+    "GENERATIONS",
+    "GROUP_COLUMNS",
+    "KINDS",
+    "METHODS",
+    "PROBES",
+    "SAMPLES",
+    "SCHEMA_VERSION",
+    "STREAMS",
+    "TARGETS",
+    "TOKENS",
+    "WINDOW",
+    "WRONG",
+    "HorizonError",
+    "Run",
+    "RunConfig",
+    "TokenGrids",
+    "check_choice",
+    "check_target",
+    "default_streams",
+    "load_run",
+    "load_runs",
+    "part_order",
+    "short_name",
+    "split_groups",
+    "split_stream",
+    "tokens_text",
+]

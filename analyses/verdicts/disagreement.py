@@ -1,0 +1,198 @@
+"""Where the criteria of the horizon disagree with the default one, and why, in words that carry the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from analyses.runs import HorizonError, Run, tokens_text
+from analyses.verdicts.criteria import CRITERIA, FIRST_ORDER, is_above
+from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+
+
+@dataclass(frozen=True)
+class CriterionVerdict:
+    """What one criterion says of one group, beside what the default says.
+
+    Attributes:
+        model: short name of the model.
+        group: column -> value of the samples; empty for all samples together.
+        criterion: a key of `CRITERIA`. measure: of its effect.
+        layer: its horizon, or None. interval: of it, or None.
+        censored: the horizon is "not before the end".
+        reason: why `layer` is None; "" when a layer is given.
+        n_samples: samples used. n_images: distinct images among them.
+        shift: its layer minus the default's; None if either is missing.
+        apart: the two intervals have no layer in common; None if either is missing.
+        why: what differs from the default, and why.
+        n_layers: L.
+        tokens: whose removal it is about: "visual", "text" or "all".
+    """
+
+    model: str
+    group: dict[str, str]
+    criterion: str
+    measure: str
+    layer: int | None
+    interval: tuple[int, int] | None
+    censored: bool
+    reason: str
+    n_samples: int
+    n_images: int
+    shift: int | None
+    apart: bool | None
+    why: str
+    n_layers: int
+    tokens: str = "visual"
+
+
+def compare_criteria(
+    run_or_runs: Run | Sequence[Run],
+    *,
+    by: Sequence[str] = ("task_type",),
+    default: str = "removal",
+    measure: str = "p",
+    target: str | None = None,
+    detector: HorizonDetector | None = None,
+) -> list[CriterionVerdict]:
+    """Find the horizon by every criterion that each run can carry, and say where and why they disagree.
+
+    Args:
+        run_or_runs: one run or several.
+        by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
+        default: the criterion that the others are held against; the runs must carry it.
+        measure: "p" or "log_p".
+        target: of the runs; their first by default.
+        detector: parameters.
+
+    Returns:
+        One verdict a run, group and criterion, the default first in each group.
+
+    Raises:
+        HorizonError: unknown words, or a run that cannot carry the default.
+    """
+    runs = [run_or_runs] if isinstance(run_or_runs, Run) else list(run_or_runs)
+    return [
+        verdict
+        for run in runs
+        for verdict in explain_criteria(
+            find_horizon(run, by=by, measure=measure, target=target, detector=detector), default=default
+        )
+    ]
+
+
+def explain_criteria(horizons: Sequence[Horizon], *, default: str = "removal") -> list[CriterionVerdict]:
+    """Hold the horizons of one run by several criteria against those by the default, group by group.
+
+    Args:
+        horizons: results of `find_horizon` on one run, in any order.
+        default: the criterion that the others are held against.
+
+    Raises:
+        HorizonError: a group has no result by the default.
+    """
+    groups: dict[tuple[str, ...], list[Horizon]] = {}
+    for horizon in horizons:
+        groups.setdefault((tokens_text(horizon.model, horizon.tokens), *horizon.group.values()), []).append(horizon)
+    found = []
+    for name, members in groups.items():
+        reference = next((one for one in members if one.criterion == default), None)
+        if reference is None:
+            raise HorizonError(
+                f"no horizon by the criterion {default!r} to hold the others against: {' / '.join(name)}"
+            )
+        others = [one for one in members if one is not reference]
+        found += [_verdict(one, reference) for one in (reference, *others)]
+    return found
+
+
+def _verdict(one: Horizon, reference: Horizon) -> CriterionVerdict:
+    shift = None if one.layer is None or reference.layer is None else one.layer - reference.layer
+    apart = None
+    if one.interval is not None and reference.interval is not None:
+        apart = one.interval[0] > reference.interval[1] or reference.interval[0] > one.interval[1]
+    return CriterionVerdict(
+        model=one.model,
+        group=one.group,
+        criterion=one.criterion,
+        measure=one.measure,
+        layer=one.layer,
+        interval=one.interval,
+        censored=one.censored,
+        reason=one.reason,
+        n_samples=one.n_samples,
+        n_images=one.n_images,
+        shift=shift,
+        apart=apart,
+        why="the default" if one is reference else _why(one, reference, shift, apart),
+        n_layers=one.n_layers,
+        tokens=one.tokens,
+    )
+
+
+def _why(one: Horizon, reference: Horizon, shift: int | None, apart: bool | None) -> str:
+    """Everything that sets a criterion apart from the default, as sentences without their full stop."""
+    if shift is None:
+        parts = [_missing(one, reference)]
+    elif shift == 0:
+        parts = ["neither is reached before the end" if one.censored else "the same layer"]
+    else:
+        parts = [_deeper(one, reference) if shift > 0 else _shallower(one, reference)]
+        if apart is False:
+            parts.append("the intervals overlap, so the difference may be chance")
+    if one.layer is not None:
+        parts += _peculiarities(one, said=reference.censored)
+    if FIRST_ORDER in one.warning:
+        parts.append(FIRST_ORDER)
+    if one.n_samples != reference.n_samples:
+        parts.append(f"it rests on {one.n_samples} samples, the default on {reference.n_samples}")
+    return "; ".join(parts)
+
+
+def _missing(one: Horizon, reference: Horizon) -> str:
+    if one.reason == reference.reason:
+        return "none by the default either, for the same reason"
+    missing = [f"{horizon.criterion}: {horizon.reason}" for horizon in (one, reference) if horizon.layer is None]
+    return f"no layer to compare ({'; '.join(missing)})"
+
+
+def _deeper(one: Horizon, reference: Horizon) -> str:
+    """It is still there at the layer before its own horizon, where the default's effect is gone."""
+    before = int(one.layers[one.layers < one.layer].max())
+    return f"deeper: at layer {before} the {_state(one, before)}, while the {_state(reference, before)}"
+
+
+def _shallower(one: Horizon, reference: Horizon) -> str:
+    """The default's effect is still there at the layer before its horizon."""
+    before = int(reference.layers[reference.layers < reference.layer].max())
+    return f"shallower: at layer {before} the {_state(reference, before)}, while the {_state(one, before)}"
+
+
+def _peculiarities(one: Horizon, *, said: bool) -> list[str]:
+    """What the rule of this criterion leaves out of sight, where that matters here; `said`: that nothing is reached."""
+    rule = CRITERIA[one.criterion]
+    later = one.layers >= one.layer
+    above = later & is_above(rule, one.effect, one.threshold)
+    parts = []
+    if not rule.settles:
+        back = ", ".join(map(str, one.layers[above]))
+        parts.append("the first crossing, a point estimate" + (f"; above again at {back}" if back else ""))
+    if rule.signed and (one.effect[later] < -one.threshold).any():
+        rise = -one.effect[later].min()
+        parts.append(f"only a {rule.looks_at} counts, not that it rises by up to {rise:.3g} there")
+    if one.censored and not said:
+        parts.append("not before the end")
+    return parts
+
+
+def _state(horizon: Horizon, layer: int) -> str:
+    """Whether an effect is still there at a layer: "... is still 0.08 (gone below 0.04)", "... is gone (0.02, ...)"."""
+    rule = CRITERIA[horizon.criterion]
+    where = int(np.searchsorted(horizon.layers, layer, side="right")) - 1  # the last one measured up to there
+    value, bound = horizon.effect[where], "up to" if rule.inclusive else "below"
+    there = "" if horizon.layers[where] == layer else f" at layer {horizon.layers[where]}, where it was last measured"
+    if is_above(rule, horizon.effect, horizon.threshold)[where]:
+        return f"{rule.looks_at} is still {value:.3g} (gone {bound} {horizon.threshold:.3g}){there}"
+    return f"{rule.looks_at} is gone ({value:.3g}, {bound} {horizon.threshold:.3g}){there}"

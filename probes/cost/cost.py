@@ -1,0 +1,338 @@
+"""What a run will cost, before it starts: replays, operations, time, peak memory and disk."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analyses.runs import HorizonError, RunConfig
+from probes.cost.amounts import Amount, Group, planned_amount, scaled_amount
+from probes.cost.calibration import time_parts
+from probes.cost.disk import disk_parts
+from probes.cost.memory import memory_parts, peak, resident_bytes
+from probes.cost.operations import Batch, decoder_weights, replay_work
+from probes.cost.units import byte_text, duration_text, operation_text
+from probes.cost.workload import Clock, SampleWork, Subject, meet, sample_work, timed
+from probes.data.samples import Sample, SampleError, with_template
+from probes.directory.columns import thumbnail
+from probes.directory.writer import FLUSH_SAMPLES, FLUSH_SECONDS
+from probes.measures.generation import generate_answer
+from probes.models.probed import ProbedModel
+from probes.plans.options import RunOptions
+
+TRIED = 5  # samples, until one can be measured
+SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run, but within so many seconds
+WHEN_ASKED = 3.0  # seconds, where nothing but the cost is asked for
+TIMED_TOKENS = 4  # of a whole answer
+PICTURES = 8  # thumbnails looked at, for their mean size
+DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
+ANSWERS = "answers"  # the part of the whole answers
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run takes, all samples together unless said otherwise.
+
+    Attributes:
+        samples: measured.
+        grid_samples: of these, with token grids.
+        replays: ablations run, by part: removal, keep-one, leave-one-out, noise floor. Of the method "gate": 0 for
+            its backward passes, and those of its exact checks. With `coarse`: those of the coarse windows, and of all
+            fine ones, the most that they can ask for.
+        layer_rows: tokens recomputed over all layers, by the same parts.
+        operations: multiplications and additions: those of the replays, of the forward passes, entropies, spectra.
+        seconds: on this machine, by part, with `record` (thumbnail, hashes) besides; writing is not in it.
+        memory: bytes by part: resident, capture, and what comes and goes (forward, entropies, replays).
+        disk: bytes by part.
+        formulas: what stands behind the parts of `memory`, in words and numbers.
+        shape: visual tokens and all tokens of the sample that stands for all.
+        less: when it takes less, in words; nothing where the figures say all.
+    """
+
+    samples: int
+    grid_samples: int
+    replays: dict[str, int]
+    layer_rows: dict[str, int]
+    operations: dict[str, float]
+    seconds: dict[str, float]
+    memory: dict[str, int]
+    disk: dict[str, int]
+    formulas: dict[str, str]
+    shape: tuple[int, int]
+    less: tuple[str, ...] = ()
+
+    @property
+    def total_replays(self) -> int:
+        """Ablations run."""
+        return sum(self.replays.values())
+
+    @property
+    def total_operations(self) -> float:
+        """Multiplications and additions."""
+        return sum(self.operations.values())
+
+    @property
+    def total_seconds(self) -> float:
+        """On this machine."""
+        return sum(self.seconds.values())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Resident size (on a GPU: memory of torch) at its largest."""
+        return peak(self.memory)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the run directory, or of what is added to it."""
+        return sum(self.disk.values())
+
+    def __str__(self) -> str:
+        """One line: how many samples, and what they take."""
+        return f"{self.samples:,} sample{'' if self.samples == 1 else 's'}: {self.taken}"
+
+    @property
+    def taken(self) -> str:
+        """What the samples take, in a few words."""
+        return (
+            f"{self.total_replays:,} replays, {operation_text(self.total_operations)}, "
+            f"about {duration_text(self.total_seconds)}, peak {byte_text(self.peak_bytes)}, "
+            f"{byte_text(self.disk_bytes)} on disk" + "".join(f"; less {when}" for when in self.less)
+        )
+
+
+def estimate_cost(
+    model: ProbedModel,
+    samples: Sample | Iterable[Sample],
+    *,
+    n_samples: int | None = None,
+    clock: Clock = time.perf_counter,
+    **options: Any,
+) -> Cost:
+    """What `run` with the same options would take on this machine. Runs parts of one sample for up to a few seconds.
+
+    The first sample that can be measured stands for all: where images differ in size, so will their cost.
+
+    Args:
+        model: as loaded.
+        samples: one sample, or those of the run.
+        n_samples: how many samples there will be, tasks in the same proportions; as many as given by default.
+        clock: gives seconds; `time.process_time` tells more where a machine is busy.
+        options: of `run`, by name, except what says how it goes on (retry_failed, progress, overlap).
+
+    Raises:
+        HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
+    """
+    asked = RunOptions.named(options)
+    given = list(islice([samples] if isinstance(samples, Sample) else samples, asked.limit))
+    if asked.token_layers == "auto":
+        raise HorizonError(
+            "token_layers 'auto' are not known before they are chosen: name as many layers in their place"
+        )
+    if n_samples is not None and n_samples < 1:
+        raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
+    config, _ = asked.config(model, given)
+    if n_samples is not None and asked.limit is not None:
+        n_samples = min(n_samples, asked.limit)
+    if n_samples is None or not given:
+        amount = planned_amount(given, asked, config)
+    else:
+        amount = scaled_amount(Counter(sample.task for sample in given), asked, config, n_samples)
+    prompted = [with_template(sample, asked.prompt) for sample in given]
+    return cost_of(model, prompted, config, amount, budget=WHEN_ASKED, clock=clock)
+
+
+def cost_of(
+    model: ProbedModel,
+    samples: Sequence[Sample],
+    config: RunConfig,
+    amount: Amount,
+    *,
+    budget: float | None = None,
+    clock: Clock = time.perf_counter,
+) -> Cost:
+    """`estimate_cost` for a configuration that has been checked.
+
+    Args:
+        model: as loaded.
+        samples: the first of them that can be measured stands for all.
+        config: of the run.
+        amount: how many samples are left to measure.
+        budget: seconds for the timing, about; by default a small share of the run's.
+        clock: gives seconds.
+
+    Raises:
+        HorizonError: there is no sample, or none of the first few can be measured.
+    """
+    subject = _first_measurable(model, samples, config, clock)
+    if amount.layers:
+        config = replace(config, token_layers=amount.layers)
+    work = sample_work(model, subject, config)
+    works = {group: _work_of(model, subject, config, group, work) for group in amount.groups}
+    needed = work.only({part for group in amount.groups for part in works[group].replays if group.takes(part)})
+    seconds = time_parts(
+        model,
+        subject,
+        config,
+        needed,
+        grids=amount.grids > 0,
+        spectra=amount.spectra > 0,
+        checks=amount.checked,
+        budget=budget or _budget(subject, work, amount.total(works, _operations)),
+        clock=clock,
+    )
+
+    def time_of(one: SampleWork) -> dict[str, float]:
+        counted, known = _operations(one), _operations(work)
+        scale = {part: counted[part] / known[part] for part in one.replays if known[part]}
+        return {part: spent * scale.get(part, 1.0) for part, spent in seconds.items()}
+
+    times = amount.total(works, time_of)
+    operations = amount.total(works, _operations)
+    if amount.answers:
+        answer = _answer(model, subject, work, amount.generate, clock)
+        operations[ANSWERS], times[ANSWERS] = (amount.answers * value for value in answer)
+    replays = amount.total(works, lambda one: {part: done.replays for part, done in one.replays.items()})
+    rows = amount.total(works, lambda one: {part: done.rows for part, done in one.replays.items()})
+    together = _samples_a_part(sum(times.values()), amount.samples)
+    disk = disk_parts(
+        model,
+        subject,
+        config,
+        samples=amount.samples,
+        grids=amount.grids,
+        spectra=amount.spectra,
+        samples_a_part=together,
+        thumbnail=_mean_thumbnail(samples, together),
+    )
+    memory, formulas = memory_parts(model, subject, config, needed)
+    prompt = subject.captured.prompt
+    shape = len(prompt.visual), prompt.n_tokens
+    del subject
+    gc.collect()  # what is resident now is there when nothing is being measured
+    return Cost(
+        samples=amount.samples,
+        grid_samples=amount.grids,
+        replays={part: int(count) for part, count in replays.items()},
+        layer_rows={part: int(count) for part, count in rows.items()},
+        operations=operations,
+        seconds=times,
+        memory={"resident": resident_bytes(model.device)} | memory,
+        disk=disk,
+        formulas=formulas,
+        shape=shape,
+        less=_less(config, amount),
+    )
+
+
+def _work_of(model: ProbedModel, subject: Subject, config: RunConfig, group: Group, work: SampleWork) -> SampleWork:
+    """What a sample of a group takes: `work`, unless it has token grids at fewer layers."""
+    if not group.layers or group.layers == config.token_layers:
+        return work
+    return sample_work(model, subject, replace(config, token_layers=group.layers))
+
+
+def _operations(work: SampleWork) -> dict[str, float]:
+    """Of one sample, by part."""
+    return work.operations | {part: done.operations for part, done in work.replays.items()}
+
+
+def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: RunConfig, clock: Clock) -> Subject:
+    if not samples:
+        raise HorizonError("there is no sample whose cost could be estimated")
+    for sample in samples[:TRIED]:
+        try:
+            return meet(model, sample, config, clock)
+        except Exception as error:  # a run records such a sample and goes on
+            reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
+    raise HorizonError(f"none of the first {len(samples[:TRIED])} samples can be measured; of the last, {reason}")
+
+
+def _budget(subject: Subject, work: SampleWork, operations: dict[str, float]) -> float:
+    """Seconds for the calibration, by the rate of the first forward pass."""
+    whole = sum(operations.values()) / work.operations["forward"] * subject.seconds
+    return float(np.clip(SHARE * whole, LEAST, MOST))
+
+
+def _samples_a_part(seconds: float, samples: int) -> int:
+    """Samples that a run commits at once."""
+    return int(np.clip(FLUSH_SECONDS * samples / max(seconds, 1e-9), 1, FLUSH_SAMPLES))
+
+
+def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
+    """Bytes a sample, from a few spread over all; a part holds a picture once. None where none can be read."""
+    sizes = []
+    for at in sorted({round(place) for place in np.linspace(0, len(samples) - 1, PICTURES)}):
+        try:
+            sizes.append(len(thumbnail(samples[at].load_image())))
+        except SampleError:  # the run will say so
+            continue
+    if not sizes:
+        return None
+    pictures = [sample.image if isinstance(sample.image, Path) else id(sample.image) for sample in samples]
+    parts = [set(pictures[start : start + together]) for start in range(0, len(pictures), together)]
+    distinct = sum(map(len, parts)) / len(pictures)
+    mean = float(np.mean(sizes))
+    return mean * distinct if mean * max(map(len, parts)) < DICTIONARY_BYTES else mean
+
+
+def _answer(model: ProbedModel, subject: Subject, work: SampleWork, tokens: int, clock: Clock) -> tuple[float, float]:
+    """Operations and seconds of one whole answer of so many tokens: a forward pass, then a token at a time."""
+    start = subject.captured.prompt.n_tokens + 1
+    steps = [Batch(np.zeros(1, int), 1, start + step, start + step) for step in range(tokens - 1)]
+    stepwise = replay_work(decoder_weights(model), steps, 1).operations
+    found: dict[int, float] = {}
+    for limit in sorted({1, min(tokens, TIMED_TOKENS)}):
+        seconds, answer = timed(model, partial(generate_answer, model, subject.sample, max_new_tokens=limit), clock)
+        found[len(answer.ids)] = min(seconds, found.get(len(answer.ids), math.inf))
+    first, most = found[min(found)], max(found)
+    if most > 1:
+        rest = (tokens - 1) * max(0.0, found[most] - first) / (most - 1)
+    else:  # it ends at once, so later tokens go by their operations
+        rest = first * stepwise / work.operations["forward"]
+    return work.operations["forward"] + stepwise, first + rest
+
+
+def _less(config: RunConfig, amount: Amount) -> tuple[str, ...]:
+    """When a run takes less than was counted."""
+    found = []
+    if config.coarse is not None and amount.grids:
+        found.append("where coarse windows show nothing")
+    if config.only_correct:
+        found.append("for samples that the model answers wrong, which end after one forward pass")
+    elif config.targets == ("greedy-correct",):
+        found.append("for samples that the model answers wrong, which have no target")
+    if amount.generate > 1:
+        found.append(f"where answers end before {amount.generate} tokens")
+    return tuple(found)
+
+
+def announcement(
+    model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount, *, each: bool = False
+) -> str:
+    """The line before a run: what is left to do, or why that is not known.
+
+    Args:
+        model: as loaded.
+        config: of the run.
+        samples: what is left, or the first few samples of a stream.
+        amount: how many.
+        each: the amount is of each sample of a stream, whose length is not known.
+    """
+    if not amount.samples:
+        return "nothing is left to measure"
+    try:
+        cost = cost_of(model, samples, config, amount)
+    except HorizonError as error:
+        known = "samples" if each else f"{amount.samples:,} samples"
+        return f"{known}: what they take is not known, since {error}"
+    return f"as many samples as there come, each: {cost.taken}" if each else str(cost)

@@ -1,0 +1,151 @@
+"""What first-order token grids take: trajectories and backward passes, counted before any is run.
+
+As in `operations`, a multiplication and an addition are two operations, and only products of matrices count. The
+derivative of a product by what varies costs as much as the product again, weights being fixed; that of attention, where
+both sides vary, twice as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from probes.cost.operations import DecoderWeights, Work
+from probes.gates.gate import LOG_GATES
+from probes.gates.trajectories import Step, closed_rows, closed_steps, open_rows, parts_of
+from probes.models.probed import ProbedModel
+from probes.replay.batching import Shape, batch_bytes, feed_forward_size
+from probes.replay.capture import Capture
+
+NARROW = 7  # widths of the stream that derivatives of a row hold
+WIDE = 6  # of the feed-forward: four are saved, two are gradients
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows that run together in a layer, and columns that they see; none where only keys and values are computed."""
+
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One trajectory, and derivatives along it.
+
+    Attributes:
+        cut: the first layer.
+        forward: what runs once in every layer from the cut on; nothing where the capture is the trajectory.
+        backward: what runs with its derivatives.
+        times: how often it does.
+        rows: through which derivatives flow.
+    """
+
+    cut: int
+    forward: tuple[Block, ...]
+    backward: tuple[Block, ...]
+    times: int
+    rows: int
+
+
+def gate_passes(captured: Capture, context: str, cuts: Sequence[int]) -> list[Pass]:
+    """The passes of `gate_effects`: one from the first cut on for leave-one-out, one a cut for keep-one.
+
+    Args:
+        captured: one prompt.
+        context: keep-one or leave-one-out.
+        cuts: ascending.
+    """
+    if context == "leave-one-out":
+        rows = len(open_rows(captured, cuts[0]))
+        return [Pass(cuts[0], (), _derivative_blocks(captured, rows), 1, rows)]
+    passes = []
+    for cut in cuts:
+        forward = tuple(_block(step) for step in closed_steps(captured, cut))
+        rows = len(closed_rows(captured, cut))
+        passes.append(Pass(cut, forward, _derivative_blocks(captured, rows), len(LOG_GATES), rows))
+    return passes
+
+
+def _block(step: Step) -> Block:
+    if step.context is None:
+        return Block(len(step.rows), 0)
+    return Block(len(step.rows), len(step.context) + len(step.rows) * step.own)
+
+
+def _derivative_blocks(captured: Capture, rows: int) -> tuple[Block, ...]:
+    """The parts of so many rows; every other token of the prompt is seen by all of them."""
+    fixed = captured.prompt.n_tokens - rows
+    blocks = []
+    for part in parts_of(captured, rows):
+        size = part.rows.stop - part.rows.start
+        seen = 0 if part.seen is None else fixed + part.seen.stop - part.seen.start + size * part.own
+        blocks.append(Block(size, seen))
+    return tuple(blocks)
+
+
+def pass_work(weights: DecoderWeights, passes: Iterable[Pass], n_targets: int, n_places: int) -> Work:
+    """Count the work of passes, which are no replays.
+
+    Args:
+        weights: of the decoder.
+        passes: what runs.
+        n_targets: targets that derivatives are taken of.
+        n_places: readout places of the prompt.
+    """
+    return sum((_work_of(weights, one, n_targets, n_places) for one in passes), start=Work())
+
+
+def _work_of(weights: DecoderWeights, one: Pass, n_targets: int, n_places: int) -> Work:
+    layers = slice(one.cut, None)
+    inner, outer, pair = weights.inner[layers].sum(), weights.outer[layers].sum(), weights.pair
+    n_layers = len(weights.inner) - one.cut
+    run = [*one.forward, *one.backward * one.times]
+    attending = sum(block.rows for block in run if block.columns)
+    forward = sum(block.rows for block in run) * inner + attending * outer
+    forward += sum(block.rows * block.columns for block in run) * pair * n_layers
+    pairs = sum(block.rows * block.columns for block in one.backward) * pair * n_layers
+    backward = one.times * n_targets * (one.rows * (inner + outer) + 2 * pairs)
+    head = one.times * (1 + n_targets) * n_places * weights.head
+    return Work(0, attending * n_layers, 2.0 * float(forward + backward + head))
+
+
+def pass_bytes(model: ProbedModel, captured: Capture, one: Pass, n_targets: int) -> tuple[int, str]:
+    """Memory that a pass takes at its peak beside the capture, and the formula behind it.
+
+    The trajectory, and the larger of one part of one layer as it runs forward, and one with all that its derivatives
+    need, beside what every row is worth so far.
+    """
+    item, d = model.dtype.itemsize, model.hidden_size
+    keys, layers = model.n_key_value_heads * model.head_dim, model.n_layers - one.cut
+    tokens = captured.prompt.n_tokens if one.forward else 0  # of which keys and values are held
+    held = item * (layers * (one.rows * d + tokens * 2 * keys) + tokens * d)
+    forward = max((_forward_bytes(model, block) for block in one.forward), default=0)
+    backward = max(_derivative_bytes(model, block) for block in one.backward)
+    backward += item * n_targets * one.rows * 2 * (d + keys)
+    largest = max(one.backward, key=lambda block: block.rows * block.columns)
+    of_tokens = f" + {tokens:,} tokens x 2 x {keys}" if tokens else ""
+    return held + max(forward, backward), (
+        f"{layers} layers x ({one.rows:,} rows x {d}{of_tokens}) x {item} bytes, and the larger of {forward:,} bytes "
+        f"of a layer forward and {backward:,} of one with derivatives of {largest.rows:,} rows over "
+        f"{largest.columns:,} columns"
+    )
+
+
+def _forward_bytes(model: ProbedModel, block: Block) -> int:
+    """One part of a layer without derivatives: as in a replay, with a mask of gates, and own keys and values kept."""
+    shape = Shape(block.rows, block.columns, 0, own_mask=True)
+    kept = 2 * model.n_key_value_heads * model.head_dim
+    return batch_bytes(model, shape, part=block.rows) + block.rows * (block.columns + kept) * model.dtype.itemsize
+
+
+def _derivative_bytes(model: ProbedModel, block: Block) -> int:
+    """One part of a layer with all that its derivatives need: the scores, saved; and their gradients or the wide rows'.
+
+    Keys and values of all columns are there as leaves, joined, scaled, and as gradients.
+    """
+    queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
+    scores = model.n_heads * block.rows * block.columns
+    passing = max(2 * scores, block.rows * WIDE * feed_forward_size(model))
+    columns = block.columns * (4 * keys + 2 * queries)
+    return model.dtype.itemsize * (scores + passing + block.rows * NARROW * model.hidden_size + columns)

@@ -1,0 +1,92 @@
+"""What was measured of one sample as the columns, rows and arrays that the run directory holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from probes.measures.information import InformationGrid, RemovalCurve
+from probes.measures.noise import NoiseFloor
+from probes.models.grids import TokenGrid
+from probes.models.probed import ProbedModel
+from probes.models.targets import Target
+from probes.replay.capture import Capture
+
+THUMBNAIL = 256  # px, longest side
+FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
+Grids = dict[tuple[str, str], InformationGrid]  # by target and context
+
+
+def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
+    """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
+    prompt, own = captured.prompt, captured.log_probs
+    there = own[target.place if target else 0]
+    best = there.argmax()
+    entry: dict[str, Any] = {
+        "prediction": model.tokenizer.decode([int(best)]),
+        "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
+        "n_visual": len(prompt.visual),
+        "n_placeless": prompt.placeless,
+        "n_prompt": int(prompt.readout[0]) + 1,
+        "crops": [_crop(grid) for grid in prompt.grids],
+    }
+    if target:
+        log_p = float(target.log_p(own))
+        entry.update(
+            correct=bool(target.contains(best)),
+            target_ids=list(target.ids),
+            target_text=target.answer if target.name == "answer" else model.tokenizer.decode([target.ids[0]]),
+            p=float(np.exp(log_p)),
+            log_p=log_p,
+        )
+    return entry
+
+
+def floor_columns(floor: NoiseFloor) -> dict[str, float]:
+    """The `SAMPLES` columns of a noise floor."""
+    return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
+
+
+def entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[tuple[str, str, int, str, str, float]]:
+    """`CURVES` of each stream's (layer,) entropies, in nats."""
+    for stream, values in entropies.items():
+        for layer, value in enumerate(values.tolist()):
+            yield "", "", layer, stream, "entropy", value
+
+
+def removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[tuple[str, str, int, str, str, float]]:
+    """`CURVES` of each target's removals."""
+    for name, curve in removals.items():
+        for measure in ("log_p", "kl", "correct", "same"):
+            for layer, value in zip(curve.layers.tolist(), getattr(curve, measure).tolist(), strict=True):
+                yield name, "removal", layer, "", measure, float(value)
+
+
+def token_arrays(grids: Grids) -> dict[str, np.ndarray]:
+    """Token grids by their names in the run directory, less the row."""
+    arrays: dict[str, np.ndarray] = {}
+    for (name, context), grid in grids.items():
+        key = f"{name}/{context}"
+        arrays |= {key: grid.log_p, f"{key}/removed": grid.removed, f"{key}/all": np.array([grid.all])}
+        arrays |= {f"{key}/coarse": grid.coarse} if grid.coarse is not None else {}
+    return arrays
+
+
+def _crop(grid: TokenGrid) -> dict[str, float]:
+    left, top, right, bottom = grid.box
+    box = {"left": left, "top": top, "right": right, "bottom": bottom}
+    return {"rows": grid.rows, "columns": grid.columns, **box, "image": grid.image}
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """PNG of an image, at most `THUMBNAIL` pixels a side."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    stored = io.BytesIO()
+    small.save(stored, format="PNG")
+    return stored.getvalue()

@@ -1,0 +1,4 @@
+"""First-order effects of tokens: gates on the visual keys, and their derivatives by backward passes.
+
+A new first-order estimate enters here; what is exact belongs into `replay`.
+"""

@@ -1,0 +1,243 @@
+"""First-order effects: what every visual token is worth, from one backward pass instead of one replay a token.
+
+With g_v the gate of visual token v (`probes.gates.trajectories`), the same in every layer from the
+cut k on, and m = log p,
+
+    leave-one-out: D_k(v) = m(all) - m(all but v from k)        ~ dm/dg_v where all gates are 1,
+    keep-one:      I_k(v) = m(only v from k) - m(none from k)   ~ dm/dg_v where all gates are 0.
+
+A gate has a derivative of its own in each layer; one pass at gates 1 gives them all, and their sum over the layers >= k
+is that of cut k. At gates 0 visual tokens do not see each other from k on, so every cut takes a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from analyses.runs import METHODS, HorizonError
+from probes.gates.trajectories import Part, Trajectory, closed_trajectory, open_trajectory, parts_of, run_layer, step_of
+from probes.models.grids import Window
+from probes.models.probed import ProbedModel
+from probes.models.targets import Target
+from probes.replay.capture import Capture
+from probes.replay.readout import read_out
+
+# Log 0 is no number, so derivatives at gate 0 are taken at these log gates: that by log g, over g, is the one at 0
+# unless a row prefers a visual token to all its text by more than 1 / g. The first allows e^80 (trained models reach
+# it), but float32 and bfloat16 end at e^-87: tokens that are lost there are taken at the second, with all others shut.
+LOG_GATES = (-80.0, -40.0)
+# Derivatives are scaled up by this in float16, which has no small numbers.
+HALF_SCALE = 1024.0
+
+
+def check_method(
+    method: str,
+    kind: str,
+    contexts: Sequence[str],
+    dtype: torch.dtype,
+    coarse: int | None = None,
+    tokens: str = "visual",
+) -> None:
+    """Raise HorizonError unless token grids can be measured by this method."""
+    if method not in METHODS:
+        raise HorizonError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
+    if method == "gate" and kind != "delete":
+        raise HorizonError(
+            f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
+        )
+    if method == "gate" and tokens != "visual":
+        raise HorizonError(
+            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {tokens!r}: take the "
+            "method 'exact', or visual tokens"
+        )
+    if method == "gate" and coarse is not None:
+        raise HorizonError(
+            f"method 'gate' takes one backward pass for all windows, so coarse windows ({coarse}) spare it nothing: "
+            "leave coarse out"
+        )
+    if method == "gate" and "keep-one" in contexts and dtype == torch.float16:
+        raise HorizonError(
+            "keep-one by method 'gate' needs smaller numbers than float16 has: load the model in bfloat16 or float32, "
+            "or measure leave-one-out"
+        )
+
+
+def gate_effects(
+    model: ProbedModel, captured: Capture, targets: Mapping[str, Target], context: str, cuts: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """First-order effect of every visual token at every cut.
+
+    Args:
+        model: the captured model.
+        captured: its forward pass on one prompt.
+        targets: by name.
+        context: keep-one or leave-one-out.
+        cuts: ascending.
+
+    Returns:
+        By target: (cut, visual token) estimates of I_k (keep-one) or D_k (leave-one-out) in nats of log p.
+
+    Raises:
+        HorizonError: a derivative is not finite in the model's precision.
+    """
+    chosen = list(targets.values())
+    if context == "leave-one-out":
+        by_layer = derivatives(model, captured, chosen, open_trajectory(captured, cuts[0]), _equal_gates(captured, 0.0))
+        by_cut = by_layer.flip(1).cumsum(1).flip(1)[:, [k - cuts[0] for k in cuts]]
+    else:
+        by_cut = torch.stack([_at_zero(model, captured, chosen, k) for k in cuts], 1)
+    return {name: effects.cpu().numpy() for name, effects in zip(targets, by_cut, strict=True)}
+
+
+def path_derivatives(
+    model: ProbedModel, captured: Capture, target: Target, path: Trajectory, log_gate: float
+) -> np.ndarray:
+    """(visual token,) derivative of log p by its log gate, the same in all layers, where all gates have this value."""
+    found = derivatives(model, captured, [target], path, _equal_gates(captured, log_gate))
+    return found[0].sum(0).cpu().numpy()
+
+
+@torch.no_grad()
+def log_p_at(model: ProbedModel, target: Target, path: Trajectory) -> float:
+    """Log p of the target under the gates of a trajectory, in nats."""
+    return float(target.log_p(_log_probs(model, path.final)))
+
+
+def sum_windows(effects: np.ndarray, visual: torch.Tensor, windows: Sequence[Window]) -> np.ndarray:
+    """Effects of windows to first order: (..., visual token) -> (..., window), sums over their tokens."""
+    place = {position: at for at, position in enumerate(visual.tolist())}
+    return np.stack([effects[..., [place[p] for p in window.positions]].sum(-1) for window in windows], axis=-1)
+
+
+def derivatives(
+    model: ProbedModel, captured: Capture, targets: Sequence[Target], path: Trajectory, gates: torch.Tensor
+) -> torch.Tensor:
+    """Derivatives of log p by the log gate of every visual token in every layer.
+
+    Layer by layer from the last down, each run again from its stored input: memory is that of one layer.
+
+    Args:
+        model: the captured model.
+        captured: one prompt.
+        targets: whose log p.
+        path: what the layers compute under the gates.
+        gates: (visual token,) float64 log gates, the same in every layer; one of -inf is shut.
+
+    Returns:
+        (target, layer, visual token) float64, from layer `path.cut` on.
+
+    Raises:
+        HorizonError: one is not finite in the model's precision.
+    """
+    scale = HALF_SCALE if model.dtype == torch.float16 else 1.0
+    with _frozen(model.model), torch.enable_grad():
+        gradient = _at_the_end(model, captured, targets, path) * scale
+        found = []
+        for k in reversed(range(path.cut, model.n_layers)):
+            gradient, by_gate = _through_layer(model, captured, path, k, gradient, gates)
+            found.append(by_gate)
+    by_layer = torch.stack(found[::-1], 1) / scale
+    if not torch.isfinite(by_layer).all():
+        raise HorizonError(f"first-order effects of {model.name!r} are not finite in {model.dtype}: load it in float32")
+    return by_layer
+
+
+def _equal_gates(captured: Capture, log_gate: float) -> torch.Tensor:
+    visual = captured.prompt.visual
+    return torch.full((len(visual),), log_gate, dtype=torch.float64, device=visual.device)
+
+
+def _at_zero(model: ProbedModel, captured: Capture, targets: Sequence[Target], cut: int) -> torch.Tensor:
+    """(target, visual token) derivative of log p by the gates, where all are 0."""
+    closed = closed_trajectory(model, captured, cut)
+    first, second = LOG_GATES
+    effects = derivatives(model, captured, targets, closed, _equal_gates(captured, first)).sum(1) * math.exp(-first)
+    lost = effects.abs() < 1.0
+    apart = torch.where(lost.any(0), second, -math.inf).to(effects)
+    again = derivatives(model, captured, targets, closed, apart).sum(1) * math.exp(-second)
+    return torch.where(lost, again, effects)
+
+
+def _at_the_end(model: ProbedModel, captured: Capture, targets: Sequence[Target], path: Trajectory) -> torch.Tensor:
+    """(target, row, hidden) derivative of log p by what leaves the last layer."""
+    final = path.final.detach().requires_grad_()
+    log_probs = _log_probs(model, final)
+    places = torch.searchsorted(path.rows, captured.prompt.readout)
+    gradient = final.new_zeros(len(targets), len(path.rows), final.shape[-1])
+    for at, target in enumerate(targets):
+        (gradient[at, places],) = torch.autograd.grad(target.log_p(log_probs), final, retain_graph=True)
+    return gradient
+
+
+def _log_probs(model: ProbedModel, final: torch.Tensor) -> torch.Tensor:
+    """(place, hidden) -> (place, vocabulary)."""
+    return read_out(model, final[None])[0]
+
+
+def _through_layer(
+    model: ProbedModel,
+    captured: Capture,
+    path: Trajectory,
+    k: int,
+    gradient: torch.Tensor,
+    gates: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Derivatives by the output of layer k -> (target, row, hidden) by its input, (target, visual token) by log gates.
+
+    Later parts first: when a row's turn comes, all that its keys and values are worth to other rows is known.
+    """
+    cache = path.keys[k - path.cut], path.values[k - path.cut]
+    visual = captured.prompt.visual
+    by_input = torch.zeros_like(gradient)
+    by_cache = [torch.zeros_like(part[:, path.rows]).repeat(len(gradient), 1, 1, 1) for part in cache]
+    by_gate = gates.new_zeros(len(gradient), len(visual))
+    for part in reversed(parts_of(captured, len(path.rows))):
+        leaves, outputs = _differentiable(model, captured, path, k, part, gates)
+        for at in range(len(gradient)):
+            weights = [gradient[at, part.rows]] if part.seen is not None else []
+            weights += [one[at][:, part.rows] for one in by_cache] if part.own else []
+            found = torch.autograd.grad(outputs, leaves, weights, retain_graph=at < len(gradient) - 1)
+            by_input[at, part.rows] += found[0]
+            if part.seen is not None:
+                for one, more in zip(by_cache, found[1:3], strict=True):
+                    one[at][:, part.seen] += more
+                by_gate[at] += found[3]
+    return by_input, by_gate
+
+
+def _differentiable(
+    model: ProbedModel, captured: Capture, path: Trajectory, k: int, part: Part, gates: torch.Tensor
+) -> tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]:
+    """What layer k makes of a part's rows, and of what: their input, keys and values of the rows they see, log gates.
+
+    Where only keys and values are computed, of their input alone.
+    """
+    cache, visual = (path.keys[k - path.cut], path.values[k - path.cut]), captured.prompt.visual
+    step, states = step_of(part, path.rows, path.fixed), path.inputs[k - path.cut][part.rows]
+    if part.seen is None:
+        leaves = [states.detach().requires_grad_()]
+        return leaves, run_layer(model, captured, k, leaves[0], step, [], gates)
+    leaves = [states, *(one[:, path.rows[part.seen]] for one in cache), gates]
+    leaves = [leaf.detach().requires_grad_() for leaf in leaves]
+    seen = [torch.cat([one[:, path.fixed], leaf], 1) for one, leaf in zip(cache, leaves[1:3], strict=True)]
+    by_token = gates.new_zeros(captured.prompt.n_tokens).index_put((visual,), leaves[3])
+    return leaves, run_layer(model, captured, k, leaves[0], step, seen, by_token)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No derivatives by the weights, which would cost as much again."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()

@@ -1,0 +1,148 @@
+"""Removal effects shared out over tokens: derivatives by the gates, integrated from shut to open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analyses.runs import HorizonError
+from probes.data.samples import Sample
+from probes.gates.gate import check_method, log_p_at, path_derivatives, sum_windows
+from probes.gates.trajectories import path_trajectory
+from probes.measures.information import removal_curves
+from probes.measures.preparing import chosen_target, prepare
+from probes.models.grids import tile_windows
+from probes.models.probed import ProbedModel
+from probes.models.targets import Target, check_targets
+from probes.replay.ablations import window_table
+from probes.replay.capture import Capture
+
+# Log gates from which a path may start: where log p is as without visual tokens, up to a share of R_k or to rounding.
+STARTS = (-10.0, -20.0, -30.0, -40.0, -60.0, -80.0, -120.0, -160.0)
+SHUT_SHARE = 1e-3
+ROUNDING, ROUNDING_HALF = 1e-5, 1e-2  # nats
+
+
+@dataclass(frozen=True)
+class IntegratedInformation:
+    """What each window adds to the removal effect, along the way from no visual token to all of them.
+
+    Attributes:
+        values: (layer, window) shares of R_k in p or nats; with those of placeless tokens they sum to R_k, up to
+            the error of the integration.
+        placeless: (layer,) share of the visual tokens that belong to no window.
+        removal: (layer,) R_k by exact replays.
+        starts: (layer,) log gate at which the path begins.
+        layers: (layer,) int cuts.
+        windows: DataFrame, one row a window: crop, row, column, height, width.
+        target: name of the target.
+        measure: "p" or "log_p".
+        steps: points at which derivatives were taken.
+    """
+
+    values: np.ndarray
+    placeless: np.ndarray
+    removal: np.ndarray
+    starts: np.ndarray
+    layers: np.ndarray
+    windows: pd.DataFrame
+    target: str
+    measure: str
+    steps: int
+
+    @property
+    def error(self) -> np.ndarray:
+        """(layer,) what the shares sum to, minus R_k: 0 but for the steps being finite."""
+        return self.values.sum(1) + self.placeless - self.removal
+
+
+def integrated_information(
+    model: ProbedModel,
+    sample: Sample,
+    *,
+    window: int = 2,
+    layers: Sequence[int] | None = None,
+    target: str = "gold",
+    measure: str = "p",
+    steps: int = 32,
+) -> IntegratedInformation:
+    """Share out the removal effect R_k over windows: the integral of dm/dg_v along the gates g = t, t from 0 to 1.
+
+    All gates open together, so the shares sum to m(all) - m(no visual token from k) = R_k. The path is walked evenly in
+    log t (Gauss-Legendre): attention turns from text to image within a few nats of log t, wherever these lie.
+    Each step costs a forward pass through the layers from k on, and one with its derivatives.
+
+    Args:
+        model: as loaded.
+        sample: one image, one question.
+        window: side of a window in tokens.
+        layers: cuts in 0..L-1; all by default.
+        target: as in `removal_curve`.
+        measure: "p", or "log_p" in nats.
+        steps: points on the path.
+
+    Raises:
+        HorizonError: a layer, target or measure is unknown, `steps` is no positive number, or a derivative is not
+            finite. SampleError: the sample cannot be measured.
+
+    Source: integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365, on the gates of the visual tokens.
+    """
+    if measure not in ("p", "log_p"):
+        raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
+    if steps < 1:
+        raise HorizonError(f"steps is {steps}; it must be at least 1")
+    check_targets((target,))
+    check_method("gate", "delete", (), model.dtype)
+    captured, targets = prepare(model, sample, (target,))
+    chosen = chosen_target(targets, target, sample)
+    curve = removal_curves(model, captured, {target: chosen}, layers=layers)[target]
+    cuts = curve.layers[:-1]
+    removals = zip(cuts.tolist(), curve.log_p, curve.effects("log_p"), strict=False)  # without the last, L
+    starts = [_start(model, captured, chosen, k, removed, effect) for k, removed, effect in removals]
+    pairs = zip(cuts.tolist(), starts, strict=True)
+    shares = np.stack([_shares(model, captured, chosen, k, start, measure, steps) for k, start in pairs])
+    windows = tile_windows(captured.prompt.grids, window)
+    values = sum_windows(shares, captured.prompt.visual, windows)
+    return IntegratedInformation(
+        values=values,
+        placeless=shares.sum(1) - values.sum(1),
+        removal=curve.effects(measure)[:-1],
+        starts=np.array(starts),
+        layers=cuts,
+        windows=window_table(windows),
+        target=target,
+        measure=measure,
+        steps=steps,
+    )
+
+
+def _start(model: ProbedModel, captured: Capture, target: Target, cut: int, removed: float, effect: float) -> float:
+    """The largest log gate of `STARTS` from which down log p is as without visual tokens; the least if none is."""
+    rounding = ROUNDING_HALF if model.dtype in (torch.float16, torch.bfloat16) else ROUNDING
+    close = max(rounding, SHUT_SHARE * abs(effect))
+    found = STARTS[-1]
+    for start in reversed(STARTS):
+        path = path_trajectory(model, captured, cut, start)
+        if abs(log_p_at(model, target, path) - removed) > close:
+            break
+        found = start
+    return found
+
+
+def _shares(
+    model: ProbedModel, captured: Capture, target: Target, cut: int, start: float, measure: str, steps: int
+) -> np.ndarray:
+    """(visual token,) integral of the derivative of the measure by log gates, from `start` to 0."""
+    nodes, weights = np.polynomial.legendre.leggauss(steps)
+    total = np.zeros(len(captured.prompt.visual))
+    for node, weight in zip(start * (1 - nodes) / 2, -start * weights / 2, strict=True):
+        path = path_trajectory(model, captured, cut, float(node))
+        slope = path_derivatives(model, captured, target, path, float(node))
+        scale = math.exp(log_p_at(model, target, path)) if measure == "p" else 1.0
+        total += weight * scale * slope
+    return total

@@ -1,0 +1,65 @@
+"""Preparing one sample: encode it, capture the forward pass, resolve what counts as its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from probes.data.samples import Sample, SampleError
+from probes.models.probed import ProbedModel
+from probes.models.prompts import Prompt, encode
+from probes.models.targets import Target, fixed_targets, forced_ids, resolve_targets
+from probes.replay.capture import Capture, capture_prompt
+
+
+def prepare(
+    model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = (), tokens: str = "visual"
+) -> tuple[Capture, dict[str, Target]]:
+    """Capture one sample and resolve its targets (none is fine); what they must be read after is forced.
+
+    Raises:
+        HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
+    """
+    prompt, fixed = encode_targets(model, sample, targets, tokens)
+    return capture_targets(model, sample, prompt, targets, fixed, streams)
+
+
+def encode_targets(
+    model: ProbedModel, sample: Sample, targets: Sequence[str], tokens: str = "visual"
+) -> tuple[Prompt, dict[str, Target]]:
+    """The first half of `prepare`, which needs no forward pass: the prompt, and the targets that are fixed before one.
+
+    Raises:
+        SampleError: the sample cannot be encoded, or an answer is needed and missing.
+    """
+    if sample.error:
+        raise SampleError(sample.error)
+    prompt = encode(model, sample, forced_ids(targets, model.tokenizer, sample), tokens=tokens)
+    return prompt, fixed_targets(targets, model.tokenizer, sample)
+
+
+def capture_targets(
+    model: ProbedModel,
+    sample: Sample,
+    prompt: Prompt,
+    targets: Sequence[str],
+    fixed: dict[str, Target],
+    streams: Sequence[str] = (),
+) -> tuple[Capture, dict[str, Target]]:
+    """The second half of `prepare`: run the prompt and resolve the targets that follow from the model's answer.
+
+    Raises:
+        HorizonError: a stream is unknown. SampleError: the model's output is not finite.
+    """
+    captured = capture_prompt(model, prompt, streams)
+    if not torch.isfinite(captured.log_probs).all():
+        raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
+    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs, fixed)
+
+
+def chosen_target(targets: dict[str, Target], name: str, sample: Sample) -> Target:
+    """The target of that name; raises SampleError where the sample has none."""
+    if name not in targets:
+        raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")
+    return targets[name]

@@ -1,0 +1,104 @@
+"""Measurements of one sample, as a user calls them: its removal curve and the information of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from probes.data.samples import Sample
+from probes.gates.gate import check_method
+from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves
+from probes.measures.preparing import chosen_target, prepare
+from probes.models.families import check_grids
+from probes.models.grids import check_windows, choose_window
+from probes.models.probed import ProbedModel
+from probes.models.prompts import check_tokens
+from probes.models.targets import check_targets
+
+
+def removal_curve(
+    model: ProbedModel,
+    sample: Sample,
+    *,
+    target: str = "gold",
+    layers: Sequence[int] | None = None,
+    kind: str = "delete",
+    tokens: str = "visual",
+) -> RemovalCurve:
+    """Effect of removing all visual tokens from layer k on, for every k.
+
+    Args:
+        model: as loaded.
+        sample: one image, one question.
+        target: one of gold, gold-raw, greedy, greedy-correct, answer.
+        layers: cuts in 0..L-1; all by default.
+        kind: delete, zero or mean.
+        tokens: visual; or text, all that comes before the last token of the prompt and is not visual, beginning-of-
+            sequence and chat markup included; or all, both of them. The last token is read, so it stays.
+
+    Raises:
+        HorizonError: a layer, target, kind or choice of tokens is unknown. SampleError: the sample cannot be measured.
+    """
+    check_targets((target,))
+    captured, targets = prepare(model, sample, (target,), tokens=tokens)
+    chosen = chosen_target(targets, target, sample)
+    return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
+
+
+def token_information(
+    model: ProbedModel,
+    sample: Sample,
+    *,
+    context: str = "keep-one",
+    window: int | None = None,
+    layers: Sequence[int] | None = None,
+    target: str = "gold",
+    kind: str = "delete",
+    method: str = "exact",
+    batch_size: int | None = None,
+    coarse: int | None = None,
+    max_windows: int | None = None,
+    tokens: str = "visual",
+) -> InformationGrid:
+    """Effect of every window of visual tokens from layer k on, for every k.
+
+    `keep-one`: I_k(v) = m(only v kept from k) - m(no visual token from k), Information Horizon's measure (its
+    windows are 2 x 2). `leave-one-out`: D_k(v) = m(all) - m(all but v from k). With other `tokens` "visual" reads as
+    these, and what does not belong to them stays.
+
+    Args:
+        model: as loaded.
+        sample: one image, one question.
+        context: keep-one or leave-one-out.
+        window: side of a window in tokens; 1 for single tokens; 2 by default.
+        layers: cuts in 0..L-1; all by default.
+        target: as in `removal_curve`.
+        kind: delete, zero or mean.
+        method: "exact", one replay a window; or "gate", first order: the derivative by a gate on every visual token,
+            from one backward pass (keep-one: one a cut), summed over a window's tokens. Only for `delete`.
+        batch_size: ablations at once; by default as many as fit a fixed number of rows.
+        coarse: side of larger windows that are measured first, a multiple of `window`. Windows inside one whose
+            |effect| in p is no more than the sample's noise floor at a layer are not measured there: they are NaN,
+            and statistics take 0. The others are exact.
+        max_windows: the smallest windows that are at most so many, instead of `window`.
+        tokens: visual, text or all, as in `removal_curve`. A window of text is `window` consecutive tokens of a
+            stretch without a picture in between; its crop counts on after the image grids, its row is 0.
+
+    Raises:
+        HorizonError: a context, window, layer, target, kind, method or choice of tokens is unknown, the method cannot
+            measure this, or the model's family has no grid rule. SampleError: the sample cannot be measured.
+    """
+    from probes.measures.refinement import refined_grids  # which is made of the functions below
+
+    check_targets((target,))
+    check_tokens(tokens)
+    check_grids(model.name, model.family, tokens)
+    check_method(method, kind, (context,), model.dtype, coarse, tokens)
+    window = check_windows(window, max_windows, coarse)
+    captured, targets = prepare(model, sample, (target,), tokens=tokens)
+    chosen = {target: chosen_target(targets, target, sample)}
+    size = choose_window(window, max_windows, captured.prompt.removable_grids)
+    how: dict[str, Any] = {"context": context, "window": size, "layers": layers, "kind": kind, "batch_size": batch_size}
+    if coarse is not None:
+        return refined_grids(model, captured, chosen, coarse=coarse, **how)[target]
+    return information_grids(model, captured, chosen, method=method, **how)[target]

@@ -1,0 +1,330 @@
+"""What cannot be derived from a model: where its visual tokens lie, and what else it needs to be measured rightly.
+
+Adding a family means one rule, if none here fits, and one entry in `FAMILIES`, keyed by `config.model_type`. The table
+in the README is made from these entries: `python -m vlm_horizon.readme README.md` writes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from analyses.runs import HorizonError
+from probes.models.grids import TokenGrid
+from probes.models.layouts import (
+    WHOLE,
+    Block,
+    Layout,
+    anyres_block,
+    idefics_tiling,
+    padded_square_box,
+    place_blocks,
+    square_side,
+    tile_boxes,
+)
+
+GridRule = Callable[[Layout], list[Block]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture lays its visual tokens out.
+
+    Attributes:
+        name: `config.model_type`.
+        blocks: the rule that explains all visual tokens of a prompt, in order: grids and placeless tokens. None for a
+            family that nobody has described: all its visual tokens are placeless, and token grids are refused.
+        title: what people call it.
+        grid: the rule in words.
+        placeless: its placeless tokens in words.
+        video: whether a video's frames have a rule.
+        inputs: encoded inputs without which the model cannot be run rightly, whatever the prompt shows.
+        image_inputs, video_inputs: the same for images, and for a video.
+        answer_types: type row -> the type of a forced answer's tokens, where it is not 0.
+        bidirectional: which tokens also see those after them: "prefix", "image" or "".
+        deepstack: visual features are added again behind the first layers, as many as the vision tower hands over.
+        plain_prompt: used where the processor has no chat template; `{images}` stands for the image tokens.
+        refused: why the family is not measured, with the remedy; "" if it is.
+    """
+
+    name: str
+    blocks: GridRule | None
+    title: str = ""
+    grid: str = ""
+    placeless: str = ""
+    video: bool = False
+    inputs: tuple[str, ...] = ()
+    image_inputs: tuple[str, ...] = ()
+    video_inputs: tuple[str, ...] = ()
+    answer_types: tuple[tuple[str, int], ...] = ()
+    bidirectional: str = ""
+    deepstack: bool = False
+    plain_prompt: str = ""
+    refused: str = ""
+
+    def required(self, video: bool) -> tuple[str, ...]:
+        """Names that the encoded inputs must hold."""
+        return self.inputs + (self.video_inputs if video else self.image_inputs)
+
+    def grids(self, layout: Layout) -> list[TokenGrid]:
+        """The patch grids of a prompt; every visual token outside of them is a placeless one that the rule names.
+
+        Raises:
+            HorizonError: the rule explains more or fewer tokens than the prompt holds.
+        """
+        return [] if self.blocks is None else place_blocks(self.blocks(layout), layout.positions)
+
+
+def square_grid(layout: Layout) -> list[Block]:
+    """One square grid an image, over what resizing and center cropping leave of it; behind a CLS token if kept."""
+    each = layout.share()
+    kept = getattr(layout.config, "vision_feature_select_strategy", "default") == "full"
+    cls = int(kept and math.isqrt(each) ** 2 != each)
+    side = square_side(each - cls, layout.config.model_type)
+    return [Block(side, side, layout.box(i), i, before=cls) for i in range(len(layout.sizes))]
+
+
+def llava_grid(layout: Layout) -> list[Block]:
+    """LLaVA: a square grid, or with a Pixtral tower the image's own shape."""
+    pixtral = getattr(layout.config.vision_config, "model_type", "") == "pixtral"
+    return pixtral_grid(layout) if pixtral else square_grid(layout)
+
+
+def pixtral_grid(layout: Layout) -> list[Block]:
+    """Pixtral: the resized image in merged patches, row-major; the row markers are text."""
+    step = layout.config.vision_config.patch_size * getattr(layout.config, "spatial_merge_size", 1)
+    sizes = layout.counts("image_sizes")
+    return [Block(height // step, width // step, WHOLE, i) for i, (height, width) in enumerate(sizes)]
+
+
+def anyres_grids(layout: Layout) -> list[Block]:
+    """LLaVA-NeXT: the whole image on a square base grid, then its tiles as one grid with newline tokens."""
+    return _base_and_tiles(layout, shrink=False)
+
+
+def onevision_grids(layout: Layout) -> list[Block]:
+    """LLaVA-OneVision: as NeXT, pooled where too large; several images one square each; a video's frames pooled."""
+    side = _tower_side(layout.config)
+    n = len(layout.sizes)
+    if layout.video:
+        pooled = math.ceil(side / 2)
+        return [Block(pooled, pooled, WHOLE, i, after=int(i == n - 1)) for i in range(n)]
+    counts = layout.inputs.get("batch_num_images")
+    if counts is not None and int(counts[0]) > 1:
+        return [Block(side, side, padded_square_box(size), i, after=1) for i, size in enumerate(layout.sizes)]
+    return _base_and_tiles(layout, shrink=True)
+
+
+def _base_and_tiles(layout: Layout, *, shrink: bool) -> list[Block]:
+    side = _tower_side(layout.config)
+    return [
+        block
+        for i, size in enumerate(layout.sizes)
+        for block in (Block(side, side, WHOLE, i), anyres_block(layout.config, size, i, shrink=shrink))
+    ]
+
+
+def _tower_side(config: Any) -> int:
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
+def merged_grids(layout: Layout) -> list[Block]:
+    """Qwen-VL: merged patches, row-major; of a video one grid for each group of frames that is encoded together."""
+    vision = layout.config.vision_config
+    sizes = layout.counts("video_grid_thw" if layout.video else "image_grid_thw")
+    together = vision.temporal_patch_size if layout.video else 1
+    return [
+        Block(rows // vision.spatial_merge_size, columns // vision.spatial_merge_size, WHOLE, i + group * together)
+        for i, (groups, rows, columns) in enumerate(sizes)
+        for group in range(groups)
+    ]
+
+
+def internvl_tiles(layout: Layout) -> list[Block]:
+    """InternVL: square tiles, row-major, then the whole image as a thumbnail if there is more than one."""
+    # here, since only this family needs it
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+    seen, processor = layout.config.image_seq_length, layout.image_processor
+    side = square_side(seen, layout.config.model_type)
+    runs = layout.runs()
+    blocks = []
+    for i, (width, height) in enumerate(layout.sizes):
+        if i >= len(runs) or runs[i] <= seen:
+            blocks.append(Block(side, side, layout.box(i), i))
+            continue
+        tile = processor.size["height"], processor.size["width"]
+        columns, rows = get_optimal_tiled_canvas((height, width), tile, processor.min_patches, processor.max_patches)
+        blocks += [Block(side, side, box, i) for box in [*tile_boxes(rows, columns), WHOLE]]
+    return blocks
+
+
+def idefics_tiles(layout: Layout) -> list[Block]:
+    """Idefics3 and SmolVLM: square tiles, row-major, each behind its text marker, then the whole image."""
+    vision = layout.config.vision_config
+    side = vision.image_size // vision.patch_size // layout.config.scale_factor
+    blocks = []
+    for i, size in enumerate(layout.sizes):
+        rows, columns = (1, 1) if layout.video else idefics_tiling(layout.image_processor, size)
+        tiles = tile_boxes(rows, columns) if rows * columns > 1 else []
+        blocks += [Block(side, side, box, i) for box in [*tiles, WHOLE]]
+    return blocks
+
+
+def gemma3_grids(layout: Layout) -> list[Block]:
+    """Gemma 3: one square grid an image; with pan and scan, behind it one for each crop along the longer side."""
+    each = layout.config.mm_tokens_per_image
+    side = square_side(each, layout.config.model_type)
+    blocks = [Block(side, side, layout.box(i), i) for i in range(len(layout.sizes))]
+    crops = len(layout.positions) // each - 1
+    if len(layout.sizes) > 1 or crops < 1:
+        return blocks
+    (width, height), across = layout.sizes[0], layout.sizes[0][0] >= layout.sizes[0][1]
+    length = width if across else height
+    step = math.ceil(length / crops)
+    ends = [(i * step / length, min((i + 1) * step, length) / length) for i in range(crops)]
+    boxes = [(first, 0.0, last, 1.0) if across else (0.0, first, 1.0, last) for first, last in ends]
+    return [*blocks, *(Block(side, side, box) for box in boxes)]
+
+
+def video_llava_grids(layout: Layout) -> list[Block]:
+    """Video-LLaVA: a square grid an image; of a video one a frame, behind its CLS token."""
+    if not layout.video:
+        return square_grid(layout)
+    side = square_side(layout.share() - 1, layout.config.model_type)
+    return [Block(side, side, layout.box(i), i, before=1) for i in range(len(layout.sizes))]
+
+
+_QWEN = Family(
+    "qwen2_vl",
+    merged_grids,
+    "Qwen2-VL",
+    grid="merged patches of the image; one grid for two frames",
+    video=True,
+    inputs=("mm_token_type_ids",),
+    image_inputs=("image_grid_thw",),
+    video_inputs=("video_grid_thw",),
+)
+
+_QWEN3 = replace(_QWEN, name="qwen3_vl", title="Qwen3-VL", deepstack=True)
+_IDEFICS3 = Family("idefics3", idefics_tiles, "Idefics3", grid="square tiles, then the whole image")
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "llava",
+            llava_grid,
+            "LLaVA-1.5, Pixtral",
+            grid="one square; with a Pixtral tower the image's own shape",
+            placeless="CLS, where kept",
+        ),
+        Family(
+            "llava_next",
+            anyres_grids,
+            "LLaVA-NeXT",
+            grid="square base, then all tiles as one grid without padding",
+            placeless="newline after each row of the tiles",
+            image_inputs=("image_sizes",),
+        ),
+        Family(
+            "llava_onevision",
+            onevision_grids,
+            "LLaVA-OneVision",
+            grid="as NeXT, pooled above 9 tiles; several images one square each; frames pooled 2 x 2",
+            placeless="newline after each row of the tiles, each of several images, a video",
+            video=True,
+            image_inputs=("image_sizes", "batch_num_images"),
+        ),
+        _QWEN,
+        replace(_QWEN, name="qwen2_5_vl", title="Qwen2.5-VL"),
+        _QWEN3,
+        replace(_QWEN3, name="qwen3_vl_moe", title="Qwen3-VL MoE"),
+        Family(
+            "internvl",
+            internvl_tiles,
+            "InternVL",
+            grid="square tiles, then the whole image; frames one square each",
+            video=True,
+        ),
+        _IDEFICS3,
+        replace(
+            _IDEFICS3, name="smolvlm", title="SmolVLM", grid=f"{_IDEFICS3.grid}; frames one square each", video=True
+        ),
+        Family(
+            "paligemma",
+            square_grid,
+            "PaliGemma",
+            grid="one square",
+            inputs=("token_type_ids",),
+            answer_types=(("token_type_ids", 1),),
+            bidirectional="prefix",
+            plain_prompt="{images}{question}",
+        ),
+        Family(
+            "gemma3",
+            gemma3_grids,
+            "Gemma 3",
+            grid="one square; with pan and scan one more a crop",
+            inputs=("token_type_ids",),
+            bidirectional="image",
+        ),
+        Family(
+            "video_llava",
+            video_llava_grids,
+            "Video-LLaVA",
+            grid="one square an image or frame",
+            placeless="CLS before each frame",
+            video=True,
+        ),
+        Family(
+            "mistral3",
+            pixtral_grid,
+            "Mistral 3",
+            grid="merged patches of the image",
+            image_inputs=("image_sizes",),
+        ),
+        Family(
+            "mllama",
+            None,
+            "Llama 3.2 Vision",
+            refused="its visual tokens never enter the sequence: cross-attention layers read them, the same states at "
+            "every depth, so that a layer's removal and entropy mean something else; take a model whose decoder reads "
+            "image tokens",
+        ),
+    )
+}
+
+
+def find_family(config: Any) -> Family:
+    """The family of a model's configuration; one without a grid if nobody has described its model type."""
+    return FAMILIES.get(config.model_type) or Family(config.model_type, None)
+
+
+def sliding_window(config: Any) -> int | None:
+    """How many tokens back the decoder's sliding layers see; None if every layer sees all."""
+    text = config.get_text_config(decoder=True)
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
+    return window if window and slides else None
+
+
+def check_grids(name: str, family: Family, tokens: str = "visual") -> None:
+    """Refuse token grids where nobody has said how the tokens lie; entropies, removals and text need no grid.
+
+    Args:
+        name: of the model.
+        family: of its model type.
+        tokens: that the grids are of: visual, text or all.
+
+    Raises:
+        HorizonError: the family has no grid rule.
+    """
+    if family.blocks is None and tokens != "text":
+        raise HorizonError(
+            f"token grids need a description of the family {family.name!r} ({name}): add one to "
+            "probes/models/families.py, as CONTRIBUTING.md shows, or measure entropy and removal only"
+        )

@@ -1,0 +1,103 @@
+"""A vision-language model with the parts that every measurement needs, by role."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from probes.models.families import Family
+
+ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}  # ours -> transformers'
+
+
+@dataclass(frozen=True)
+class ProbedModel:
+    """A vision-language model in evaluation mode, with its parts by role. Made by `load_model`.
+
+    Attributes:
+        model: the transformers model.
+        processor: its processor (tokenizer, image processor, chat template).
+        name: hub id, directory or class name.
+        revision: commit of a hub model, else None.
+        family: where its visual tokens lie.
+        decoder: the text decoder; `layers` its L layers, `norm` the final norm, `head` the output embedding.
+        n_layers, n_heads, n_key_value_heads, head_dim, hidden_size, vocab_size: dimensions of the decoder.
+        visual_token_ids: ids that stand for visual tokens in the prompt.
+        attn: attention implementation of the decoder.
+        quantization: "4bit", "8bit" or None.
+    """
+
+    model: nn.Module
+    processor: Any
+    name: str
+    revision: str | None
+    family: Family
+    decoder: nn.Module
+    layers: nn.ModuleList
+    norm: nn.Module
+    head: nn.Module
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    visual_token_ids: tuple[int, ...]
+    attn: str
+    quantization: str | None = None
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what is built once a model
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a run's configuration says of a model, but for its weights and processor."""
+        same = ("revision", "n_layers", "n_heads", "n_key_value_heads", "head_dim", "hidden_size", "vocab_size", "attn")
+        own = {"model": self.name, "family": self.family.name, "quantization": self.quantization}
+        return {**own, "dtype": str(self.dtype).removeprefix("torch."), **{name: getattr(self, name) for name in same}}
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embeddings live, or are taken to when they are needed."""
+        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
+        away = embeddings.weight.is_meta
+        return torch.device(embeddings._hf_hook.execution_device) if away else embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the residual stream."""
+        return self.model.dtype  # type: ignore[return-value]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hex digits over names, shapes and 64 spread values of every parameter: other weights, other digits."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        with _present(model, name, parameter) as present:
+            flat = present.detach().reshape(-1)
+            spread = flat[torch.linspace(0, len(flat) - 1, 64, dtype=torch.float64, device=flat.device).long()]
+            digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _present(model: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[torch.Tensor]:
+    """A parameter with its values: a device map may leave them on disk or in main memory until they are needed."""
+    if not parameter.is_meta:
+        yield parameter
+        return
+    from accelerate.utils import align_module_device  # which placed the model, so it is there
+
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    with align_module_device(owner):
+        yield getattr(owner, leaf)

@@ -1,0 +1,305 @@
+"""Replays: any set of ablations of one captured forward, from the captured layer inputs, exactly.
+
+Only rows that can see a removed token, directly or through other rows, are run again; the keys and values of all
+other rows are those of the capture. Ablations that start at different layers share one sweep over the layers: each
+joins the batch at its own layer, so nothing below its cut is computed. In the last layer only the rows that are read
+run in full: of the others it needs keys and values alone. Where the attention masks of a batch would take too much
+memory, a layer runs its rows part by part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+
+from analyses.runs import HorizonError
+from probes.models.probed import ProbedModel
+from probes.replay.ablations import Ablations, check_kind, first_removed, removed_counts
+from probes.replay.batching import Shape, default_batch, is_out_of_memory, rows_at_once
+from probes.replay.caches import FrozenContext, GrowingContext, KnownContext, Recorded, Recorder
+from probes.replay.capture import Capture
+from probes.replay.readout import read_out
+from probes.replay.visibility import Rows, additive, affected_rows, attention_mask, rows_to_run
+
+LOG = logging.getLogger("vlm_horizon")
+
+
+@torch.no_grad()
+def replay(
+    model: ProbedModel,
+    capture: Capture,
+    ablations: Ablations,
+    *,
+    batch_size: int | None = None,
+    recompute: torch.Tensor | None = None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Run every ablation.
+
+    Args:
+        model: the captured model.
+        capture: its forward pass on one prompt.
+        ablations: what is taken away.
+        batch_size: ablations at once; by default as many as free memory and `BATCH_ROWS` allow. Halved, with a
+            line that says so, where memory runs out.
+        recompute: (token,) bool, rows to run again besides those that must be (a null ablation runs none), with
+            those that see them.
+
+    Yields:
+        (indices, log_probs): which ablations, (batch,) long, and their (batch, place, vocabulary) log-softmax at
+        the prompt's readout positions.
+
+    Raises:
+        HorizonError: the removal kind is unknown.
+    """
+    check_kind(ablations.kind)
+    for indices, _ in batches_of(model, capture, ablations, batch_size):
+        yield from _replay_or_halve(model, capture, ablations, indices, recompute)
+
+
+def batches_of(
+    model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None
+) -> Iterator[tuple[torch.Tensor, int]]:
+    """Indices of ablations that run together, and how many tokens each of them runs.
+
+    They lack the same number of tokens, the first of them close together: what lies before is shared. Inside a batch
+    ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
+    """
+    counts = ablations.of_each(removed_counts(ablations.masks))
+    first = ablations.of_each(first_removed(ablations.masks))
+    for count in counts.unique().tolist():
+        same = (counts == count).nonzero()[:, 0]
+        order = same[torch.argsort(first[same], stable=True)]
+        while len(order):
+            rows = _rows_from(capture, int(first[order[0]]), count, ablations.kind)
+            at_once = _fitting(model, rows, batch_size) or _default_batch(model, capture, rows, count)
+            part, order = order.tensor_split([at_once])
+            yield part[torch.argsort(ablations.layers[part], stable=True)], rows
+
+
+def _fitting(model: ProbedModel, rows: int, batch_size: int | None) -> int | None:
+    """A batch size that was asked for, as far as memory has held so many rows."""
+    largest = model.memo.get("largest_batch_rows")
+    return batch_size if batch_size is None or not largest else max(1, min(batch_size, largest // rows))
+
+
+def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
+    """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
+    return max(len(indices) * rows for indices, rows in batches_of(model, capture, ablations, batch_size))
+
+
+def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:
+    columns = max(rows, capture.prompt.n_tokens - removed)
+    return default_batch(model, shape_of(capture, rows, columns))
+
+
+def shape_of(capture: Capture, rows: int, columns: int) -> Shape:
+    """The shape of an ablation of this prompt that runs so many rows over so many columns."""
+    return Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture))
+
+
+def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
+    """Tokens that an ablation runs: those from its first removed one on, all of them where some see forward."""
+    rows = capture.prompt.n_tokens - (first if _is_causal(capture) else 0)
+    return max(1, rows - removed if kind == "delete" else rows)
+
+
+def _is_causal(capture: Capture) -> bool:
+    return all(kwargs["attention_mask"] is None for kwargs in capture.arguments)
+
+
+def _replay_or_halve(
+    model: ProbedModel, capture: Capture, ablations: Ablations, indices: torch.Tensor, recompute: torch.Tensor | None
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One batch, or its halves where memory does not hold it; all that follows is as small from the start."""
+    waiting = [indices]
+    while waiting:
+        batch = waiting.pop(0)
+        found = _replay_if_it_fits(model, capture, ablations[batch], recompute)
+        if found is not None:
+            yield batch, found
+            continue
+        if len(batch) == 1:
+            raise HorizonError(
+                f"{model.name!r} runs out of memory in a single replay of {capture.prompt.n_tokens} tokens on "
+                f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
+            )
+        half, mask = len(batch) // 2, ablations[batch].removed[0]
+        rows = _rows_from(capture, int(mask.int().argmax()), int(mask.sum()), ablations.kind)
+        model.memo["largest_batch_rows"] = half * rows
+        LOG.warning("out of memory with %d ablations at once on %s: going on with %d", len(batch), model.device, half)
+        waiting = [part for one in (batch, *waiting) for part in one.split(half)]
+
+
+def _replay_if_it_fits(
+    model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Log-softmax of a batch; None where memory does not hold it, whose tensors are let go with this call."""
+    try:
+        return _replay_batch(model, capture, batch, recompute)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _replay_batch(
+    model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
+) -> torch.Tensor:
+    start, last = int(batch.layers[0]), model.n_layers - 1
+    removed = batch.removed
+    changed = removed.any(0)
+    affected = affected_rows(capture.arguments[start:], changed if recompute is None else changed | recompute)
+    affected[capture.prompt.readout] = True
+    rows = rows_to_run(batch.kind, removed, affected)
+    places, n_rows = len(capture.prompt.readout), rows.active.shape[1]
+    part = rows_at_once(model, shape_of(capture, n_rows, len(rows.context) + n_rows), len(batch))
+    states = capture.inputs[start].new_empty(0, rows.active.shape[1], capture.inputs[start].shape[1])
+    for k in range(start, last + 1):
+        joining = (batch.layers == k).nonzero()[:, 0]
+        if len(joining):
+            active = rows.of(joining, len(batch))
+            states = torch.cat([states, _starting_rows(capture, batch.kind, removed[joining], active, k)])
+        begun = rows.first(len(states))
+        if k == last:
+            states = _run_last_layer(model, capture, begun, states, part)
+        else:
+            states = run_layer(model, capture, begun, states, k, part)
+        states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
+    return read_out(model, states[:, -places:])
+
+
+def _add_between(capture: Capture, active: torch.Tensor, states: torch.Tensor, k: int) -> torch.Tensor:
+    """What the model itself adds to its rows between layer k and the next one (deepstack)."""
+    added = capture.additions.get(k)
+    return states if added is None else states + added[active]
+
+
+def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: torch.Tensor, k: int) -> torch.Tensor:
+    """(joining, row, hidden) input of layer k of the ablations that begin there."""
+    states = capture.inputs[k]
+    started = states[active]
+    if kind == "delete":
+        return started
+    fill = torch.zeros_like(states[0]) if kind == "zero" else states[capture.prompt.removable].mean(0)
+    return torch.where(removed.gather(1, active)[..., None], fill, started)
+
+
+def run_layer(
+    model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int, part: int | None = None
+) -> torch.Tensor:
+    """One decoder layer on the active rows of every ablation that has begun: (ablation, row, hidden) -> the same.
+
+    Args:
+        model: the captured model.
+        capture: one prompt.
+        rows: which rows run, over which context.
+        states: (ablation, row, hidden) their input; overwritten where they run in parts.
+        k: the layer.
+        part: rows of each ablation that run at once; all by default.
+    """
+    n, context = rows.active.shape[1], _context(capture, rows, k)
+    if part is None or part >= n:
+        return _call(model, capture, k, states, rows, rows.active, context)
+    parts = _parts(n, part)
+    if capture.in_order:
+        cache: FrozenContext = GrowingContext(context, len(states), n)
+        for at in parts:
+            seen = rows.until(at.stop)
+            states[:, at] = _call(model, capture, k, states[:, at], seen, rows.active[:, at], cache)
+        return states
+    known = _grown(model, capture, k, states, rows.active, context, part)
+    cache = KnownContext(known.keys, known.values)
+    for at in parts:
+        states[:, at] = _call(model, capture, k, states[:, at], rows, rows.active[:, at], cache)
+    return states
+
+
+def _parts(n: int, part: int) -> list[slice]:
+    """Slices of so many rows each, the last one of what is left."""
+    return [slice(start, min(start + part, n)) for start in range(0, n, part)]
+
+
+def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, part: int) -> torch.Tensor:
+    """The last layer for the rows that are read: (ablation, row, hidden) -> (ablation, place, hidden).
+
+    The rows before them are asked for their keys and values only, a part at a time.
+    """
+    k, places = model.n_layers - 1, len(capture.prompt.readout)
+    unread, read = rows.active[:, :-places], rows.active[:, -places:]
+    if not unread.shape[1]:
+        return run_layer(model, capture, rows, states, k)
+    context = _context(capture, rows, k)
+    seen = _grown(model, capture, k, states[:, :-places], unread, context, part, room=states.shape[1])
+    return _call(model, capture, k, states[:, -places:], rows, read, seen)
+
+
+def _grown(
+    model: ProbedModel,
+    capture: Capture,
+    k: int,
+    states: torch.Tensor,
+    queries: torch.Tensor,
+    context: FrozenContext,
+    part: int,
+    room: int | None = None,
+) -> GrowingContext:
+    """The context with keys and values of some rows behind it, computed so many rows at a time; room for more."""
+    grown = GrowingContext(context, len(states), room or states.shape[1])
+    for at in _parts(states.shape[1], part):
+        grown.update(*keys_and_values(model, capture, k, states[:, at], queries[:, at]))
+    return grown
+
+
+def keys_and_values(
+    model: ProbedModel, capture: Capture, k: int, states: torch.Tensor, queries: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Those that layer k computes of some rows, without running the rest of it.
+
+    Args:
+        model: the captured model.
+        capture: one prompt.
+        k: the layer.
+        states: (ablation, row, hidden) its input.
+        queries: (ablation or 1, row) long, the rows' positions.
+
+    Returns:
+        Two tensors (ablation, key head, row, head_dim), keys after rotary embedding.
+
+    Raises:
+        HorizonError: the layer stores no keys and values.
+    """
+    try:
+        _call(model, capture, k, states, None, queries, Recorder())
+    except Recorded as recorded:
+        return recorded.keys, recorded.values
+    raise HorizonError(f"layer {k} of {model.name!r} stores no keys and values: replays have no rule for it")
+
+
+def _context(capture: Capture, rows: Rows, k: int) -> FrozenContext:
+    return FrozenContext(capture.keys[k][None, :, rows.context], capture.values[k][None, :, rows.context])
+
+
+def _call(
+    model: ProbedModel,
+    capture: Capture,
+    k: int,
+    states: torch.Tensor,
+    rows: Rows | None,
+    queries: torch.Tensor,
+    cache: FrozenContext | Recorder,
+) -> torch.Tensor:
+    """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
+    arguments = dict(capture.arguments[k])
+    cos, sin = (part[0][queries] for part in arguments["position_embeddings"])
+    allowed = None
+    if rows is not None and model.attn != "flash":  # which is causal, its last rows at the last columns, by itself
+        allowed = attention_mask(arguments["attention_mask"], rows, queries)
+        allowed = additive(allowed, states.dtype) if model.attn == "eager" else allowed
+    # The rotary embedding carries the positions; gapped position ids would be read as packed sequences.
+    arguments.update(position_embeddings=(cos, sin), attention_mask=allowed, past_key_values=cache, position_ids=None)
+    output = model.layers[k](states, **arguments)
+    return output[0] if isinstance(output, tuple) else output
