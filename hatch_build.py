@@ -207,7 +207,7 @@ def _places_in_strings(piece: Piece, modules: frozenset[str]) -> Iterator[Positi
     for node in piece.nodes:
         if isinstance(node, ast.JoinedStr):
             head = node.values[0] if node.values else None
-            if isinstance(head, ast.Constant) and _PREFIX.fullmatch(head.value):
+            if isinstance(head, ast.Constant) and _PREFIX.fullmatch(str(head.value)):
                 piece.refuse(node, f"a module name composed of {head.value!r} cannot be rewritten: write it in full")
         if not (isinstance(node, ast.Constant) and isinstance(node.value, str)) or id(node) in prose:
             continue
@@ -257,13 +257,13 @@ def _docstrings(code: Piece) -> Iterator[tuple[int, list[str]]]:
         value = node.value if isinstance(node, ast.Expr) else None
         if not isinstance(value, ast.Constant) or not isinstance(value.value, str):
             continue
-        lines = code.lines[node.lineno - 1 : node.end_lineno]
+        lines = code.lines[value.lineno - 1 : value.end_lineno]
         opening = _QUOTE.match(lines[0], code.start(value)[1])
         if opening is None:
-            code.refuse(node, "the start of this docstring was not found: a mistake of hatch_build.py")
+            code.refuse(value, "the start of this docstring was not found: a mistake of hatch_build.py")
         lines[-1] = lines[-1].encode()[: value.end_col_offset].decode().removesuffix(opening[1])
         lines[0] = " " * opening.end() + lines[0][opening.end() :]
-        yield node.lineno, lines
+        yield value.lineno, lines
 
 
 def _examples(path: str, docstrings: list[tuple[int, list[str]]]) -> Iterator[Piece]:
