@@ -6,8 +6,8 @@ have no place in the site-packages of other people: in a wheel they lie within `
 any depth. Every place to rewrite is found in the syntax tree, in one of these forms:
 
 - import statements, wherever they stand, those of examples in docstrings included;
-- strings that are, as a whole, the dotted name of a module, or of something in it, such as the table of
-  `vlm_horizon/__init__.py` holds for `import_module`; "figures" without a dot is any word, and stays;
+- strings that are, as a whole, the dotted name of a module or of something in it, such as the table in
+  `vlm_horizon/__init__.py` lists for `import_module`; "figures" without a dot is any word, and stays;
 - the dotted names of modules in docstrings.
 
 What has another meaning after the move, or one that cannot be told, ends the build with file and line. Lines stay
@@ -33,6 +33,7 @@ DATA = "data"  # ships inside the package too, untouched
 
 _FOLDER = f"(?:{'|'.join(FOLDERS)})"
 _DOTTED = re.compile(rf"(?<![\w./-])({_FOLDER}(?:\.[A-Za-z_]\w*)+)")
+_REFERENCE = re.compile(rf"{_DOTTED.pattern}(?::[A-Za-z_]\w*)?")  # as of an entry point
 _IMPORT_IN_STRING = re.compile(rf"(?:^|[;:])\s*(?:from\s+{_FOLDER}[.\w]*\s+import|import\s+{_FOLDER})\b", re.MULTILINE)
 _PREFIX = re.compile(rf"{_FOLDER}(?:\.\w+)*\.")
 _QUOTE = re.compile(r"[A-Za-z]{0,2}('''|\"\"\"|'|\")")
@@ -216,7 +217,7 @@ def _places_in_strings(piece: Piece, modules: frozenset[str]) -> Iterator[Positi
             piece.refuse(node, "an import inside a string cannot be rewritten: import outside it")
         if id(node) not in in_f_strings and _PREFIX.fullmatch(text):
             piece.refuse(node, f"a module name composed of {text!r} cannot be rewritten: write it in full")
-        is_module = _DOTTED.fullmatch(text.replace(":", ".", 1)) and _names_module(text.replace(":", ".", 1), modules)
+        is_module = _REFERENCE.fullmatch(text) and _names_module(text.split(":")[0], modules)
         if not is_module and not (id(node) in folders and text in FOLDERS):
             continue
         if id(node) in in_f_strings:

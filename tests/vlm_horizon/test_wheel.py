@@ -119,7 +119,8 @@ REWRITTEN = {
 UNCHANGED = {
     "relative imports": "from . import models\nfrom .data.hub import x\nfrom ..runs import y",
     "other packages": "import probes_of_others.x\nfrom figures_of_others import y\nfrom vlm_horizon.demo import z",
-    "words": "T = row['probes'], out / 'figures', {'analyses': 1}, 'figures.pdf', 'probes.parquet', b'probes.models'",
+    "words": "T = row['probes'], out / 'figures', {'analyses': 1}, 'figures.pdf', 'probes.parquet', 'probes:models'",
+    "bytes": "T = b'probes.models'",
     "names": "probes = []\nprobes.append(1)\nfigures.paper",
     "a message": "say(f'figures in {out}: see probes.models')",
     "a relative name in its own package": "import_module(f'{__name__}.hub'); import_module(_HOMES[name])",
