@@ -92,12 +92,14 @@ def open_dataset(name: str, *, default: str = "", revision: str | None = None) -
     commit, files = _list(parts["id"], revision)
     parquet = tuple(sorted(file for file in files if file.endswith(".parquet")))
     if not parquet:
-        shown = ", ".join(sorted(files)[:5])
-        raise HorizonError(f"the dataset {parts['id']} holds no parquet files ({shown}): download it and give its path")
-    one = len(file_sets(parquet)) == 1
-    chosen = choose_files(name, parquet, parts["words"] or ("" if one else default))
+        sample_names = ", ".join(sorted(files)[:5])
+        raise HorizonError(
+            f"the dataset {parts['id']} holds no parquet files ({sample_names}): download it and give its path"
+        )
+    is_single_set = len(file_sets(parquet)) == 1
+    selected = choose_files(name, parquet, parts["words"] or ("" if is_single_set else default))
     return HubDataset(
-        parts["id"], revision or "main", commit, chosen, tuple(file for file in parquet if file not in chosen)
+        parts["id"], revision or "main", commit, selected, tuple(file for file in parquet if file not in selected)
     )
 
 
@@ -108,22 +110,22 @@ def choose_files(name: str, files: tuple[str, ...], words: str) -> tuple[str, ..
     ('en/dev-00000-of-00001.parquet',)
 
     Args:
-        name: of the dataset.
-        files: as paths in it.
-        words: separated by slashes; none chooses all.
+        name: the name of the dataset.
+        files: the files of the dataset, as paths in it.
+        words: what must be in their paths, separated by slashes; no word chooses all files.
 
     Raises:
         HorizonError: none is left, or files of several sets are.
     """
-    chosen = [file for file in files if all(_matches(file, word) for word in words.split("/") if word)]
-    sets = file_sets(chosen or files)
-    if not chosen or len(sets) > 1:
-        wrong = f"has several sets for {words!r}" if chosen else f"has no set {words!r}"
+    selected = [file for file in files if all(_matches(file, word) for word in words.split("/") if word)]
+    sets = file_sets(selected or files)
+    if not selected or len(sets) > 1:
+        problem = f"has several sets for {words!r}" if selected else f"has no set {words!r}"
         id_ = name.partition(":")[0]
         raise HorizonError(
-            f"the dataset {id_} {wrong}: choose one of {', '.join(f'{id_}:{each}' for each in sets[:20])}"
+            f"the dataset {id_} {problem}: choose one of {', '.join(f'{id_}:{words}' for words in sets[:20])}"
         )
-    return tuple(chosen)
+    return tuple(selected)
 
 
 def file_sets(files: Sequence[str]) -> list[str]:

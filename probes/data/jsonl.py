@@ -48,46 +48,46 @@ def own_sample(row: Row, folder: Path) -> Sample:
     """The sample of a line with the keys that the README names; its `video` is left to the caller.
 
     Args:
-        row: a line.
-        folder: what image paths are relative to.
+        row: the line, parsed.
+        folder: the folder that image paths are relative to.
 
     Raises:
         SampleError: a key is missing or of another kind.
     """
     record = row.columns
-    given = [key for key in PICTURES if record.get(key)]
-    missing = [key for key, there in (("image", given), ("question", record.get("question"))) if not there]
-    if missing:
-        raise SampleError(f"no {' and no '.join(missing)} among the keys {sorted(record)}")
-    if len(given) > 1:
-        raise SampleError(f"{' and '.join(given)} are given; one of them is expected")
+    picture_keys = [key for key in PICTURES if record.get(key)]
+    absent_keys = [key for key, value in (("image", picture_keys), ("question", record.get("question"))) if not value]
+    if absent_keys:
+        raise SampleError(f"no {' and no '.join(absent_keys)} among the keys {sorted(record)}")
+    if len(picture_keys) > 1:
+        raise SampleError(f"{' and '.join(picture_keys)} are given; one of them is expected")
     texts = ("image", "question", "hint", "video")
-    odd = [f"{key} is {record[key]!r}" for key in texts if not isinstance(record.get(key) or "", str)]
-    if odd:
-        raise SampleError(f"{' and '.join(odd)}; a text is expected")
-    pictures = _picture_paths(record, given[0], folder)
+    wrong_kinds = [f"{key} is {record[key]!r}" for key in texts if not isinstance(record.get(key) or "", str)]
+    if wrong_kinds:
+        raise SampleError(f"{' and '.join(wrong_kinds)}; a text is expected")
+    pictures = _picture_paths(record, picture_keys[0], folder)
     answers = record.get("answers", record.get("answer"))
     answers = [answers] if isinstance(answers, str | int | float) else answers
     return Sample(
         id=row.name if record.get("id") is None else str(record["id"]),
-        image=pictures[0] if given == ["image"] else None,
+        image=pictures[0] if picture_keys == ["image"] else None,
         question=record["question"],
         answers=_texts(answers, "answers", answers, "a text or a list of texts"),
         task=str(record.get("task") or ""),
         task_type=str(record.get("task_type") or ""),
         category=str(record.get("category") or ""),
         options=_texts(record.get("options") or [], "options", record.get("options"), "a list of texts"),
-        images=pictures if given == ["images"] else (),
-        frames=pictures if given == ["frames"] else (),
+        images=pictures if picture_keys == ["images"] else (),
+        frames=pictures if picture_keys == ["frames"] else (),
         fps=_frame_rate(record),
         hint=str(record.get("hint") or ""),
         ocr_tokens=_texts(record.get("ocr_tokens") or [], "ocr_tokens", record.get("ocr_tokens"), "a list of texts"),
     )
 
 
-def _texts(values: Any, name: str, given: Any, expected: str) -> tuple[str, ...]:
+def _texts(values: Any, name: str, original: Any, expected: str) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
-        raise SampleError(f"{name} are {given!r}; {expected} is expected")
+        raise SampleError(f"{name} are {original!r}; {expected} is expected")
     return tuple(map(str, values))
 
 

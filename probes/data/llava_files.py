@@ -26,7 +26,7 @@ _SETS = ("adversarial", "popular", "random")
 
 
 @dataclass(frozen=True)
-class Layout:
+class FolderLayout:
     """Where the files of a benchmark lie in LLaVA's folder of it.
 
     Attributes:
@@ -39,21 +39,21 @@ class Layout:
 
 
 LAYOUTS = {
-    "textvqa": Layout(("TextVQA_*.json",), ("train_images", "test_images", "images")),
-    "pope": Layout(("coco/coco_pope_*.json", "coco_pope_*.json"), ("val2014", "coco/val2014", "images")),
-    "mme": Layout(("MME_Benchmark_release_version",), ("MME_Benchmark_release_version", "images")),
-    "scienceqa": Layout(("problems.json",), ("images/test", "images", "test")),
-    "gqa": Layout(("data/*_questions.json", "*_questions.json"), ("data/images", "images")),
+    "textvqa": FolderLayout(("TextVQA_*.json",), ("train_images", "test_images", "images")),
+    "pope": FolderLayout(("coco/coco_pope_*.json", "coco_pope_*.json"), ("val2014", "coco/val2014", "images")),
+    "mme": FolderLayout(("MME_Benchmark_release_version",), ("MME_Benchmark_release_version", "images")),
+    "scienceqa": FolderLayout(("problems.json",), ("images/test", "images", "test")),
+    "gqa": FolderLayout(("data/*_questions.json", "*_questions.json"), ("data/images", "images")),
 }
 
-_ANY = Layout((), ("images",))
+_ANY = FolderLayout((), ("images",))
 
 
 def image_folders(folder: Path, task: str) -> tuple[Path, ...]:
     """Where the images that a file names may lie.
 
     Args:
-        folder: of the file.
+        folder: the folder that holds the file.
         task: the benchmark, "" if unknown.
     """
     return (folder, *(folder / name for name in LAYOUTS.get(task, _ANY).images))
@@ -67,9 +67,9 @@ def find_annotations(path: Path, task: str) -> tuple[Path, ...]:
         task: the benchmark.
     """
     for pattern in LAYOUTS.get(task, _ANY).annotations:
-        found = tuple(sorted(each for each in path.parent.glob(pattern) if each != path))
-        if found:
-            return found
+        files = tuple(sorted(file for file in path.parent.glob(pattern) if file != path))
+        if files:
+            return files
     return ()
 
 
@@ -95,15 +95,15 @@ def question_rows(path: Path, annotations: Iterable[Path] = ()) -> Iterator[Row]
         HorizonError: an annotation file is of no known format.
     """
     answers: dict[str, Row] = {}
-    joined = False
+    has_annotations = False
     for annotation in annotations:
-        joined = True
+        has_annotations = True
         answers.update((_key(row.columns), row) for row in annotation_rows(annotation))
     for row in json_rows(path):
-        yield _joined(row, answers, joined) if not row.error else row
+        yield _joined(row, answers, has_annotations) if not row.error else row
 
 
-def _joined(row: Row, answers: dict[str, Row], joined: bool) -> Row:
+def _joined(row: Row, answers: dict[str, Row], has_annotations: bool) -> Row:
     columns = dict(row.columns)
     text = str(columns.get("text") or "")
     tokens = _TOKENS.search(text)
@@ -113,14 +113,14 @@ def _joined(row: Row, answers: dict[str, Row], joined: bool) -> Row:
     category = next((name for name in _SETS if "label" in columns and name in row.where), None)
     if category:
         columns.setdefault("category", category)
-    if not joined:
+    if not has_annotations:
         return Row(row.where, row.name, columns)
-    found = answers.get(_key(columns))
-    if found is None:
+    annotation = answers.get(_key(columns))
+    if annotation is None:
         return Row(row.where, row.name, columns, "the annotation files hold no answer to it")
     # the line says which sample it is; the annotation where its image lies and what was asked
-    kept = {name: value for name, value in columns.items() if name not in ("text", "image")}
-    return Row(row.where, row.name, {**found.columns, **kept}, found.error)
+    line_columns = {name: value for name, value in columns.items() if name not in ("text", "image")}
+    return Row(row.where, row.name, {**annotation.columns, **line_columns}, annotation.error)
 
 
 def _key(columns: Any) -> str:
@@ -142,17 +142,17 @@ def annotation_rows(path: Path) -> Iterator[Row]:
     if path.is_dir():
         yield from mme_rows(path)
         return
-    held = load_json(path)
-    kind = annotation_kind(held)
+    content = load_json(path)
+    kind = annotation_kind(content)
     if kind == "textvqa":
-        yield from _textvqa(path, held["data"])
+        yield from _textvqa(path, content["data"])
     elif kind == "gqa":
-        yield from _gqa(path, held)
+        yield from _gqa(path, content)
     elif kind == "problems":
-        yield from _problems(path, held)
+        yield from _problems(path, content)
     elif kind == "conversations":
-        yield from _conversations(path, held)
-    elif held is None or (isinstance(held, dict) and is_question_line(held)):
+        yield from _conversations(path, content)
+    elif content is None or (isinstance(content, dict) and is_question_line(content)):
         yield from question_rows(path)
     else:
         raise HorizonError(f"{path} is no annotation file of TextVQA, POPE, GQA or ScienceQA")
@@ -179,20 +179,21 @@ def _value(text: bytes) -> Any:
         return None
 
 
-def annotation_kind(held: Any) -> str:
+def annotation_kind(content: Any) -> str:
     """Format of an annotation file by its content: textvqa, gqa, problems, conversations; "" for another.
 
     Args:
-        held: the JSON value.
+        content: the JSON value.
     """
-    if isinstance(held, dict) and isinstance(held.get("data"), list):
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
         return "textvqa"
-    one = next(iter(held.values() if isinstance(held, dict) else held), None) if isinstance(held, dict | list) else None
-    if not isinstance(one, dict):
+    entries = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    first_entry = next(iter(entries), None)
+    if not isinstance(first_entry, dict):
         return ""
-    if isinstance(held, list):
-        return "conversations" if "conversations" in one else ""
-    return "gqa" if "imageId" in one else "problems" if "choices" in one else ""
+    if isinstance(content, list):
+        return "conversations" if "conversations" in first_entry else ""
+    return "gqa" if "imageId" in first_entry else "problems" if "choices" in first_entry else ""
 
 
 def _textvqa(path: Path, entries: list[Any]) -> Iterator[Row]:
@@ -228,7 +229,8 @@ def _problems(path: Path, entries: dict[str, Any]) -> Iterator[Row]:
 def _conversations(path: Path, entries: list[Any]) -> Iterator[Row]:
     """ScienceQA in LLaVA's conversations, with the problems beside where there are any."""
     problems = path.with_name("problems.json")
-    known = {str(row.columns["question_id"]): row for row in annotation_rows(problems)} if problems.is_file() else {}
+    rows = annotation_rows(problems) if problems.is_file() else ()
+    problem_rows = {str(row.columns["question_id"]): row for row in rows}
     for place, entry in enumerate(entries):
         turns = entry.get("conversations") if isinstance(entry, dict) else None
         if not isinstance(turns, list) or not all(isinstance(turn, dict) and "value" in turn for turn in turns):
@@ -236,13 +238,13 @@ def _conversations(path: Path, entries: list[Any]) -> Iterator[Row]:
             continue
         name = str(entry.get("id", place))
         more: dict[str, Any] = {"question_id": name}
-        if name in known:
-            more = {**known[name].columns, "question_id": name}
+        if name in problem_rows:
+            more = {**problem_rows[name].columns, "question_id": name}
         else:
             more["question"] = turns[0]["value"] if turns else ""
             if len(turns) > 1:
-                chosen = _CHOSEN.match(str(turns[1]["value"]).strip())
-                more["answer"] = chosen[1].upper() if chosen else turns[1]["value"]
+                letter = _CHOSEN.match(str(turns[1]["value"]).strip())
+                more["answer"] = letter[1].upper() if letter else turns[1]["value"]
         more["image"] = entry.get("image")
         yield _row(path, f"entry {name}", name, {}, more)
 
@@ -253,10 +255,11 @@ def mme_rows(path: Path) -> Iterator[Row]:
     Args:
         path: the directory.
     """
-    for folder in sorted(each for each in path.iterdir() if each.is_dir()):
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
         pictures = folder / "images" if (folder / "images").is_dir() else folder
-        names = {each.stem: each.name for each in sorted(pictures.iterdir()) if each.suffix.lower() in PICTURE_FILES}
+        files = [file for file in sorted(pictures.iterdir()) if file.suffix.lower() in PICTURE_FILES]
+        names = {file.stem: file.name for file in files}
         for file in sorted(texts.glob("*.txt")):
             picture = names.get(file.stem)
             image = (pictures / picture).relative_to(path).as_posix() if picture else None

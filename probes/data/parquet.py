@@ -37,7 +37,7 @@ class ImageColumn:
         self._path: Path | None = None
         self._file: pq.ParquetFile | None = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._first, self._held = 0, pa.array([])
+        self._first, self._batch = 0, pa.array([])
 
     def value(self, path: Path, row: int) -> Any:
         """What the column holds in a row of a shard: bytes, a struct or a list of either."""
@@ -45,12 +45,12 @@ class ImageColumn:
             if path != self._path or self._file is None:
                 self._open(path)
             group, first = self._group(row)
-            if row < self._first or first > self._first + len(self._held):
+            if row < self._first or first > self._first + len(self._batch):
                 self._start(group, first)
-            while row >= self._first + len(self._held):
-                self._first += len(self._held)
-                self._held = next(self._batches).column(0)
-            return self._held[row - self._first].as_py()
+            while row >= self._first + len(self._batch):
+                self._first += len(self._batch)
+                self._batch = next(self._batches).column(0)
+            return self._batch[row - self._first].as_py()
 
     def _open(self, path: Path) -> None:
         if self._file is not None:
@@ -63,7 +63,7 @@ class ImageColumn:
         assert self._file is not None
         later = list(range(group, self._file.num_row_groups))
         self._batches = self._file.iter_batches(IMAGE_ROWS, row_groups=later, columns=[self.name], use_threads=False)
-        self._first, self._held = first, pa.array([])
+        self._first, self._batch = first, pa.array([])
 
     def _group(self, row: int) -> tuple[int, int]:
         """The row group that holds a row, and its first row."""
@@ -95,16 +95,16 @@ class ParquetImage:
 
     def open(self) -> Image.Image:
         """The image; raises OSError where the row holds none."""
-        held = self.column.value(self.path, self.row)
+        content = self.column.value(self.path, self.row)
         if self.element is not None:
-            held = held[self.element]
-        if isinstance(held, dict):
-            if held.get("bytes") is None and held.get("path"):
-                return Image.open(self.path.parent / held["path"])
-            held = held.get("bytes")
-        if not held:
+            content = content[self.element]
+        if isinstance(content, dict):
+            if content.get("bytes") is None and content.get("path"):
+                return Image.open(self.path.parent / content["path"])
+            content = content.get("bytes")
+        if not content:
             raise OSError("there is none in the row")
-        return Image.open(io.BytesIO(held))
+        return Image.open(io.BytesIO(content))
 
     def __str__(self) -> str:
         return f"in column {self.column.name!r} of row {self.row} of {self.path.name}"
@@ -188,26 +188,26 @@ def _records(shard: Shard) -> Iterator[tuple[dict[str, Any], dict[str, int | Non
     """
     with _open(shard.path) as file:
         leaves = [file.schema.column(place).path for place in range(len(file.schema))]
-        read = list(shard.texts)
+        paths = list(shard.texts)
         for name in shard.images:
             below = [leaf for leaf in leaves if leaf == name or leaf.startswith(f"{name}.")]
-            read += [leaf for leaf in below if leaf.endswith(".path")] or [leaf for leaf in below if leaf != name]
-        for batch in file.iter_batches(TEXT_ROWS, columns=read, use_threads=False):
-            there = set(batch.schema.names)
+            paths += [leaf for leaf in below if leaf.endswith(".path")] or [leaf for leaf in below if leaf != name]
+        for batch in file.iter_batches(TEXT_ROWS, columns=paths, use_threads=False):
+            columns = set(batch.schema.names)
             for record in batch.to_pylist():
-                counts = {name: _count(record.pop(name)) if name in there else ONE for name in shard.images}
+                counts = {name: _count(record.pop(name)) if name in columns else ONE for name in shard.images}
                 yield record, counts
 
 
-def _count(held: Any) -> int | None:
-    if held is None:
+def _count(cell: Any) -> int | None:
+    if cell is None:
         return None
-    return len(held) if isinstance(held, list) else ONE
+    return len(cell) if isinstance(cell, list) else ONE
 
 
 def _pictures_by_id(paths: Sequence[Path]) -> dict[str, ParquetImage]:
     """Images of shards that hold nothing else, by their id."""
-    found = {}
+    pictures = {}
     for path in paths:
         shard = read_shard(path)
         if not shard.images or "id" not in shard.texts:
@@ -215,8 +215,8 @@ def _pictures_by_id(paths: Sequence[Path]) -> dict[str, ParquetImage]:
         column = ImageColumn(shard.images[0])
         with _open(path) as file:
             ids = file.read(columns=["id"], use_threads=False)["id"].to_pylist()
-        found.update({str(name): ParquetImage(column, path, row) for row, name in enumerate(ids)})
-    return found
+        pictures.update({str(name): ParquetImage(column, path, row) for row, name in enumerate(ids)})
+    return pictures
 
 
 def _holds_images(column: pa.Field) -> bool:

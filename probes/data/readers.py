@@ -12,7 +12,7 @@ from typing import Any
 
 from analyses.runs import HorizonError
 from probes.data.llava_files import image_folders
-from probes.data.reading import Reading, blank, first, to_sample
+from probes.data.reading import ReadingRule, blank, first, to_sample
 from probes.data.rows import Condition, Row, parse_conditions
 from probes.data.samples import Sample, check_template
 from probes.data.sources import Source, find_source, known_task
@@ -33,7 +33,7 @@ class SampleStream(Iterator[Sample]):
     """
 
     source: Source
-    reading: Reading
+    reading: ReadingRule
     note: str
     subset: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
@@ -119,7 +119,7 @@ def read_samples(
     if images_dir is not None and not folder.is_dir():
         raise HorizonError(f"no folder of images at {folder}")
     folders = (folder,) if source.own and images_dir is not None else image_folders(folder, entry.name)
-    reading = Reading(
+    reading = ReadingRule(
         task=entry,
         name=entry.name or task or source.title,
         named=task is not None,
@@ -140,14 +140,14 @@ def read_samples(
 
 def _samples(stream: SampleStream, conditions: Sequence[Condition], categories: Sequence[str]) -> Iterator[Sample]:
     """Every sample that meets the conditions; what is left out is counted."""
-    asked: dict[str, set[int]] = {}
-    seen: Counter[str] = Counter()
+    questions_by_id: dict[str, set[int]] = {}
+    categories_seen: Counter[str] = Counter()
     columns: set[str] = set()
     tokens = False
     for row in stream.source.rows():
         columns.update(row.columns)
         tokens = tokens or not blank(row.columns.get("ocr_tokens"))
-        unmet = next((one for one in conditions if row.columns and not one.holds(row)), None)
+        unmet = next((condition for condition in conditions if row.columns and not condition.holds(row)), None)
         if unmet is not None:
             stream.left_out[f"{unmet.column}{unmet.sign}{unmet.value}"] += 1
             continue
@@ -155,24 +155,24 @@ def _samples(stream: SampleStream, conditions: Sequence[Condition], categories: 
             stream.left_out["questions without an image"] += 1
             continue
         sample = to_sample(row, stream.reading)
-        seen[sample.category] += 1
+        categories_seen[sample.category] += 1
         if categories and sample.category not in categories and (sample.category or not sample.error):
             stream.left_out["other categories"] += 1
             continue
-        yield sample if stream.source.own else _with_own_id(sample, row, asked)
-    _check_seen(stream, conditions, categories, columns, set(seen), tokens)
+        yield sample if stream.source.own else _with_own_id(sample, row, questions_by_id)
+    _check_seen(stream, conditions, categories, columns, set(categories_seen), tokens)
 
 
-def _with_own_id(sample: Sample, row: Row, asked: dict[str, set[int]]) -> Sample:
+def _with_own_id(sample: Sample, row: Row, questions_by_id: dict[str, set[int]]) -> Sample:
     """A sample whose id no other has: some ids name images rather than questions (MME), and some rows repeat."""
     if sample.error:
         return sample
-    there, question = asked.setdefault(sample.id, set()), hash(sample.question)
-    if question in there:
+    questions, question = questions_by_id.setdefault(sample.id, set()), hash(sample.question)
+    if question in questions:
         reason = f"{row.where}: id {sample.id!r} and its question were there before"
         return Sample(row.name, None, "", (), sample.task, sample.task_type, sample.category, error=reason)
-    there.add(question)
-    return sample if len(there) == 1 else replace(sample, id=f"{sample.id}#{len(there)}")
+    questions.add(question)
+    return sample if len(questions) == 1 else replace(sample, id=f"{sample.id}#{len(questions)}")
 
 
 def _check_seen(
@@ -180,7 +180,7 @@ def _check_seen(
     conditions: Sequence[Condition],
     categories: Sequence[str],
     columns: set[str],
-    seen: set[str],
+    categories_seen: set[str],
     tokens: bool,
 ) -> None:
     """At the end of the rows: what was asked for must have been there."""
@@ -190,9 +190,9 @@ def _check_seen(
     for condition in conditions:
         if condition.column not in columns:
             raise HorizonError(f"no row of {name} has a column {condition.column!r}; there are {sorted(columns)}")
-    missing = [category for category in categories if category not in seen]
-    if missing:
-        raise HorizonError(f"no row of {name} is of category {missing[0]!r}; there are {sorted(seen)}")
+    absent = [category for category in categories if category not in categories_seen]
+    if absent:
+        raise HorizonError(f"no row of {name} is of category {absent[0]!r}; there are {sorted(categories_seen)}")
     if stream.reading.with_ocr_tokens and not tokens:
         raise HorizonError(f"no row of {name} carries reference OCR tokens: leave with_ocr_tokens out")
 
@@ -209,14 +209,14 @@ def _chosen(samples: Iterator[Sample], limit: int | None, seed: int | None) -> I
                 return
         return
     draw = random.Random(seed)
-    kept: list[tuple[float, int, Sample]] = []
+    smallest: list[tuple[float, int, Sample]] = []
     for place, sample in enumerate(samples):
         entry = (-draw.random(), place, sample)
-        if len(kept) < limit:
-            heapq.heappush(kept, entry)
-        elif entry > kept[0]:
-            heapq.heapreplace(kept, entry)
-    yield from (sample for _, _, sample in sorted(kept, key=lambda entry: entry[1]))
+        if len(smallest) < limit:
+            heapq.heappush(smallest, entry)
+        elif entry > smallest[0]:
+            heapq.heapreplace(smallest, entry)
+    yield from (sample for _, _, sample in sorted(smallest, key=lambda entry: entry[1]))
 
 
 def _with_columns(task: Task, question: str | None, answer: str | None, image: str | None) -> Task:
@@ -232,21 +232,21 @@ def _check_columns(source: Source, task: Task, conditions: Sequence[Condition]) 
     """Refuse a source whose columns are known and do not suffice."""
     if not source.columns:
         return
-    there = set(source.columns)
+    columns_here = set(source.columns)
     pictures = (*task.image, "image_1", "video", "video_path")
     for name, columns, option in (("question", task.question, "--question"), ("image", pictures, "--image")):
-        if not there & set(columns):
+        if not columns_here & set(columns):
             raise HorizonError(
                 f"{source.name} has no column of the {name}; its columns are {list(source.columns)}: name it ({option})"
             )
-    absent = [condition.column for condition in conditions if condition.column not in there]
+    absent = [condition.column for condition in conditions if condition.column not in columns_here]
     if absent:
         raise HorizonError(f"{source.name} has no column {absent[0]!r}; its columns are {list(source.columns)}")
 
 
 def _subset(conditions: Sequence[Condition], categories: Sequence[str], limit: int | None, seed: int | None) -> str:
     """Which samples of a source are read, in words; the first ones are all of them so far."""
-    parts = [f"{one.column}{one.sign}{one.value}" for one in conditions]
+    parts = [f"{condition.column}{condition.sign}{condition.value}" for condition in conditions]
     parts += [f"category={category}" for category in categories]
     if limit is not None and seed is not None:
         parts.append(f"at random, seed {seed}")
@@ -255,7 +255,9 @@ def _subset(conditions: Sequence[Condition], categories: Sequence[str], limit: i
 
 def _note(source: Source, entry: Task, guessed: bool, prompt: str | None) -> str:
     how = " (guessed from its name)" if guessed else ""
-    known = f"task {entry.name}{how}, type {entry.task_type}, scorer {entry.scorer}" if entry.name else "no known task"
-    asked = "your prompt" if prompt else f"prompt {entry.prompt!r}" if entry.name else "questions as they stand"
-    parts = [known, asked, source.remark]
+    benchmark = "no known task"
+    if entry.name:
+        benchmark = f"task {entry.name}{how}, type {entry.task_type}, scorer {entry.scorer}"
+    question = "your prompt" if prompt else f"prompt {entry.prompt!r}" if entry.name else "questions as they stand"
+    parts = [benchmark, question, source.remark]
     return f"{source.name} ({source.kind}): {'; '.join(part for part in parts if part)}"

@@ -24,7 +24,7 @@ _WHOLE = re.compile(r"(\d+)(?:\.0)?")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadingRule:
     """How the rows of one file become samples.
 
     Attributes:
@@ -52,12 +52,12 @@ class Reading:
     fps: float | None = None
 
 
-def to_sample(row: Row, reading: Reading) -> Sample:
+def to_sample(row: Row, reading: ReadingRule) -> Sample:
     """The sample of a row; where there is none, its `error` says why, with file and line.
 
     Args:
-        row: as read.
-        reading: how.
+        row: the row, as the reader of its file yields it.
+        reading: how rows of this source become samples.
 
     Raises:
         HorizonError: no sample of this kind can be made (PyAV is not installed).
@@ -81,7 +81,7 @@ def to_sample(row: Row, reading: Reading) -> Sample:
         )
 
 
-def _own(row: Row, reading: Reading) -> Sample:
+def _own(row: Row, reading: ReadingRule) -> Sample:
     sample = own_sample(row, reading.folders[0])
     sample = replace(
         sample,
@@ -94,7 +94,7 @@ def _own(row: Row, reading: Reading) -> Sample:
     return with_template(sample, reading.prompt or (_template(reading, sample.options) if reading.task.name else None))
 
 
-def _foreign(row: Row, reading: Reading) -> Sample:
+def _foreign(row: Row, reading: ReadingRule) -> Sample:
     task, columns = reading.task, row.columns
     raw = _question(row, task)
     options = find_options(columns, task)
@@ -113,26 +113,26 @@ def _foreign(row: Row, reading: Reading) -> Sample:
         hint="" if blank(hint) else str(hint).strip(),
         ocr_tokens=tuple(map(str, tokens)),
     )
-    asked = fill_template(reading.prompt or _template(reading, options), sample)
-    sample = replace(sample, question=asked, raw_question=raw)
+    prompted = fill_template(reading.prompt or _template(reading, options), sample)
+    sample = replace(sample, question=prompted, raw_question=raw)
     return _with_pictures(sample, row, reading)
 
 
-def _template(reading: Reading, options: Sequence[str]) -> str:
+def _template(reading: ReadingRule, options: Sequence[str]) -> str:
     task = reading.task
     return task.prompt if options or not task.open_prompt else task.open_prompt
 
 
 def _id(row: Row, task: Task) -> str:
-    found = first(row.columns, task.id)
-    return row.name if blank(found) else str(found)
+    value = first(row.columns, task.id)
+    return row.name if blank(value) else str(value)
 
 
 def _question(row: Row, task: Task) -> str:
-    found = first(row.columns, task.question)
-    if blank(found):
+    text = first(row.columns, task.question)
+    if blank(text):
         raise SampleError(f"no question among the columns {sorted(row.columns)}")
-    return _bare(_PLACEHOLDER.sub("\n", str(found)).strip(), task)
+    return _bare(_PLACEHOLDER.sub("\n", str(text)).strip(), task)
 
 
 def _bare(question: str, task: Task) -> str:
@@ -146,18 +146,18 @@ def first(columns: Mapping[str, Any], names: Sequence[str]) -> Any:
     """What the first column that is there holds, of several names; a blank one gives way to the next.
 
     Args:
-        columns: of a row.
-        names: to look under.
+        columns: the columns of a row, by name.
+        names: the names to look under, in this order.
     """
-    there = [columns[name] for name in names if name in columns]
-    return next((value for value in there if not blank(value)), there[0] if there else None)
+    values = [columns[name] for name in names if name in columns]
+    return next((value for value in values if not blank(value)), values[0] if values else None)
 
 
 def blank(value: Any) -> bool:
     """Whether a cell holds nothing: null, NaN, an empty text or list, or the "nan" that pandas writes.
 
     Args:
-        value: of a cell.
+        value: the value of a cell.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
@@ -173,7 +173,7 @@ def as_list(value: Any, *, literal: bool = True) -> list[Any]:
     (['a', 'b'], ['[unclear]'], [])
 
     Args:
-        value: of a cell.
+        value: the value of a cell.
         literal: take a text that begins like a list of texts for one.
 
     Raises:
@@ -192,24 +192,24 @@ def as_list(value: Any, *, literal: bool = True) -> list[Any]:
 
 def _parse_list(text: str) -> list[Any]:
     try:
-        found = ast.literal_eval(text.strip())
+        values = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise SampleError(f"{_short(text)} is no list that can be read") from error
-    if not isinstance(found, list):
+    if not isinstance(values, list):
         raise SampleError(f"{_short(text)} is no list that can be read")
-    return found
+    return values
 
 
 def find_options(columns: Mapping[str, Any], task: Task) -> tuple[str, ...]:
     """The options of a row: of a column with a list, or of the columns A, B, C, ... until the first blank one.
 
     Args:
-        columns: of the row.
-        task: its columns.
+        columns: the columns of the row, by name.
+        task: the benchmark, which names the column of the options.
     """
-    listed = as_list(first(columns, task.options))
-    if listed:
-        return tuple(str(option).strip() for option in listed)
+    texts = as_list(first(columns, task.options))
+    if texts:
+        return tuple(str(option).strip() for option in texts)
     lettered = []
     for letter in LETTERS:
         if blank(columns.get(letter)):
@@ -223,29 +223,29 @@ def _answers(columns: Mapping[str, Any], task: Task, options: tuple[str, ...]) -
     name = next((name for name in task.answers if name in columns), None)
     if name is None:
         return ()
-    held = first(columns, task.answers)
-    if task.answer == "list" and isinstance(held, str) and held.lstrip().startswith("["):
-        held = _parse_list(held)
+    cell = first(columns, task.answers)
+    if task.answer == "list" and isinstance(cell, str) and cell.lstrip().startswith("["):
+        cell = _parse_list(cell)
     if options:
-        return (_letter(held, options, numbers_first=task.answer == "index"),)
-    answers = [held] if held == "nan" else as_list(held, literal=task.answer != "text")
+        return (_letter(cell, options, numbers_first=task.answer == "index"),)
+    answers = [cell] if cell == "nan" else as_list(cell, literal=task.answer != "text")
     texts = tuple(str(answer) for answer in answers)
     if not any(text.strip() for text in texts):
         raise SampleError(f"its answer (column {name!r}) is empty")
     return tuple(map(_yes_or_no, texts)) if task.answer == "yes-no" else texts
 
 
-def _letter(held: Any, options: tuple[str, ...], *, numbers_first: bool) -> str:
+def _letter(cell: Any, options: tuple[str, ...], *, numbers_first: bool) -> str:
     """An option's letter, from a letter, an option's text, or a number from 0."""
-    answer, known = str(held).strip(), LETTERS[: len(options)]
+    answer, letters = str(cell).strip(), LETTERS[: len(options)]
     number = _WHOLE.fullmatch(answer)
-    counted = known[int(number[1])] if number and int(number[1]) < len(known) else None
-    spelled = known[options.index(answer)] if answer in options and isinstance(held, str) else None
-    lettered = answer.upper() if answer.upper() in known else None
-    found = lettered or (counted or spelled if numbers_first else spelled or counted)
-    if found is None:
-        raise SampleError(f"its answer {_short(held)} is none of the options {', '.join(known)}: {list(options)}")
-    return found
+    by_number = letters[int(number[1])] if number and int(number[1]) < len(letters) else None
+    by_text = letters[options.index(answer)] if answer in options and isinstance(cell, str) else None
+    by_letter = answer.upper() if answer.upper() in letters else None
+    letter = by_letter or (by_number or by_text if numbers_first else by_text or by_number)
+    if letter is None:
+        raise SampleError(f"its answer {_short(cell)} is none of the options {', '.join(letters)}: {list(options)}")
+    return letter
 
 
 def _yes_or_no(answer: str) -> str:
@@ -257,28 +257,28 @@ def _yes_or_no(answer: str) -> str:
     return answer.strip().rstrip(".")
 
 
-def _with_pictures(sample: Sample, row: Row, reading: Reading) -> Sample:
+def _with_pictures(sample: Sample, row: Row, reading: ReadingRule) -> Sample:
     """The images that a row names: one, several, or those of image_1, image_2, ... that its text mentions."""
     columns = row.columns
     numbered = {int(match[1]): columns[name] for name in columns if (match := _NUMBERED.fullmatch(name))}
     if numbered:
         text = "\n".join((sample.raw_question, sample.hint, *sample.options))
-        mentioned = sorted({int(number) for number in _MENTION.findall(text)}) or [1]
-        found = [picture for number in mentioned for picture in _pictures(numbered.get(number), reading)]
-        missing = [number for number in mentioned if blank(numbered.get(number))]
-        if missing:
-            raise SampleError(f"its text mentions image {missing[0]}, which is not there")
+        mentions = sorted({int(number) for number in _MENTION.findall(text)}) or [1]
+        pictures = [picture for number in mentions for picture in _pictures(numbered.get(number), reading)]
+        absent = [number for number in mentions if blank(numbered.get(number))]
+        if absent:
+            raise SampleError(f"its text mentions image {absent[0]}, which is not there")
     else:
-        found = _pictures(first(columns, reading.task.image), reading)
-    if not found and not blank(columns.get("video") or columns.get("video_path")):
+        pictures = _pictures(first(columns, reading.task.image), reading)
+    if not pictures and not blank(columns.get("video") or columns.get("video_path")):
         return sample
-    if not found:
+    if not pictures:
         raise SampleError(f"no image among the columns {sorted(columns)}")
-    return replace(sample, image=found[0]) if len(found) == 1 else replace(sample, images=tuple(found))
+    return replace(sample, image=pictures[0]) if len(pictures) == 1 else replace(sample, images=tuple(pictures))
 
 
-def _pictures(held: Any, reading: Reading) -> list[Picture]:
-    values = held if isinstance(held, list) else as_list(held)
+def _pictures(cell: Any, reading: ReadingRule) -> list[Picture]:
+    values = cell if isinstance(cell, list) else as_list(cell)
     return [find_file(value, reading.folders) if isinstance(value, str) else value for value in values]
 
 
@@ -286,21 +286,21 @@ def find_file(name: str, folders: Sequence[Path]) -> Path:
     """A file in the first folder that has it; in the first folder of all where none has.
 
     Args:
-        name: its path, relative to a folder, or absolute.
-        folders: at least one.
+        name: path of the file, relative to one of the folders, or absolute.
+        folders: the folders, at least one.
     """
     return next((folder / name for folder in folders if (folder / name).is_file()), folders[0] / name)
 
 
-def _with_frames(sample: Sample, row: Row, reading: Reading) -> Sample:
+def _with_frames(sample: Sample, row: Row, reading: ReadingRule) -> Sample:
     """Where a row names a video instead of an image, its frames."""
-    named = first(row.columns, ("video_path", "video"))
-    if sample.image is not None or sample.images or sample.frames or blank(named):
+    path = first(row.columns, ("video_path", "video"))
+    if sample.image is not None or sample.images or sample.frames or blank(path):
         return sample
-    clip = choose_frames(find_file(str(named), reading.folders), reading.frames, reading.fps)
+    clip = choose_frames(find_file(str(path), reading.folders), reading.frames, reading.fps)
     return replace(sample, frames=clip_frames(clip), fps=clip.fps)
 
 
 def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

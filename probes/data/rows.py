@@ -43,21 +43,21 @@ class Condition:
 
     def holds(self, row: Row) -> bool:
         """Whether a row matches."""
-        held = row.columns.get(self.column)
+        cell = row.columns.get(self.column)
         if self.sign == "!=":
-            return not self._equals(held)
+            return not self._equals(cell)
         if self.sign == "=":
-            return self._equals(held)
-        if held is None or isinstance(held, list):
+            return self._equals(cell)
+        if cell is None or isinstance(cell, list):
             return False
-        mine, theirs = _numbers(held, self.value) or (str(held), self.value)
-        below, same = mine < theirs, mine == theirs  # type: ignore[operator]
-        return {"<": below, "<=": below or same, ">": not below and not same, ">=": not below}[self.sign]
+        left, right = _numbers(cell, self.value) or (str(cell), self.value)
+        less, equal = left < right, left == right  # type: ignore[operator]
+        return {"<": less, "<=": less or equal, ">": not less and not equal, ">=": not less}[self.sign]
 
-    def _equals(self, held: Any) -> bool:
-        values = held if isinstance(held, list) else [held]
+    def _equals(self, cell: Any) -> bool:
+        values = cell if isinstance(cell, list) else [cell]
         pairs = [_numbers(value, self.value) or (str(value), self.value) for value in values if value is not None]
-        return any(mine == theirs for mine, theirs in pairs)
+        return any(left == right for left, right in pairs)
 
 
 def parse_conditions(texts: tuple[str, ...]) -> tuple[Condition, ...]:

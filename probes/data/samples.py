@@ -75,8 +75,8 @@ class Sample:
     @property
     def n_pictures(self) -> int:
         """Images or frames that a prompt shows; 0 where there is none, or they are given in more than one way."""
-        given = [pictures for pictures in _given(self) if pictures]
-        return len(given[0]) if len(given) == 1 else 0
+        sources = [pictures for pictures in _given(self) if pictures]
+        return len(sources[0]) if len(sources) == 1 else 0
 
     def load_image(self) -> Image.Image:
         """Decode the image, or the first of several, to RGB.
@@ -96,12 +96,12 @@ class Sample:
 
 
 def _pictures(sample: Sample) -> tuple[Picture, ...]:
-    given = [pictures for pictures in _given(sample) if pictures]
-    if not given:
+    sources = [pictures for pictures in _given(sample) if pictures]
+    if not sources:
         raise SampleError(f"sample {sample.id!r} has no image")
-    if len(given) > 1:
-        raise SampleError(f"sample {sample.id!r}: give one of image, images and frames, not {len(given)} of them")
-    return given[0]
+    if len(sources) > 1:
+        raise SampleError(f"sample {sample.id!r}: give one of image, images and frames, not {len(sources)} of them")
+    return sources[0]
 
 
 def _given(sample: Sample) -> tuple[tuple[Picture, ...], ...]:
@@ -184,9 +184,9 @@ def fill_template(prompt: str, sample: Sample) -> str:
         "hint": sample.hint,
         "ocr_tokens": ", ".join(sample.ocr_tokens),
     }
-    kept = []
+    lines = []
     for line in check_template(prompt).split("\n"):
-        named = _FIELD.findall(line)
-        if not named or "question" in named or any(values[name] for name in named):
-            kept.append(_FIELD.sub(lambda field: values[field[1]], line))
-    return "\n".join(kept)
+        fields = _FIELD.findall(line)
+        if not fields or "question" in fields or any(values[name] for name in fields):
+            lines.append(_FIELD.sub(lambda field: values[field[1]], line))
+    return "\n".join(lines)

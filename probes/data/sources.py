@@ -94,13 +94,13 @@ def known_task(source: Source, task: str | None) -> tuple[Task, bool]:
     """The description in force, and whether it was guessed from the source's name.
 
     Args:
-        source: of the samples.
-        task: as the user gives it.
+        source: where the samples come from.
+        task: the name that the user gives, if any.
     """
     if task is not None:
         return find_task(task) or UNKNOWN, False
-    guessed = None if source.own else guess_task(source.title)
-    return guessed or UNKNOWN, guessed is not None
+    guess = None if source.own else guess_task(source.title)
+    return guess or UNKNOWN, guess is not None
 
 
 def _sniff(path: Path) -> str:
@@ -111,9 +111,9 @@ def _sniff(path: Path) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
     if text.startswith((b"{", b"[")):
-        held = llava_files.load_json(path) if path.suffix.lower() != ".jsonl" or text.startswith(b"[") else None
-        kind = llava_files.annotation_kind(held)
-        if isinstance(held, list) and not kind:
+        content = llava_files.load_json(path) if path.suffix.lower() != ".jsonl" or text.startswith(b"[") else None
+        kind = llava_files.annotation_kind(content)
+        if isinstance(content, list) and not kind:
             raise HorizonError(f"{path} holds one JSON array; write one object a line (JSONL)")
         return kind or "lines"
     line = text.partition(b"\n")[0]
@@ -134,26 +134,26 @@ def _lines(path: Path, task: str | None, annotations: str | Path | None) -> Sour
         if annotations is not None:
             raise HorizonError(f"annotations {annotations} belong to a LLaVA question file, and {path} is none")
         return Source(str(path), "JSON Lines", path.stem, partial(json_rows, path), path.parent, own=True)
-    known = find_task(task) if task else guess_task(path.stem)
-    beside: tuple[Path, ...] = ()
+    benchmark = find_task(task) if task else guess_task(path.stem)
+    annotation_files: tuple[Path, ...] = ()
     if annotations is not None:
-        beside = (Path(annotations).expanduser(),)
-        if not beside[0].exists():
-            raise HorizonError(f"no annotation file at {beside[0]}")
-    elif known and "label" not in record and "answer" not in record:
-        beside = llava_files.find_annotations(path, known.name)
-    answered = beside or "label" in record or "answer" in record
-    shown = ", ".join(file.name for file in beside)
-    remark = f"answers from {shown}" if beside else "" if answered else "no answers: give --annotations"
-    rows = partial(llava_files.question_rows, path, beside)
+        annotation_files = (Path(annotations).expanduser(),)
+        if not annotation_files[0].exists():
+            raise HorizonError(f"no annotation file at {annotation_files[0]}")
+    elif benchmark and "label" not in record and "answer" not in record:
+        annotation_files = llava_files.find_annotations(path, benchmark.name)
+    answered = annotation_files or "label" in record or "answer" in record
+    names = ", ".join(file.name for file in annotation_files)
+    remark = f"answers from {names}" if annotation_files else "" if answered else "no answers: give --annotations"
+    rows = partial(llava_files.question_rows, path, annotation_files)
     return Source(str(path), "LLaVA question file", path.stem, rows, path.parent, remark=remark)
 
 
 def _annotation(path: Path, kind: str) -> Source:
-    known = {"textvqa": "textvqa", "gqa": "gqa", "problems": "scienceqa", "conversations": "scienceqa"}[kind]
+    benchmark = {"textvqa": "textvqa", "gqa": "gqa", "problems": "scienceqa", "conversations": "scienceqa"}[kind]
     remark = "all its splits; choose with --where split=test" if kind == "problems" else ""
     rows = partial(llava_files.annotation_rows, path)
-    return Source(str(path), f"annotation file ({kind})", known, rows, path.parent, remark=remark)
+    return Source(str(path), f"annotation file ({kind})", benchmark, rows, path.parent, remark=remark)
 
 
 def _folder(path: Path, question: str | None, answer: str | None) -> Source:
@@ -164,7 +164,7 @@ def _folder(path: Path, question: str | None, answer: str | None) -> Source:
         return _annotation(path / "problems.json", "problems")
     if any(path.glob("*/*.txt")) or any(path.glob("*/questions_answers_YN/*.txt")):
         return Source(str(path), "directory of MME", "mme", partial(llava_files.mme_rows, path), path)
-    pictures = [each for each in sorted(path.iterdir()) if each.suffix.lower() in llava_files.PICTURE_FILES]
+    pictures = [file for file in sorted(path.iterdir()) if file.suffix.lower() in llava_files.PICTURE_FILES]
     if not pictures:
         raise HorizonError(f"no sample file at {path}: the folder holds neither parquet files nor images")
     if question is None:
@@ -193,17 +193,18 @@ def _shards(paths: tuple[Path, ...], name: str, title: str, folder: Path) -> Sou
 
 def _hub(name: str, task: str | None, revision: str | None) -> Source:
     title = name.partition(":")[0].rpartition("/")[2]
-    known = (find_task(task) if task else guess_task(title)) or UNKNOWN
-    found = open_dataset(name, default=known.hub.partition(":")[2], revision=revision)
-    pictures = tuple(file for file in found.others if known.hub_images and known.hub_images in file.split("/"))
+    benchmark = (find_task(task) if task else guess_task(title)) or UNKNOWN
+    dataset = open_dataset(name, default=benchmark.hub.partition(":")[2], revision=revision)
+    folder = benchmark.hub_images
+    pictures = tuple(file for file in dataset.others if folder and folder in file.split("/"))
     return Source(
-        f"{name}@{found.commit}",
-        f"dataset of the hub, {len(found.files)} parquet files at {found.commit[:12]}",
+        f"{name}@{dataset.commit}",
+        f"dataset of the hub, {len(dataset.files)} parquet files at {dataset.commit[:12]}",
         title,
-        partial(_hub_rows, found, pictures),
+        partial(_hub_rows, dataset, pictures),
         Path(),
     )
 
 
-def _hub_rows(found: HubDataset, pictures: tuple[str, ...]) -> Iterator[Row]:
-    yield from shard_rows(found.fetch(found.files), list(found.fetch(pictures)))
+def _hub_rows(dataset: HubDataset, pictures: tuple[str, ...]) -> Iterator[Row]:
+    yield from shard_rows(dataset.fetch(dataset.files), list(dataset.fetch(pictures)))

@@ -45,8 +45,8 @@ class Base64Image:
         """The image; raises OSError where the text is no longer one."""
         with self.path.open("rb") as file:
             file.seek(self.start)
-            held = file.read(self.stop - self.start)
-        return Image.open(io.BytesIO(base64.b64decode(held)))
+            content = file.read(self.stop - self.start)
+        return Image.open(io.BytesIO(base64.b64decode(content)))
 
     def __str__(self) -> str:
         return f"at byte {self.start} of {self.path.name}"
@@ -60,18 +60,18 @@ class Cell(NamedTuple):
     quoted: bool
 
 
-class Record(NamedTuple):
+class TableRow(NamedTuple):
     """One record of the file: its first line's number, where it begins, its bytes and cells."""
 
     line: int
     offset: int
-    held: bytes
+    content: bytes
     cells: list[Cell] | None  # None where a quote never closes
 
     def raw(self, cell: Cell) -> bytes:
         """A cell's bytes; doubled quotes of a quoted one become single."""
-        held = self.held[cell.start : cell.stop]
-        return held.replace(b'""', b'"') if cell.quoted else held
+        content = self.content[cell.start : cell.stop]
+        return content.replace(b'""', b'"') if cell.quoted else content
 
 
 def table_columns(path: Path) -> tuple[str, ...]:
@@ -123,7 +123,7 @@ def table_rows(path: Path, image: str = "image") -> Iterator[Row]:
         yield Row(where, name, columns, "; ".join(errors))
 
 
-def _columns(record: Record, names: tuple[str, ...], images: _Images) -> tuple[dict[str, Any], list[str]]:
+def _columns(record: TableRow, names: tuple[str, ...], images: _Images) -> tuple[dict[str, Any], list[str]]:
     columns: dict[str, Any] = {}
     errors = []
     for name, cell in zip(names, record.cells or (), strict=True):
@@ -152,7 +152,7 @@ class _Images:
         self._places: dict[str, tuple[int, int]] = {}
         self._complete = False
 
-    def note(self, record: Record, index: str | None) -> None:
+    def note(self, record: TableRow, index: str | None) -> None:
         """Remember a row's index and where its image lies.
 
         Raises:
@@ -167,7 +167,7 @@ class _Images:
         if cell is not None and cell.stop - cell.start > ALIAS:
             self._places[index] = record.offset + cell.start, record.offset + cell.stop
 
-    def find(self, record: Record) -> Base64Image | list[Base64Image] | str | None:
+    def find(self, record: TableRow) -> Base64Image | list[Base64Image] | str | None:
         """The image of a record, its images, their path, or None where the cell is blank.
 
         Raises:
@@ -175,22 +175,22 @@ class _Images:
         """
         cell = self._cell(record)
         assert cell is not None
-        held = record.raw(cell).strip(BLANKS)
-        if not held:
+        content = record.raw(cell).strip(BLANKS)
+        if not content:
             return None
-        if _PATH.fullmatch(held):
-            return held.decode()
-        if len(held) <= ALIAS:
-            return self._alias(held)
+        if _PATH.fullmatch(content):
+            return content.decode()
+        if len(content) <= ALIAS:
+            return self._alias(content)
         begin = record.offset + cell.start
-        if held.startswith(b"["):
-            return self._several(record.held[cell.start : cell.stop], begin)
-        prefix = _DATA_URI.match(held)
-        _check_base64(held[prefix.end() :] if prefix else held)
+        if content.startswith(b"["):
+            return self._several(record.content[cell.start : cell.stop], begin)
+        prefix = _DATA_URI.match(content)
+        _check_base64(content[prefix.end() :] if prefix else content)
         return Base64Image(self._path, begin + (prefix.end() if prefix else 0), record.offset + cell.stop)
 
-    def _alias(self, held: bytes) -> Base64Image | list[Base64Image]:
-        index = held.decode(errors="replace")
+    def _alias(self, content: bytes) -> Base64Image | list[Base64Image]:
+        index = content.decode(errors="replace")
         if index not in self._places and not self._complete:
             self._read_all()
         if index not in self._places:
@@ -203,12 +203,12 @@ class _Images:
                 return self._several(first + file.read(stop - start - 1), start)
         return Base64Image(self._path, start, stop)
 
-    def _several(self, held: bytes, begin: int) -> list[Base64Image]:
-        if not _BASE64_LIST.fullmatch(held.strip(BLANKS)):
+    def _several(self, content: bytes, begin: int) -> list[Base64Image]:
+        if not _BASE64_LIST.fullmatch(content.strip(BLANKS)):
             raise SampleError("its image begins like a list and is no list of base64 texts")
-        for element in _ELEMENT.finditer(held):
+        for element in _ELEMENT.finditer(content):
             _check_base64(element[1])
-        return [Base64Image(self._path, begin + e.start(1), begin + e.end(1)) for e in _ELEMENT.finditer(held)]
+        return [Base64Image(self._path, begin + e.start(1), begin + e.end(1)) for e in _ELEMENT.finditer(content)]
 
     def _read_all(self) -> None:
         """One pass for the places of all images; the first row of an index holds."""
@@ -220,19 +220,19 @@ class _Images:
                 self._places.setdefault(index, (record.offset + cell.start, record.offset + cell.stop))
         self._complete = True
 
-    def _cell(self, record: Record) -> Cell | None:
+    def _cell(self, record: TableRow) -> Cell | None:
         if self._column is None or record.cells is None or len(record.cells) != len(self._names):
             return None
         return record.cells[self._column]
 
 
-def _check_base64(held: bytes) -> None:
-    strange = _BASE64.match(held)
-    if strange is None or strange.end() != len(held):
+def _check_base64(content: bytes) -> None:
+    strange = _BASE64.match(content)
+    if strange is None or strange.end() != len(content):
         at = strange.end() if strange else 0
-        raise SampleError(f"its image is not base64: {held[at : at + 8]!r} at character {at}")
+        raise SampleError(f"its image is not base64: {content[at : at + 8]!r} at character {at}")
     try:
-        binascii.a2b_base64(held.translate(None, BLANKS), strict_mode=True)
+        binascii.a2b_base64(content.translate(None, BLANKS), strict_mode=True)
     except binascii.Error as error:
         raise SampleError(f"its image is not base64, or was cut off: {error}") from error
 
@@ -243,66 +243,66 @@ def _separator(path: Path) -> bytes:
         return b"\t" if b"\t" in file.readline(2**16) else b","
 
 
-def _records(path: Path, separator: bytes, width: int | None = None) -> Iterator[Record]:
+def _records(path: Path, separator: bytes, width: int | None = None) -> Iterator[TableRow]:
     """The records of a file. One that never ends, or swallows whole rows, gives up its first line only."""
     with path.open("rb") as file:
         number, offset = 1, 0
         while line := file.readline(LONGEST_ROW + 1):
             record = _record(file, number, offset, line, separator)
-            lines = record.held.count(b"\n") + (not record.held.endswith(b"\n"))
+            lines = record.content.count(b"\n") + (not record.content.endswith(b"\n"))
             if lines > 1 and _swallows(record, separator, width):
                 file.seek(offset + len(line))
-                record, lines = Record(number, offset, line, None), 1
+                record, lines = TableRow(number, offset, line, None), 1
             elif record.cells is None and lines == 1 and not line.endswith(b"\n"):
                 _skip_line(file)
-            if record.held.strip(BLANKS):
+            if record.content.strip(BLANKS):
                 yield record
             number, offset = number + lines, file.tell()
 
 
-def _record(file: io.BufferedReader, number: int, offset: int, line: bytes, separator: bytes) -> Record:
+def _record(file: io.BufferedReader, number: int, offset: int, line: bytes, separator: bytes) -> TableRow:
     """The record that begins with a line, read on while a quote is open."""
-    held = bytearray(line)
+    content = bytearray(line)
     cells = _split(line, separator)
-    while cells is None and len(held) <= LONGEST_ROW and (more := file.readline(LONGEST_ROW + 1)):
-        held += more
+    while cells is None and len(content) <= LONGEST_ROW and (more := file.readline(LONGEST_ROW + 1)):
+        content += more
         if b'"' in more:
-            cells = _split(bytes(held), separator)
-    return Record(number, offset, bytes(held), cells or None if len(held) <= LONGEST_ROW else None)
+            cells = _split(bytes(content), separator)
+    return TableRow(number, offset, bytes(content), cells or None if len(content) <= LONGEST_ROW else None)
 
 
-def _swallows(record: Record, separator: bytes, width: int | None) -> bool:
+def _swallows(record: TableRow, separator: bytes, width: int | None) -> bool:
     """Whether a record of several lines is really a stray quote: it never ends, or holds a line that is a row."""
     if record.cells is None:
         return True
     if width is None or len(record.cells) == width:
         return False
-    later = record.held.split(b"\n")[1:]
+    later = record.content.split(b"\n")[1:]
     return any(len(_split(line, separator) or ()) == width for line in later)
 
 
-def _split(held: bytes, separator: bytes) -> list[Cell] | None:
+def _split(content: bytes, separator: bytes) -> list[Cell] | None:
     """Cells of a record without its line end; None while a quote is open; none where it only seemed to be one."""
-    end = len(held.rstrip(b"\r\n"))
+    end = len(content.rstrip(b"\r\n"))
     cells, at = [], 0
     while True:
-        close = _closing_quote(held, at + 1) if held[at : at + 1] == b'"' else at
+        close = _closing_quote(content, at + 1) if content[at : at + 1] == b'"' else at
         if close is None:
             return None
-        quoted = close > at and (close + 1 >= end or held[close + 1 : close + 2] == separator)
-        stop = held.find(separator, close + 1 if quoted else at, end)  # other quotes are characters like any
+        quoted = close > at and (close + 1 >= end or content[close + 1 : close + 2] == separator)
+        stop = content.find(separator, close + 1 if quoted else at, end)  # other quotes are characters like any
         last = end if stop < 0 else stop
         cells.append(Cell(at + 1, close, True) if quoted else Cell(at, last, False))
-        if not quoted and b"\n" in held[at:last]:
+        if not quoted and b"\n" in content[at:last]:
             return []
         if stop < 0:
             return cells
         at = stop + 1
 
 
-def _closing_quote(held: bytes, at: int) -> int | None:
-    while (close := held.find(b'"', at)) >= 0:
-        if held[close + 1 : close + 2] != b'"':
+def _closing_quote(content: bytes, at: int) -> int | None:
+    while (close := content.find(b'"', at)) >= 0:
+        if content[close + 1 : close + 2] != b'"':
             return close
         at = close + 2
     return None

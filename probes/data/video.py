@@ -119,7 +119,7 @@ def frame_rule(frames: Sequence[object]) -> str:
     """How a video's frames were chosen; "" for frames that were given as images.
 
     Args:
-        frames: of a sample.
+        frames: the frames of a sample, in order.
     """
     return next((frame.clip.rule for frame in frames if isinstance(frame, ClipFrame)), "")
 
@@ -143,12 +143,12 @@ def _decode(clip: Clip) -> list[Image.Image]:
 
     try:
         with av.open(str(clip.path)) as container:
-            found = list(_search(container, container.streams.video[0], clip))
+            images = list(_search(container, container.streams.video[0], clip))
     except av.FFmpegError as error:
         raise OSError(str(error)) from error
-    if len(found) < len(clip.times):
-        raise OSError(f"the video ends before {clip.times[len(found)]:.2f} s")
-    return found
+    if len(images) < len(clip.times):
+        raise OSError(f"the video ends before {clip.times[len(images)]:.2f} s")
+    return images
 
 
 def _search(container: Any, stream: Any, clip: Clip) -> Iterator[Image.Image]:

@@ -95,16 +95,16 @@ class RunWriter:
         file = self.path / "run.json"
         ours = {*FOLDERS, GENERATED, "run.json"}
         if self.path.exists() and not file.exists():
-            foreign = not self.path.is_dir() or any(
+            is_foreign = not self.path.is_dir() or any(
                 entry.name not in ours and not entry.name.startswith(".") for entry in self.path.iterdir()
             )
-            if foreign:
+            if is_foreign:
                 raise HorizonError(f"{self.path} exists and is not a run directory: choose another, or empty it first")
         self.path.mkdir(parents=True, exist_ok=True)
         _create(file, json.dumps(self.config.to_dict(), indent=2))
-        found = load_run(self.path)
-        _refuse_other(found, self.config)
-        layers, pilot = found.config.chosen_layers, found.config.pilot_rows
+        run = load_run(self.path)
+        _refuse_other(run, self.config)
+        layers, pilot = run.config.chosen_layers, run.config.pilot_rows
         self.config = replace(self.config, chosen_layers=layers, pilot_rows=pilot)
         for folder in FOLDERS:
             (self.path / folder).mkdir(exist_ok=True)
@@ -120,10 +120,10 @@ class RunWriter:
 
     def _discard_uncommitted(self) -> None:
         """Remove what an interrupted flush of this shard left behind: no samples part lists it."""
-        kept = {part.stem for part in (self.path / "samples").glob("part-*.parquet")}
+        committed = {part.stem for part in (self.path / "samples").glob("part-*.parquet")}
         for folder in FOLDERS:
             for file in (self.path / folder).glob(f"*part-{self.label}-*"):
-                if file.stem not in kept:
+                if file.stem not in committed:
                     file.unlink()
 
     def add(self, record: Record) -> None:
@@ -186,9 +186,9 @@ def _next_number(folder: Path) -> int:
 
 def _layer_labels(records: Sequence[Record]) -> dict[str, str]:
     """Metadata of a part: the layers of its first token grids, and those of every row that has others."""
-    own = {str(record.sample["row"]): list(record.token_layers) for record in records if record.tokens}
-    layers = next(iter(own.values()))
-    others = {row: its for row, its in own.items() if its != layers}
+    by_row = {str(record.sample["row"]): list(record.token_layers) for record in records if record.tokens}
+    layers = next(iter(by_row.values()))
+    others = {row: row_layers for row, row_layers in by_row.items() if row_layers != layers}
     return {"layers": json.dumps(layers)} | ({"row_layers": json.dumps(others)} if others else {})
 
 
@@ -203,25 +203,25 @@ def record_choice(path: str | Path, *, layers: Mapping[str, Sequence[int]], pilo
     file = Path(path) / "run.json"
     with FileLock(Path(path) / ".lock-layers"):
         config = load_run(path).config
-        chosen = {name: sorted({*config.chosen_layers.get(name, ()), *more}) for name, more in layers.items()}
+        by_type = {name: sorted({*config.chosen_layers.get(name, ()), *more}) for name, more in layers.items()}
         rows = tuple(sorted({*config.pilot_rows, *pilot}))
-        config = replace(config, chosen_layers={**config.chosen_layers, **chosen}, pilot_rows=rows)
+        config = replace(config, chosen_layers={**config.chosen_layers, **by_type}, pilot_rows=rows)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         temporary.write_text(json.dumps(config.to_dict(), indent=2))
         temporary.replace(file)
 
 
-def _refuse_other(found: Run, wanted: RunConfig) -> None:
-    if found.config.hash == wanted.hash:
+def _refuse_other(run: Run, config: RunConfig) -> None:
+    if run.config.hash == config.hash:
         return
-    old, new = found.config.to_dict(), wanted.to_dict()
+    old, new = run.config.to_dict(), config.to_dict()
     differing = [
         f"{key} {old[key]!r} there, {new[key]!r} now"
         for key in new
         if key not in RunConfig.NOT_ESTIMAND and old[key] != new[key]
     ]
     raise HorizonError(
-        f"{found.path} holds a run of another configuration ({'; '.join(differing)}): "
+        f"{run.path} holds a run of another configuration ({'; '.join(differing)}): "
         "choose another output directory; runs are never mixed"
     )
 
