@@ -9,7 +9,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check format readme benchmarks notebook clean
+.PHONY: demo test check lint format readme benchmarks notebook clean
 
 demo: .venv/installed
 	$(BIN)/vlm-horizon demo
@@ -17,11 +17,13 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-check: .venv/installed-dev
+# everything that a change must pass
+check: lint test
+
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
