@@ -44,6 +44,13 @@ def test_crops_that_overlap_are_views_of_their_own():
     assert split_views([WHOLE]) == [[0]]
 
 
+def test_a_crop_that_overlaps_one_of_two_tiles_is_no_third_tile():
+    corner = RIGHT | {"left": 0.75, "bottom": 0.5}
+    assert split_views([LEFT, RIGHT, corner]) == [[0, 1], [2]]
+    assert split_views([LEFT, corner, RIGHT]) == [[0, 1], [2]]
+    assert split_views([LEFT, RIGHT, corner, WHOLE, corner | {"right": 0.75, "left": 0.5}]) == [[0, 1], [2, 4], [3]]
+
+
 def test_cells_carry_the_values_and_stand_at_their_boxes():
     values = np.array([0.1, -0.4, 0.2])
     boxes = np.array([(0, 0, 0.5, 0.5), (0.5, 0, 0.5, 0.5), (0, 0.5, 1, 0.5)])

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from synthetic_runs import fade_curve, write_run
@@ -57,6 +58,22 @@ def test_token_grids_and_spectra_are_read_sample_by_sample(run):
         run.tokens("ocr-99")
     with pytest.raises(HorizonError, match="'vqa-1' of run run carries no token grid"):
         run.tokens("vqa-1")
+
+
+def test_rows_with_token_grids_are_those_that_have_the_target(tmp_path):
+    """Of two targets the second was measured of samples 1 and 3 only: the other two have grids, but none for it."""
+    effects = np.tile(fade_curve(L, 2), (4, 1))
+    grids = {"ocr": np.full((4, L, 4), 0.5)}
+    run = write_run(tmp_path / "run", effects={"ocr": effects}, grids=grids, targets=("gold", "greedy-correct"))
+    assert (run.token_rows(), run.token_rows(target="greedy-correct")) == ([0, 1, 2, 3], [])
+    file = run.path / "curves" / "part-0-0.parquet"
+    table = pq.read_table(file).to_pandas()
+    more = table[table["row"].isin([1, 3])].assign(target="greedy-correct")
+    pd.concat([table, more]).to_parquet(file, index=False)
+    read = load_run(run.path)
+    assert read.token_rows() == read.token_rows(target="gold") == [0, 1, 2, 3]
+    assert read.token_rows(target="greedy-correct") == [1, 3]
+    assert read.token_rows("leave-one-out", "greedy-correct") == []
 
 
 def test_the_newest_commit_of_a_row_holds(run, tmp_path):

@@ -121,6 +121,21 @@ def test_joint_consistency_restated_by_hand(tmp_path):
     assert "of the resamples collapse at layer 4 in all streams, needed" in refused.reason
 
 
+def test_resamples_in_which_nothing_collapses_move_no_end_of_the_interval(tmp_path):
+    """Three of 40 images make the drop; a resample in twenty draws none of them, and collapses nowhere in any stream."""
+    rng = np.random.default_rng(0)
+    steps = rng.permutation(np.linspace(-0.02, 0.02, L - 1))
+    values = 4 + np.append(0.0, steps.cumsum()) - 30.0 * (np.arange(40) < 3)[:, None] * (np.arange(L) >= 5)
+    run = write_run(tmp_path / "run", entropies={"query": {"ocr": 40 + values}, "key": {"ocr": 40 + values}})
+    found = joint_collapse_layer(run, detector=DROPS)
+    codes = np.unique(run.samples["image_sha256"], return_inverse=True)[1]
+    picks = DROPS.picks(resampled_means(values + 40, codes, draw_counts(40, 300, 0)))
+    assert 0.025 < np.mean(picks == 0) < 0.2
+    assert set(picks) == {0, 5}
+    assert found.consistency == np.mean(picks == 5)
+    assert (found.layer, found.interval) == (5, (5, 5))
+
+
 def test_unknown_streams_are_named(tmp_path, rng):
     run = entropy_run(tmp_path / "run", rng, {"query": {"ocr": 3}, "key": {"ocr": 3}})
     with pytest.raises(HorizonError, match="unknown stream 'value'"):

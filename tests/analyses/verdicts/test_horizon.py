@@ -69,6 +69,30 @@ def test_everything_restated_by_hand(tmp_path, rng, floor):
         np.testing.assert_allclose(result.half_depth_interval, ends, atol=1e-9)
 
 
+def test_both_ends_of_an_interval_are_held_against_the_band_of_the_threshold():
+    """R_0 varies and so does 5 % of it: at layers 2 and 3 only the ends of the threshold's band tell what is gone."""
+    n = 400
+    first = np.where(np.arange(n) % 2, 1.0, 0.2)
+    values = np.stack([first, *(np.full(n, size) for size in (0.3, 0.0375, 0.0225, 0.0, 0.0))], axis=1)
+    found = QUICK(values, np.arange(n))
+    low, high = found.low, found.high
+    assert found.threshold == pytest.approx(0.05 * 0.6)
+    assert found.threshold < low[2] < 0.05 * high[0]  # above the threshold, but not above the largest it may be
+    assert 0.05 * low[0] < high[3] < found.threshold
+    assert (found.layer, found.interval) == (3, (2, 4))
+
+
+def test_the_lower_end_of_an_interval_reaches_back_over_skipped_layers():
+    """The band does not tell whether the effect is gone at layer 7; if it is, so it may be at 5 and 6, not measured."""
+    n = 400
+    values = np.stack([np.full(n, size) for size in (0.6, 0.3, 0.032, 0.001, 0.0)], axis=1)
+    layers, skipped = np.array([0, 4, 7, 8, 10]), np.array([1, 2, 3, 5, 6, 9])
+    found = QUICK(values, np.arange(n), layers=layers, skipped=skipped)
+    assert found.low[2] < found.threshold < found.effect[2]
+    assert (found.layer, found.interval) == (8, (5, 8))
+    assert QUICK(values, np.arange(n), layers=layers).interval == (7, 8)
+
+
 def test_information_takes_the_absolute_value_of_every_window(tmp_path, rng):
     """Two windows of opposite effect cancel in their mean, not in the mean of their magnitudes."""
     p = np.tile(np.where(np.arange(L + 1) < 6, 0.3, 0.9), (30, 1))
@@ -146,6 +170,29 @@ def test_an_effect_of_a_few_samples_is_not_enough():
     found = QUICK(values, np.arange(50))
     assert found.layer is None
     assert "lower bound 0" in found.reason
+
+
+def test_the_lower_bound_of_an_effect_is_that_of_its_interval_and_no_tenth_percentile():
+    """A resample in twenty draws none of the three samples with an effect: fewer than a tenth, more than a fortieth."""
+    values = np.zeros((50, 5))
+    values[:3, :2] = 0.9
+    draws = resampled_means(values, np.arange(50), draw_counts(50, 400, 0))[:, 0]
+    assert np.quantile(draws, 0.1) > 0.01
+    found = QUICK(values, np.arange(50))
+    assert found.layer is None
+    assert "lower bound 0, needed more than 0.01" in found.reason
+
+
+def test_the_lower_bound_of_an_effect_of_few_images_is_moved_outward(rng):
+    """As far as ten images need: by plain percentiles the effect would count as there."""
+    values = np.zeros((10, 5))
+    values[:, :2] = rng.normal(0.1, 0.1, (10, 1))
+    draws = resampled_means(values[:, :1], np.arange(10), draw_counts(10, 400, 0))
+    plain, expanded = (float(percentile_interval(draws, n_clusters=n)[0, 0]) for n in (None, 10))
+    assert plain > expanded + 1e-3
+    for floor, there in ((expanded - 1e-6, True), (expanded + 1e-6, False), ((plain + expanded) / 2, False)):
+        found = QUICK(values, np.arange(10), noise_floor=floor - QUICK.eligible_p)
+        assert ("no effect to speak of" not in found.reason) == there
 
 
 def test_nan_rows_are_left_out_and_counted(tmp_path, rng):

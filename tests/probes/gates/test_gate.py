@@ -326,6 +326,22 @@ def test_precisions_agree(dtype):
             np.testing.assert_allclose(two, one, rtol=1e-2, atol=1e-3 * np.abs(one).max())
 
 
+def test_tokens_that_text_outshines_are_not_lost_in_float32():
+    """With queries eight times as sharp some tokens get e^-20 of a row's attention, and float32 ends at e^-87."""
+    sample = vh.Sample("noise", random_image(), "what is shown ?", ("apple",))
+    found = []
+    for dtype in ("float64", "float32"):
+        model = random_llava(SEED)
+        for layer in model.get_decoder().layers:
+            layer.self_attn.q_proj.weight.data *= 8
+        probed = vh.load_model(model, processor=random_processor(), dtype=dtype, check=False)
+        captured = capture_prompt(probed, encode_prompt(probed, sample), ())
+        found.append(gate_effects(probed, captured, {"gold": Target("gold", "", IDS)}, "keep-one", [3])["gold"][0])
+    exact, single = found
+    assert (np.abs(exact) < 1e-9).sum() >= 2
+    np.testing.assert_allclose(single, exact, rtol=0.02)
+
+
 # --- agreement -------------------------------------------------------------------------------------------------------
 
 

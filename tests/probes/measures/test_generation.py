@@ -177,6 +177,19 @@ def test_wrong_answers_are_excluded_before_ablations_and_counted(model, tmp_path
     assert ablated == []
 
 
+def test_what_is_excluded_is_not_measured_again_with_what_failed(model, tmp_path):
+    """`retry_failed` is for samples that could not be measured; a wrong answer was looked at, and stays wrong."""
+    late = replace(demo_samples(3, "ocr")[2], id="late", image=tmp_path / "late.png")
+    samples = [*with_wrong(2), late]
+    first = removal_run(model, tmp_path / "run", samples, only_correct=True)
+    assert (first.excluded["id"].tolist(), first.failed["id"].tolist()) == (["wrong"], ["late"])
+    demo_samples(3, "ocr")[2].load_image().save(tmp_path / "late.png")
+    again = removal_run(model, tmp_path / "run", samples, only_correct=True, retry_failed=True)
+    assert (again.excluded["id"].tolist(), again.failed["id"].tolist()) == (["wrong"], [])
+    parts = again.samples.set_index("id")["part"]
+    assert parts["wrong"] == parts[samples[0].id] != parts["late"]
+
+
 def test_excluding_while_measuring_or_afterwards_is_the_same_choice(model, tmp_path):
     samples = with_wrong(4)
     during = removal_run(model, tmp_path / "during", samples, only_correct=True)

@@ -152,6 +152,26 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_not
     assert largest_batch(model, captured, ablations, None) == 10 * rows
 
 
+@pytest.mark.parametrize("batch_size", [None, 40])
+def test_what_memory_did_not_hold_bounds_batches_of_other_shapes_too(captured, caplog, batch_size):
+    """Twenty ablations that keep two tokens fail, then twenty that keep one: these are small from the start."""
+    model = load_model(random_llava(34), processor=random_processor(), check=False)
+    visual, places = captured.prompt.visual, torch.arange(20)
+    masks = visual_mask(captured).expand(40, -1).clone()
+    masks[torch.arange(40), visual[places.repeat(2)]] = False
+    masks[20:][places, visual[places + 1]] = False
+    ablations = Ablations(torch.zeros(40, dtype=torch.long), masks)
+    expected = gathered(model, captured, ablations, batch_size=batch_size)
+    hook, ran = failing_above(model, 12)
+    found = gathered(model, captured, ablations, batch_size=batch_size)
+    hook.remove()
+    assert len(caplog.records) == 1
+    rows = captured.prompt.n_tokens - int(visual[0]) - 23  # of an ablation that keeps two tokens
+    most = 10 * rows // (rows - 1)
+    assert ran == [10, 10, most, 20 - most]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
 def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
     model = load_model(random_llava(34), processor=random_processor(), name="big", check=False)
     hook, _ = failing_above(model, 0, "can't allocate memory")

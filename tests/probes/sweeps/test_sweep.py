@@ -14,6 +14,7 @@ from PIL import Image
 import probes.directory.writer
 import probes.sweeps.sweep
 import vlm_horizon as vh
+from probes.prompts import encode
 
 STAGES = ("encode_sample", "measure", "finish")
 
@@ -363,6 +364,17 @@ def test_columns_of_the_first_target_are_null_where_it_is_absent(model, tmp_path
     assert run.token_rows() == [0]
     assert run.token_rows(target="gold") == [0, 1]
     assert [found.n_samples for found in vh.find_horizon(run, criterion="information")] == [1]
+
+
+def test_the_length_of_a_prompt_is_that_without_a_forced_answer(model, tmp_path):
+    """To read a whole answer its first tokens are put behind the prompt, which is no longer for it."""
+    sample = demo_samples(1, "ocr")[0]
+    plain = removal_run(model, tmp_path / "plain", [sample])
+    forced = removal_run(model, tmp_path / "forced", [sample], targets=("gold", "answer"))
+    assert len(model.tokenizer.tokenize(sample.answers[0])) > 1
+    length = encode(model, sample).n_tokens
+    assert plain.samples["n_prompt"].tolist() == forced.samples["n_prompt"].tolist() == [length]
+    assert forced.samples["n_visual"].tolist() == plain.samples["n_visual"].tolist()
 
 
 def test_prompt_template_changes_the_question_and_the_hash(model, tmp_path):
