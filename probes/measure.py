@@ -41,11 +41,11 @@ from probes.information import (
     window_ablations,
 )
 from probes.models import ProbedModel
-from probes.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
+from probes.noise import NoiseFloor, grid_witnesses, noise_floor, removal_witnesses
 from probes.plans import Plan, checks_gates, wanted_probes
 from probes.prompts import Prompt, removable_windows
 from probes.refinement import floor_before_grids, refined_grids
-from probes.replay import largest_batch
+from probes.replay import most_rows
 from probes.samples import Sample, pictures_sha256
 from probes.targets import Target, answer_length
 from probes.writer import Record
@@ -297,15 +297,15 @@ def _floor(
     window: int,
     config: RunConfig,
 ) -> NoiseFloor:
-    """Noise floor of the first target, in the batches that were in use."""
+    """Noise floor of the first target, by witnesses of all that was measured."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
     windows = removable_windows(captured.prompt, window)
-    witnesses: list[Witness | None] = [removal_witness(captured, curve)]
-    batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
+    witnesses = removal_witnesses(captured, curve)
+    sets = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():
         if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
-            witnesses.append(grid_witness(captured, grid, window, config.kind))
-            batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
-    rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
-    return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)
+            witnesses += grid_witnesses(captured, grid, window, config.kind)
+            sets.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
+    rows = max(most_rows(captured, ablations) for ablations in sets)
+    return noise_floor(model, captured, target, witnesses, rows=rows)

@@ -29,9 +29,9 @@ from probes.information import (
     window_table,
 )
 from probes.models import ProbedModel
-from probes.noise import NoiseFloor, noise_floor, removal_witness
+from probes.noise import NoiseFloor, noise_floor, removal_witnesses
 from probes.prompts import removable_windows
-from probes.replay import check_kind, largest_batch
+from probes.replay import check_kind, most_rows
 from probes.samples import SampleError
 from probes.targets import Target
 
@@ -112,12 +112,12 @@ def floor_before_grids(
     kind: str = "delete",
     batch_size: int | None = None,
 ) -> NoiseFloor:
-    """Noise floor of the first target before any token grid is measured, in batches as large as the grids' will be."""
+    """Noise floor of the first target before any token grid is measured, by replays as long as the grids' will be."""
     name, target = next(iter(targets.items()))
     windows = removable_windows(captured.prompt, window)
-    batches = [removal_ablations(captured, layers, kind), window_ablations(captured, windows, context, layers, kind)]
-    rows = max(largest_batch(model, captured, batch, batch_size) for batch in batches)
-    return noise_floor(model, captured, target, [removal_witness(captured, removal[name])], batch_rows=rows)
+    sets = [removal_ablations(captured, layers, kind), window_ablations(captured, windows, context, layers, kind)]
+    rows = max(most_rows(captured, ablations) for ablations in sets)
+    return noise_floor(model, captured, target, removal_witnesses(captured, removal[name]), rows=rows)
 
 
 def parents(small: Sequence[Window], large: Sequence[Window]) -> np.ndarray:

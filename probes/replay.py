@@ -161,9 +161,14 @@ def first_removed(masks: torch.Tensor) -> torch.Tensor:
     return torch.cat([part.int().argmax(1) for part in masks.split(MASKS_AT_ONCE)])
 
 
-def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
-    """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
-    return max(len(indices) * rows for indices, rows in batches_of(model, capture, ablations, batch_size))
+def most_rows(capture: Capture, ablations: Ablations) -> int:
+    """Tokens that the longest of these ablations runs, by itself."""
+    pairs = zip(
+        first_removed(ablations.masks).tolist(),
+        removed_counts(ablations.masks).tolist(),
+        strict=True,
+    )
+    return max(_rows_from(capture, first, count, ablations.kind) for first, count in pairs)
 
 
 def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:

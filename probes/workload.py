@@ -16,7 +16,7 @@ from probes.gate_checks import checked_layers
 from probes.grids import Window, choose_window
 from probes.information import check_layers, prepare, removal_ablations, window_ablations
 from probes.models import ProbedModel
-from probes.noise import null_ablations, nulls_at_once
+from probes.noise import grid_witness_layers, null_ablations, removal_witness_layers
 from probes.operations import (
     Batch,
     Work,
@@ -29,7 +29,7 @@ from probes.operations import (
 )
 from probes.passes import Pass, gate_passes, pass_work
 from probes.prompts import removable_windows
-from probes.replay import Ablations, largest_batch
+from probes.replay import Ablations, most_rows
 from probes.samples import Sample, SampleError
 from probes.targets import Target
 
@@ -74,7 +74,7 @@ class GridPart:
 
 @dataclass(frozen=True)
 class FloorCall:
-    """One measurement of the noise floor: rows of a batch, and the ablations that it measures again."""
+    """One measurement of the noise floor: rows of each null replay, and the ablations that it measures again."""
 
     rows: int
     witnessed: list[Ablations]
@@ -196,8 +196,7 @@ def _replay_batches(
     rows: dict[str, int] = {}
     for name, (ablations, cuts) in one_cut.items():
         batches[name] = make_batches(model, captured, ablations, cuts=cuts, batch_size=config.batch_size)
-        every = Ablations.at_every(cuts, ablations.masks, ablations.kind)
-        rows[name] = largest_batch(model, captured, every, config.batch_size)
+        rows[name] = most_rows(captured, ablations)
     floors = {FLOORS[False]: [FloorCall(rows["removal"], witnessed(model, captured, config, grids=False))]}
     if config.contexts:
         floors[FLOORS[True]] = _floors_with_grids(model, captured, config, rows)
@@ -220,25 +219,29 @@ def _floors_with_grids(
 
 def _floor_batches(model: ProbedModel, captured: Capture, call: FloorCall) -> list[Batch]:
     null, recompute = null_ablations(model, captured, call.rows)
-    at_once = nulls_at_once(null, recompute, call.rows)
-    batches = make_batches(model, captured, null, batch_size=at_once, recompute=recompute)
+    batches = make_batches(model, captured, null, recompute=recompute)
     for ablation in call.witnessed:
         batches += make_batches(model, captured, ablation, batch_size=1)
     return batches
 
 
 def witnessed(model: ProbedModel, captured: Capture, config: RunConfig, *, grids: bool) -> list[Ablations]:
-    """The single ablations that the noise floor measures again, at the middle cut: which it takes lies in the data."""
-    cuts = check_layers(model, config.layers)
-    found = [removal_ablations(captured, [cuts[len(cuts) // 2]], config.kind)]
+    """The single ablations that the noise floor measures again.
+
+    Of windows the middle one, at the cuts that will be measured: which window it is, and which cut of the removals,
+    lies in the data.
+    """
+    cuts = removal_witness_layers(check_layers(model, config.layers))
+    ablations = [removal_ablations(captured, [cut], config.kind) for cut in cuts]
     if grids:
-        cuts, windows = grid_cuts(model, config), windows_of(captured, config)
+        windows = windows_of(captured, config)
         middle = windows[len(windows) // 2 :][:1]
-        found += [
-            window_ablations(captured, middle, context, [cuts[len(cuts) // 2]], config.kind)
+        ablations += [
+            window_ablations(captured, middle, context, [cut], config.kind)
             for context in config.contexts
+            for cut in grid_witness_layers(grid_cuts(model, config), len(windows))
         ]
-    return found
+    return ablations
 
 
 def timed(model: ProbedModel, function: Callable[[], Any], clock: Clock) -> tuple[float, Any]:

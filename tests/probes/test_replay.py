@@ -16,7 +16,7 @@ from probes.batching import BATCH_ROWS, MEMORY_SHARE, Shape, batch_bytes
 from probes.capture import Capture, capture_prompt
 from probes.models import load_model
 from probes.prompts import encode
-from probes.replay import Ablations, largest_batch, replay, visual_mask
+from probes.replay import Ablations, batches_of, replay, visual_mask
 from probes.samples import Sample
 from probes.visibility import affected_rows
 
@@ -84,8 +84,10 @@ def test_a_batch_is_as_large_as_its_rows_allow(random_model, captured, monkeypat
         sizes = [len(indices) for indices, _ in replay(random_model, captured, ablations)]
         expected = min(40, 90 // (n - first - gone))
         assert max(sizes) == expected
-        assert largest_batch(random_model, captured, ablations, None) == expected * (n - first - gone)
-        assert largest_batch(random_model, captured, ablations, 2) == 2 * (n - first - gone)
+        for batch_size, largest in ((None, expected), (2, 2)):
+            batches = list(batches_of(random_model, captured, ablations, batch_size))
+            assert max(len(indices) for indices, _ in batches) == largest
+            assert {rows for _, rows in batches} == {n - first - gone}
 
 
 def test_nothing_below_a_cut_is_computed(random_model, captured):
@@ -148,7 +150,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_not
     assert ran == [10, 10, 10, 10]
     assert not caplog.records
     rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 24
-    assert largest_batch(model, captured, ablations, None) == 10 * rows
+    assert {(len(indices), run) for indices, run in batches_of(model, captured, ablations, None)} == {(10, rows)}
 
 
 def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
