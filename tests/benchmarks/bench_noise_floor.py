@@ -39,7 +39,7 @@ def models(dtype: str, layers: int) -> Iterator[tuple[str, vh.ProbedModel, list[
     """Name, model, samples and cuts."""
     for name in ("tiny-8", "tiny-12"):
         files = [vh.data_path("demo-samples", f"{task}.jsonl") for task in ("ocr", "vqa")]
-        samples = [sample for file in files for sample in vh.read_samples(file, limit=2)]
+        samples = [sample for file in files for sample in vh.read_samples(file, limit=1)]
         model = vh.load_model(vh.data_path("demo-models", name), dtype=dtype, check=False)
         yield name, model, samples, sorted({round(k) for k in np.linspace(0, model.n_layers - 1, layers)})
     model = vh.load_model(random_llava(34), processor=random_processor(), dtype=dtype, check=False)
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="under every capability and number of threads")
     parser.add_argument("--rows", action="store_true", help="rows of the table alone")
     parser.add_argument("--dtypes", default=",".join(DTYPES))
-    parser.add_argument("--layers", type=int, default=4, help="cuts of the shipped models")
+    parser.add_argument("--layers", type=int, default=3, help="cuts of the shipped models")
     given = parser.parse_args()
     if not given.rows:
         heading("What the noise floor covers, and what it takes")
