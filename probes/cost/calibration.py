@@ -138,7 +138,7 @@ class _Stopwatch:
         def measure() -> None:
             for call in self.work.floors[part]:
                 witnesses = [Witness(ablation, 0.0) for ablation in call.witnessed]
-                noise_floor(self.model, captured, target, witnesses, batch_rows=call.rows)
+                noise_floor(self.model, captured, target, witnesses, rows=call.rows)
 
         return self._time(part, measure)
 

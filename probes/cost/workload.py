@@ -24,7 +24,7 @@ from probes.cost.operations import (
 from probes.cost.passes import Pass, gate_passes, pass_work
 from probes.data.samples import Sample, SampleError
 from probes.measures.gate_checks import checked_layers
-from probes.measures.noise import null_ablations, nulls_at_once
+from probes.measures.noise import grid_witness_layers, null_ablations, removal_witness_layers
 from probes.measures.preparing import prepare
 from probes.models.grids import Window, choose_window
 from probes.models.probed import ProbedModel
@@ -32,7 +32,7 @@ from probes.models.prompts import removable_windows
 from probes.models.targets import Target
 from probes.replay.ablations import Ablations, check_layers, removal_ablations, window_ablations
 from probes.replay.capture import Capture
-from probes.replay.replay import largest_batch
+from probes.replay.replay import most_rows
 
 Clock = Callable[[], float]
 FLOORS = {False: "noise floor", True: "noise floor, with grids"}  # by whether the sample gets token grids
@@ -75,7 +75,7 @@ class GridPart:
 
 @dataclass(frozen=True)
 class FloorCall:
-    """One measurement of the noise floor: rows of a batch, and the ablations that it measures again."""
+    """One measurement of the noise floor: rows of each null replay, and the ablations that it measures again."""
 
     rows: int
     witnessed: list[Ablations]
@@ -197,8 +197,7 @@ def _replay_batches(
     rows: dict[str, int] = {}
     for name, (ablations, cuts) in one_cut.items():
         batches[name] = make_batches(model, captured, ablations, cuts=cuts, batch_size=config.batch_size)
-        every = Ablations.at_every(cuts, ablations.masks, ablations.kind)
-        rows[name] = largest_batch(model, captured, every, config.batch_size)
+        rows[name] = most_rows(captured, ablations)
     floors = {FLOORS[False]: [FloorCall(rows["removal"], witnessed(model, captured, config, grids=False))]}
     if config.contexts:
         floors[FLOORS[True]] = _floors_with_grids(model, captured, config, rows)
@@ -221,25 +220,29 @@ def _floors_with_grids(
 
 def _floor_batches(model: ProbedModel, captured: Capture, call: FloorCall) -> list[Batch]:
     null, recompute = null_ablations(model, captured, call.rows)
-    at_once = nulls_at_once(null, recompute, call.rows)
-    batches = make_batches(model, captured, null, batch_size=at_once, recompute=recompute)
+    batches = make_batches(model, captured, null, recompute=recompute)
     for ablation in call.witnessed:
         batches += make_batches(model, captured, ablation, batch_size=1)
     return batches
 
 
 def witnessed(model: ProbedModel, captured: Capture, config: RunConfig, *, grids: bool) -> list[Ablations]:
-    """The single ablations that the noise floor measures again, at the middle cut: which it takes lies in the data."""
-    cuts = check_layers(model, config.layers)
-    found = [removal_ablations(captured, [cuts[len(cuts) // 2]], config.kind)]
+    """The single ablations that the noise floor measures again.
+
+    Of windows the middle one, at the cuts that will be measured: which window it is, and which cut of the removals,
+    lies in the data.
+    """
+    cuts = removal_witness_layers(check_layers(model, config.layers))
+    ablations = [removal_ablations(captured, [cut], config.kind) for cut in cuts]
     if grids:
-        cuts, windows = grid_cuts(model, config), windows_of(captured, config)
+        windows = windows_of(captured, config)
         middle = windows[len(windows) // 2 :][:1]
-        found += [
-            window_ablations(captured, middle, context, [cuts[len(cuts) // 2]], config.kind)
+        ablations += [
+            window_ablations(captured, middle, context, [cut], config.kind)
             for context in config.contexts
+            for cut in grid_witness_layers(grid_cuts(model, config), len(windows))
         ]
-    return found
+    return ablations
 
 
 def timed(model: ProbedModel, function: Callable[[], Any], clock: Clock) -> tuple[float, Any]:

@@ -139,6 +139,11 @@ def _captured(model: ProbedModel, prompt: Prompt) -> Capture:
         raise
     except Exception as error:  # whatever a model of unknown make raises, inside a trace
         reason = str(error).strip().split("\n", 1)[0]
+        if model.quantization is not None:  # whose products are another package's, and differ by processor
+            raise HorizonError(
+                f"{model.name!r} cannot be run with {model.quantization} weights on {model.device} "
+                f"({type(error).__name__}: {reason}): leave quantization out, or run it on another device"
+            ) from error
         raise HorizonError(
             f"{model.name!r} cannot be captured: its layers do not run once each and in order, or its forward fails "
             f"({type(error).__name__}: {reason})"

@@ -95,6 +95,7 @@ def _load(
     check_attention(place, attn, config, family)
     processor = processor or _load_processor(place, source, commit)
     model = _load_weights(place, source, commit, device_map, dtype, attn, quantization)
+    _keep_unpacked(name or place, model)
     return _checked(_probed(model, processor, name or place, commit, family, attn, quantization))
 
 
@@ -217,6 +218,28 @@ def _quantization_config(quantization: str) -> Any:
     return transformers.BitsAndBytesConfig(**{f"load_in_{quantization}": True})
 
 
+def _keep_unpacked(name: str, model: nn.Module) -> None:
+    """Have 4-bit weights stay as they were read, on every processor.
+
+    Where a processor has AVX512-BF16, bitsandbytes repacks them at their first product on the CPU: that fails unless
+    every input width is a multiple of 64 and every output width one of 32, which the towers of PaliGemma or
+    Qwen2.5-VL are not, and what is repacked is multiplied in bfloat16, too coarse for replays in float32.
+
+    Raises:
+        HorizonError: a forward pass has repacked some of them already, and what was there before is gone.
+    """
+    for path, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        state = getattr(module.weight, "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False):
+            raise HorizonError(
+                f"the 4-bit weights of {name!r} were repacked for AVX512-BF16 ({path}) by a forward pass before it "
+                "was given here, so that its products are in bfloat16: load it anew, and give it before it runs"
+            )
+        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
     """Without transformers' own progress bar: a load has one line of ours."""
@@ -242,6 +265,7 @@ def _wrap_built(model: nn.Module, processor: Any, name: str | None, dtype: str |
         raise HorizonError(f"model {name!r} is quantized, so its dtype cannot be changed to {dtype}: leave dtype out")
     if dtype != "auto":
         model = model.to(_as_dtype(dtype))
+    _keep_unpacked(name, model)
     model.set_attn_implementation(ATTENTION[attn])  # type: ignore[operator]
     return _checked(_probed(model, processor, name, None, family, attn, _quantized(model)))
 

@@ -16,7 +16,7 @@ import torch
 
 from probes.data.samples import SampleError
 from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves, target_log_p
-from probes.measures.noise import NoiseFloor, noise_floor, removal_witness
+from probes.measures.noise import NoiseFloor, noise_floor, removal_witnesses
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.models.prompts import removable_windows
@@ -30,7 +30,7 @@ from probes.replay.ablations import (
     window_table,
 )
 from probes.replay.capture import Capture
-from probes.replay.replay import largest_batch
+from probes.replay.replay import most_rows
 
 
 def refined_grids(
@@ -109,12 +109,12 @@ def floor_before_grids(
     kind: str = "delete",
     batch_size: int | None = None,
 ) -> NoiseFloor:
-    """Noise floor of the first target before any token grid is measured, in batches as large as the grids' will be."""
+    """Noise floor of the first target before any token grid is measured, by replays as long as the grids' will be."""
     name, target = next(iter(targets.items()))
     windows = removable_windows(captured.prompt, window)
-    batches = [removal_ablations(captured, layers, kind), window_ablations(captured, windows, context, layers, kind)]
-    rows = max(largest_batch(model, captured, batch, batch_size) for batch in batches)
-    return noise_floor(model, captured, target, [removal_witness(captured, removal[name])], batch_rows=rows)
+    sets = [removal_ablations(captured, layers, kind), window_ablations(captured, windows, context, layers, kind)]
+    rows = max(most_rows(captured, ablations) for ablations in sets)
+    return noise_floor(model, captured, target, removal_witnesses(captured, removal[name]), rows=rows)
 
 
 def parents(small: Sequence[Window], large: Sequence[Window]) -> np.ndarray:

@@ -49,7 +49,13 @@ def note_logits(model: ProbedModel, states: torch.Tensor, logits: torch.Tensor) 
 
 def read_out(model: ProbedModel, states: torch.Tensor) -> torch.Tensor:
     """(..., hidden) input of the final norm -> (..., vocabulary) log-softmax, as the model itself gives it."""
-    return log_softmax(model.memo.get("logits", Logits())(model.head(model.norm(states))))
+    return log_softmax(read_logits(model, states))
+
+
+def read_logits(model: ProbedModel, states: torch.Tensor) -> torch.Tensor:
+    """(..., hidden) input of the final norm -> (..., vocabulary) logits, as the model itself gives them."""
+    logits: torch.Tensor = model.memo.get("logits", Logits())(model.head(model.norm(states)))
+    return logits
 
 
 def _candidates(model: ProbedModel) -> list[Logits]:

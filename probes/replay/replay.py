@@ -84,9 +84,14 @@ def _fitting(model: ProbedModel, rows: int, batch_size: int | None) -> int | Non
     return batch_size if batch_size is None or not largest else max(1, min(batch_size, largest // rows))
 
 
-def largest_batch(model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None) -> int:
-    """Rows (ablations x recomputed tokens) in the largest batch that `replay` makes of these."""
-    return max(len(indices) * rows for indices, rows in batches_of(model, capture, ablations, batch_size))
+def most_rows(capture: Capture, ablations: Ablations) -> int:
+    """Tokens that the longest of these ablations runs, by itself."""
+    pairs = zip(
+        first_removed(ablations.masks).tolist(),
+        removed_counts(ablations.masks).tolist(),
+        strict=True,
+    )
+    return max(_rows_from(capture, first, count, ablations.kind) for first, count in pairs)
 
 
 def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:

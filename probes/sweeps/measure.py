@@ -31,7 +31,7 @@ from probes.directory.writer import Record
 from probes.measures.entropy import matrix_entropy, matrix_spectrum
 from probes.measures.gate_checks import check_rows
 from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves
-from probes.measures.noise import NoiseFloor, Witness, grid_witness, noise_floor, removal_witness
+from probes.measures.noise import NoiseFloor, grid_witnesses, noise_floor, removal_witnesses
 from probes.measures.preparing import capture_targets, encode_targets
 from probes.measures.refinement import floor_before_grids, refined_grids
 from probes.models.grids import choose_window
@@ -41,7 +41,7 @@ from probes.models.targets import Target, answer_length
 from probes.plans.plans import Plan, checks_gates, wanted_probes
 from probes.replay.ablations import removal_ablations, window_ablations
 from probes.replay.capture import Capture
-from probes.replay.replay import largest_batch
+from probes.replay.replay import most_rows
 
 
 @dataclass(frozen=True)
@@ -290,15 +290,15 @@ def _floor(
     window: int,
     config: RunConfig,
 ) -> NoiseFloor:
-    """Noise floor of the first target, in the batches that were in use."""
+    """Noise floor of the first target, by witnesses of all that was measured."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
     windows = removable_windows(captured.prompt, window)
-    witnesses: list[Witness | None] = [removal_witness(captured, curve)]
-    batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
+    witnesses = removal_witnesses(captured, curve)
+    sets = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():
         if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
-            witnesses.append(grid_witness(captured, grid, window, config.kind))
-            batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
-    rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
-    return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)
+            witnesses += grid_witnesses(captured, grid, window, config.kind)
+            sets.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
+    rows = max(most_rows(captured, ablations) for ablations in sets)
+    return noise_floor(model, captured, target, witnesses, rows=rows)

@@ -4,10 +4,8 @@ import base64
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -345,25 +343,50 @@ def test_figures_are_written_and_the_missing_ones_explained(capsys, planted, tmp
     assert call(capsys, "figures", str(planted), "--names", "mona-lisa")[0] == 2
 
 
-def test_interrupt_leaves_what_was_finished(tmp_path):
-    """Ctrl-C in the middle of a real run: exit code 130, a sentence, and every finished sample on disk."""
+INTERRUPTED = """
+import os, signal, sys
+import torch
+import probes.sweeps.sweep
+from vlm_horizon.cli import main
+
+place, row, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+original = probes.sweeps.sweep.measure
+
+def measure(model, encoded, config):
+    if encoded.entry["row"] == row:
+        if place == "before":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:  # in the middle of the traced forward
+            model.layers[2].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    return original(model, encoded, config)
+
+probes.sweeps.sweep.measure = measure
+probes.sweeps.sweep.FLUSH_SAMPLES = 4
+main(arguments)
+"""
+
+
+@pytest.mark.parametrize("place", ["before", "inside"])
+def test_interrupt_leaves_what_was_finished(tmp_path, place):
+    """Ctrl-C at a known sample of a real run: exit code 130, a sentence, and every finished sample on disk."""
     file = tmp_path / "set.jsonl"
     images = vh.data_path("demo-samples")
     line = Path(OCR).read_text().splitlines(keepends=True)[0].replace("images/", f"{images}/images/")
-    file.write_text("".join(line.replace("ocr-000", f"s{n}") for n in range(5000)))
+    file.write_text("".join(line.replace("ocr-000", f"s{n}") for n in range(12)))
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "vlm_horizon", "run", MODEL, str(file), "--probes", "removal", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not list(out.glob("samples/part-*")):  # the first samples are committed
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "the same command goes on from there" in err
+    command = ["run", MODEL, str(file), "--probes", "removal", "--layers", "7", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, place, "6", *command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+    )
+    assert done.returncode == 130, done.stderr
+    assert "the same command goes on from there" in done.stderr
     run = vh.load_run(out)
-    assert 1 < len(run.ok) < 5000
-    assert run.samples.index.tolist() == list(range(len(run.samples)))
+    assert len(list(out.glob("samples/part-*"))) == 2  # one that was full, and one of what was finished since then
+    assert run.ok.index.tolist() == run.samples.index.tolist() == list(range(6))
 
 
 def test_python_dash_m_is_the_command_line():

@@ -122,7 +122,7 @@ def test_joint_consistency_restated_by_hand(tmp_path):
 
 
 def test_resamples_in_which_nothing_collapses_move_no_end_of_the_interval(tmp_path):
-    """Three of 40 images make the drop; a resample in twenty draws none of them, and collapses nowhere in any stream."""
+    """Three of 40 images make the drop; one resample in twenty draws none of them, and collapses in no stream."""
     rng = np.random.default_rng(0)
     steps = rng.permutation(np.linspace(-0.02, 0.02, L - 1))
     values = 4 + np.append(0.0, steps.cumsum()) - 30.0 * (np.arange(40) < 3)[:, None] * (np.arange(L) >= 5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from demo_data import demo_model, demo_samples
 from random_models import random_llava, random_processor
 
 import vlm_horizon as vh
+from probes.loading.check import check_model
 from probes.loading.loading import load_model
 
 DIRECTORY = vh.data_path("demo-models", "tiny-8")
@@ -52,10 +54,54 @@ def test_a_quantized_model_passes_and_its_run_says_so(quantization, dtype, plain
     assert run.config.quantization == quantization
     assert run.config.n_parameters == plain.config.n_parameters
     assert run.config.hash != plain.config.hash
-    apart = (run.ok["log_p"] - plain.ok["log_p"]).abs()
-    assert (apart > 1e-6).all()  # other weights
+    assert run.curves["layer"].tolist() == plain.curves["layer"].tolist()
+    assert (run.curves["value"] - plain.curves["value"]).abs().max() > 0.01  # other weights
     assert (run.ok["p"] - plain.ok["p"]).abs().max() < 0.1
     assert (run.ok["noise_floor_p"] < 0.02).all()
+
+
+@pytest.fixture
+def avx512_bf16(monkeypatch) -> None:
+    """A processor of which bitsandbytes believes that it has AVX512-BF16."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+
+
+def test_4bit_weights_give_the_same_on_a_processor_for_which_they_would_be_repacked(avx512_bf16, tmp_path):
+    """Not even where the width of a layer, as 352 here, is no multiple of a block."""
+    packed = load_model(DIRECTORY, quantization="4bit")
+    assert {module.in_features % 64 for module in packed.layers.modules() if hasattr(module, "in_features")} == {0, 32}
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+        plain = load_model(DIRECTORY, quantization="4bit")
+    runs = [vh.run(model, demo_samples(1), tmp_path / name, **OPTIONS) for name, model in (("a", packed), ("b", plain))]
+    assert runs[0].failed.empty
+    np.testing.assert_array_equal(runs[0].curves["value"], runs[1].curves["value"])
+    assert not any(
+        getattr(module.weight.quant_state, "packing_format_for_cpu", False)
+        for module in packed.model.modules()
+        if hasattr(module, "support_avx512bf16_for_cpu")
+    )
+
+
+def test_quantized_weights_that_fail_on_a_processor_are_named_with_a_remedy(avx512_bf16):
+    """As bitsandbytes fails there where its repacking is not switched off."""
+    model = load_model(DIRECTORY, quantization="4bit", check=False)
+    for module in model.layers.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = True
+    with pytest.raises(vh.HorizonError, match=r"with 4bit weights on cpu \(RuntimeError: shape .* leave quantization"):
+        check_model(model)
+
+
+def test_a_built_model_whose_weights_were_repacked_is_refused():
+    """By a forward pass on such a processor: what was there before is gone."""
+    quantized = load_model(DIRECTORY, quantization="4bit", check=False)
+    layer = quantized.layers[0].self_attn.q_proj
+    layer.weight.data, _ = _convert_weight_packed_for_cpu(layer.weight.data, layer.weight.quant_state)
+    with pytest.raises(
+        vh.HorizonError, match=r"repacked for AVX512-BF16 \(model.language_model.layers.0.*load it anew"
+    ):
+        load_model(quantized.model, processor=quantized.processor)
 
 
 def test_a_built_quantized_model_keeps_its_dtype():

@@ -28,7 +28,7 @@ from probes.models.targets import Target
 from probes.replay.ablations import Ablations, window_ablations
 from probes.replay.batching import CHUNK_BYTES, batch_bytes
 from probes.replay.capture import Capture
-from probes.replay.replay import largest_batch, replay, shape_of
+from probes.replay.replay import batches_of, most_rows, replay, shape_of
 from probes.replay.visibility import affected_rows, in_order
 
 TEXT = -1
@@ -108,16 +108,18 @@ def test_derivatives_hold_the_scores_of_a_part_only(long, monkeypatch):
 def test_single_tokens_are_sorted_into_batches_without_a_number_for_every_place(long):
     ablations = window_ablations(long.captured, tile_windows(long.captured.prompt.grids, 1), "leave-one-out", [0])
     with TensorMemory() as memory:
-        assert largest_batch(long.model, long.captured, ablations, 500) >= 500
+        assert max(len(indices) for indices, _ in batches_of(long.model, long.captured, ablations, 500)) == 500
+        batches = batches_of(long.model, long.captured, ablations, 500)
+        assert most_rows(long.captured, ablations) == max(rows for _, rows in batches)
         make_batches(long.model, long.captured, ablations, batch_size=500)
     assert memory.largest <= ablations.masks.nbytes
 
 
-def test_null_replays_come_in_batches_of_the_measurements_size():
+def test_null_replays_of_a_long_prompt_run_one_by_one():
     """Four of them run all rows; together they would be the largest batch of a long prompt."""
     long, rows = bench_of(long_llava(), "sdpa", torch.float32), []
     hook = long.probed.layers[-1].register_forward_pre_hook(lambda _m, args: rows.append(args[0].shape[0]))
-    noise_floor(long.probed, long.capture(), Target("gold", "", (20,)), [], batch_rows=2048)
+    noise_floor(long.probed, long.capture(), Target("gold", "", (20,)), [], rows=long.capture().prompt.n_tokens)
     hook.remove()
     assert set(rows) == {1}
 

@@ -18,7 +18,7 @@ from probes.models.prompts import encode
 from probes.replay.ablations import Ablations, visual_mask
 from probes.replay.batching import BATCH_ROWS, MEMORY_SHARE, Shape, batch_bytes
 from probes.replay.capture import Capture, capture_prompt
-from probes.replay.replay import largest_batch, replay
+from probes.replay.replay import batches_of, replay
 from probes.replay.visibility import affected_rows
 
 QUESTION = "what is shown ?"
@@ -85,8 +85,10 @@ def test_a_batch_is_as_large_as_its_rows_allow(random_model, captured, monkeypat
         sizes = [len(indices) for indices, _ in replay(random_model, captured, ablations)]
         expected = min(40, 90 // (n - first - gone))
         assert max(sizes) == expected
-        assert largest_batch(random_model, captured, ablations, None) == expected * (n - first - gone)
-        assert largest_batch(random_model, captured, ablations, 2) == 2 * (n - first - gone)
+        for batch_size, largest in ((None, expected), (2, 2)):
+            batches = list(batches_of(random_model, captured, ablations, batch_size))
+            assert max(len(indices) for indices, _ in batches) == largest
+            assert {rows for _, rows in batches} == {n - first - gone}
 
 
 def test_nothing_below_a_cut_is_computed(random_model, captured):
@@ -149,7 +151,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_not
     assert ran == [10, 10, 10, 10]
     assert not caplog.records
     rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 24
-    assert largest_batch(model, captured, ablations, None) == 10 * rows
+    assert {(len(indices), run) for indices, run in batches_of(model, captured, ablations, None)} == {(10, rows)}
 
 
 @pytest.mark.parametrize("batch_size", [None, 40])

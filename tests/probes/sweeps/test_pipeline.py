@@ -9,7 +9,7 @@ import pytest
 
 from probes.sweeps.pipeline import Ahead, Behind
 
-WAIT = 5.0  # seconds after which a thread that should have moved is taken to hang
+WAIT = 60.0  # seconds after which a thread that should have moved is taken to hang
 
 
 @pytest.fixture(autouse=True)
@@ -113,17 +113,20 @@ def test_calls_run_in_order_in_one_other_thread_and_all_before_the_block_is_left
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_at_most_so_many_calls_wait_or_run(depth):
-    gate, submitted = threading.Event(), []
+    gate, submitted, more = threading.Event(), [], threading.Semaphore(0)
     with Behind(depth=depth) as behind:
 
         def submit_all():
             for n in range(depth + 1):
                 behind.submit(lambda: gate.wait(WAIT))
                 submitted.append(n)
+                more.release()
 
         submitter = threading.Thread(target=submit_all)
         submitter.start()
-        submitter.join(0.1)
+        for _ in range(depth):
+            assert more.acquire(timeout=WAIT)
+        assert not more.acquire(timeout=0.02)
         assert submitted == list(range(depth))
         gate.set()
         submitter.join(WAIT)

@@ -13,8 +13,9 @@ import vlm_horizon as vh
 from analyses.runs import RunConfig
 from figures.overlay import figure_token_heatmap
 from probes.measures.information import removal_curves
-from probes.measures.noise import noise_floor, null_ablations, removal_witness
+from probes.measures.noise import noise_floor, null_ablations, removal_witnesses
 from probes.measures.preparing import prepare
+from probes.replay.replay import most_rows
 from vlm_horizon.cli import main
 from vlm_horizon.shipped import data_path
 
@@ -88,11 +89,13 @@ def test_entropies_follow_the_tokens_unless_streams_are_given(runs, model, tmp_p
 def test_the_noise_floor_is_that_of_the_tokens_removed(model):
     captured, targets = prepare(model, demo_samples(1)[0], ("gold",), tokens="text")
     curve = removal_curves(model, captured, targets)["gold"]
-    witness = removal_witness(captured, curve)
-    assert witness.ablation.removed.nonzero()[:, 1].tolist() == captured.prompt.removable.tolist()
-    _, recompute = null_ablations(model, captured, 500)
-    assert recompute.all()  # text begins before the image
-    floor = noise_floor(model, captured, targets["gold"], [witness], batch_rows=500)
+    witnesses = removal_witnesses(captured, curve)
+    for witness in witnesses:
+        assert witness.ablation.removed.nonzero()[:, 1].tolist() == captured.prompt.removable.tolist()
+    rows = most_rows(captured, witnesses[0].ablation)
+    _, recompute = null_ablations(model, captured, rows)
+    assert int(recompute.sum()) == rows == len(captured.prompt.visual) + 1  # text begins before the image
+    floor = noise_floor(model, captured, targets["gold"], witnesses, rows=rows)
     assert 0 < floor.kl < 1e-3
 
 

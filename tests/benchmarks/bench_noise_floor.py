@@ -1,0 +1,138 @@
+"""What share of windows the noise floor covers, and what it takes: the shipped models and a random one, in each dtype.
+
+Every window is measured in batches and again alone; covered is a window that moves by no more than the floor of its
+model's samples (as in a run, the 99th percentile over them). `ATEN_CPU_CAPABILITY=default` (or avx2) takes the kernels
+of other processors, `OMP_NUM_THREADS` their threads: `--all` runs itself under each of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "support"))
+
+import numpy as np
+import probes.batching
+import torch
+from large_subject import large_forward, large_work
+from random_models import QUESTION, random_image, random_llava, random_processor
+from timing import heading
+
+import vlm_horizon as vh
+from probes.cost.workload import FLOORS
+from probes.measures.information import information_grids, removal_curves
+from probes.measures.noise import grid_witnesses, noise_floor, removal_witnesses
+from probes.measures.preparing import prepare
+from probes.models.prompts import removable_windows
+from probes.replay.ablations import window_ablations
+from probes.replay.replay import most_rows
+
+CONTEXTS = ("keep-one", "leave-one-out")
+DTYPES = ("float32", "bfloat16", "float16")
+CAPABILITIES, THREADS = ("default", "avx2"), (1, 2)
+
+
+def models(dtype: str, layers: int) -> Iterator[tuple[str, vh.ProbedModel, list[vh.Sample], list[int]]]:
+    """Name, model, samples and cuts."""
+    for name in ("tiny-8", "tiny-12"):
+        files = [vh.data_path("demo-samples", f"{task}.jsonl") for task in ("ocr", "vqa")]
+        samples = [sample for file in files for sample in vh.read_samples(file, limit=1)]
+        model = vh.load_model(vh.data_path("demo-models", name), dtype=dtype, check=False)
+        yield name, model, samples, sorted({round(k) for k in np.linspace(0, model.n_layers - 1, layers)})
+    model = vh.load_model(random_llava(34), processor=random_processor(), dtype=dtype, check=False)
+    yield (
+        "random",
+        model,
+        [vh.Sample("noise", random_image(seed), QUESTION, ("apple",)) for seed in range(3)],
+        [0, 1, 3],
+    )
+
+
+def coverage(model: vh.ProbedModel, samples: list[vh.Sample], cuts: list[int], context: str) -> str:
+    """One row of the table, but for its first columns."""
+    floors, moved = [], []
+    for sample in samples:
+        captured, targets = prepare(model, sample, ("gold",))
+        curves = removal_curves(model, captured, targets)
+        how = {"context": context, "layers": cuts, "removal": curves}
+        batched, alone = (
+            information_grids(model, captured, targets, batch_size=size, **how)["gold"] for size in (None, 1)
+        )
+        witnesses = [*removal_witnesses(captured, curves["gold"]), *grid_witnesses(captured, batched, 2, "delete")]
+        ablations = window_ablations(captured, removable_windows(captured.prompt, 2), context, cuts)
+        floor = noise_floor(model, captured, targets["gold"], witnesses, rows=most_rows(captured, ablations))
+        floors.append((floor.p, floor.log_p))
+        moved.append((np.abs(batched.values - alone.values), np.abs(batched.log_p - alone.log_p)))
+    parts = []
+    for of_samples, values in zip(np.transpose(floors), np.moveaxis(np.array(moved), 1, 0), strict=True):
+        run = float(np.quantile(of_samples, 0.99))
+        own = (values <= of_samples[:, None, None]).mean()
+        parts.append(f"{run:.1e} | {values.max():.1e} | {(values <= run).mean():.3f} | {own:.3f}")
+    return " | ".join([f"{(np.array(moved)[:, 1] > 0).mean():.2f}", *parts])
+
+
+def measure(dtypes: list[str], layers: int) -> None:
+    """The table of one processor and number of threads."""
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    for dtype in dtypes:
+        for name, model, samples, cuts in models(dtype, layers):
+            for context in CONTEXTS:
+                row = coverage(model, samples, cuts, context)
+                print(f"| {capability}, {threads} | {dtype} | {name} | {context} | {row} |", flush=True)
+
+
+def budget() -> None:
+    """What the floor takes with the dimensions of LLaVA-1.5-7B, counted."""
+    print("\n| measured | batches of rows | floor / operations of the grid or sweep |\n|---|---|---|")
+    probes.replay.batching.free_memory = lambda _device: 2**40
+    rows = probes.replay.batching.BATCH_ROWS
+    for most in (rows["cpu"], rows["cuda"]):
+        rows["cpu"] = most
+        for words, options in {
+            "keep-one, 2x2, all 32 layers": {"contexts": CONTEXTS[:1], "window": 2},
+            "keep-one, 2x2, 4 layers": {"contexts": CONTEXTS[:1], "window": 2, "layers": (0, 8, 16, 24)},
+            "leave-one-out, 2x2, all 32 layers": {"contexts": CONTEXTS[1:], "window": 2},
+        }.items():
+            work = large_work(**options)
+            whole = sum(work.replays[context].operations for context in options["contexts"])
+            print(f"| {words} | {most:,} | {work.replays[FLOORS[True]].operations / whole:.2%} |")
+        work = large_work(probes=("removal",), contexts=())
+        floor, sweep = work.replays[FLOORS[False]].operations, work.replays["removal"].operations
+        shares = f"{floor / sweep:.1%}; {floor / (sweep + large_forward()):.1%} with the forward before it"
+        print(f"| removals, all 32 layers | {most:,} | {shares} |")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="under every capability and number of threads")
+    parser.add_argument("--rows", action="store_true", help="rows of the table alone")
+    parser.add_argument("--dtypes", default=",".join(DTYPES))
+    parser.add_argument("--layers", type=int, default=3, help="cuts of the shipped models")
+    given = parser.parse_args()
+    if not given.rows:
+        heading("What the noise floor covers, and what it takes")
+        columns = ("kernels, threads", "dtype", "model", "context", "windows moved")
+        for measure_name in ("p", "log p"):
+            columns += (f"floor, {measure_name}", "largest move", "within it", "within the sample's own")
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    if given.all:
+        for capability in CAPABILITIES:
+            for threads in THREADS:
+                environment = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads)}
+                command = [sys.executable, __file__, "--rows", "--dtypes", given.dtypes, "--layers", str(given.layers)]
+                sys.stdout.flush()
+                subprocess.run(command, env={**os.environ, **environment}, check=True)
+    else:
+        measure(given.dtypes.split(","), given.layers)
+    if not given.rows:
+        budget()
+
+
+if __name__ == "__main__":
+    main()
