@@ -18,14 +18,19 @@ removal "from layer L on" removes nothing and holds the model's own forward. If 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import pyarrow as pa
 
 
 def check_choice(what: str, value: str, choices: Sequence[str] | dict[str, str]) -> None:
-    """Raise HorizonError with all choices if `value` is none of them."""
-    if value not in choices:
-        raise HorizonError(f"unknown {what} {value!r}; choose one of: {', '.join(choices) or '(none was measured)'}")
+    """Raise HorizonError, with the nearest choice and all of them, if `value` is none of them."""
+    if value in choices:
+        return
+    near = get_close_matches(str(value), choices, 1)
+    question = f"did you mean {near[0]!r}? " if near else ""
+    named = ", ".join(choices) or "(none was measured)"
+    raise HorizonError(f"{what} {value!r} is unknown; {question}choose from {named}")
 
 
 SCHEMA_VERSION = 1
