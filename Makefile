@@ -9,7 +9,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check lint format readme benchmarks notebook clean
+.PHONY: demo test check lint format readme options benchmarks notebook clean
 
 demo: .venv/installed
 	$(BIN)/vlm-horizon demo
@@ -32,6 +32,10 @@ format: .venv/installed-dev
 # the README's tables of families and benchmarks, from the code
 readme: .venv/installed
 	$(BIN)/python -m vlm_horizon.readme README.md
+
+# the options of a run as editors and type checkers know them, from their declaration
+options: .venv/installed
+	$(BIN)/python -m analyses.runs.signatures
 
 benchmarks: .venv/installed-test
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from analyses.arrays.depths import layer_words, settled_layer
 from analyses.curves.effects import information_curves
-from analyses.runs import PROBES, HorizonError, Run
+from analyses.runs import PROBES, AdaptiveOptions, HorizonError, Run, SweepOptions
+from analyses.runs.keywords import AdaptiveKeywords
+from analyses.runs.signatures import takes_options
 from analyses.verdicts.brackets import (
     Guide,
     default_budget,
@@ -55,14 +57,12 @@ class _Step:
     words: str
 
 
+@takes_options(AdaptiveOptions, without=("layers", "token_layers"))
 def run_adaptive(
     model: ProbedModel,
     samples: Iterable[Sample],
     out: str | Path,
-    *,
-    budget: int | None = None,
-    progress: bool = True,
-    **options: Any,
+    **options: Unpack[AdaptiveKeywords],
 ) -> Run:
     """Measure as `run` does, with token grids at few layers: those that bracket each task type's horizon.
 
@@ -80,9 +80,7 @@ def run_adaptive(
         model: as loaded.
         samples: as in `run`.
         out: the run directory, new or of the same configuration.
-        budget: token grids to measure, in layers for each sample; by default a quarter of the layers, at least 8.
-        progress: show progress and what is measured next, and why, on standard error.
-        options: of `run`, except layers and token_layers.
+        options: of `run`, by name, except layers and token_layers.
 
     Returns:
         The run, read back.
@@ -92,20 +90,19 @@ def run_adaptive(
     """
     from probes.data.readers import SampleStream
     from probes.directory.writer import record_choice
-    from probes.plans.options import RunOptions
     from probes.sweeps.sweep import run
 
-    if isinstance(samples, SampleStream):
-        options = samples.told | options
-    RunOptions.named({name: value for name, value in options.items() if name not in ("retry_failed", "overlap")})
+    settings: dict[str, Any] = {**(samples.told if isinstance(samples, SampleStream) else {}), **options}
     samples = list(samples)
-    budget = _checked(budget, model.n_layers, options)
+    budget = _checked(settings.pop("budget", None), model.n_layers, settings)
+    request = SweepOptions(**settings)
+    progress = request.progress
     while True:
-        found = run(model, samples, out, token_layers="auto", progress=progress, **options)
-        options["retry_failed"] = False  # once is enough
-        samples = samples[: options.get("limit")]
-        wanted = _wanted_rows(samples, options.get("token_samples"))
-        waiting = _of_other_shards(found, len(samples), wanted, options.get("shard", (0, 1)))
+        found = run(model, samples, out, **settings | {"token_layers": "auto"})
+        settings["retry_failed"] = False  # once is enough
+        samples = samples[: request.limit]
+        wanted = _wanted_rows(samples, request.token_samples)
+        waiting = _of_other_shards(found, len(samples), wanted, request.shard)
         if waiting:
             _say(progress, f"{waiting} rows of other shards are still to come: give the same command again after them")
             return found

@@ -46,7 +46,6 @@ app = typer.Typer(
     name="vlm-horizon",
     help="Measure where visual tokens live and die with depth in a vision-language model.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -119,11 +118,11 @@ def run(
     quiet: Annotated[bool, typer.Option(help="No progress.")] = False,
 ) -> None:
     """Measure MODEL on the samples of DATA and write a run directory; the same command resumes."""
+    options = measuring.options()  # before torch is imported: a typo is answered at once
     from probes.sweeps.sweep import run as sweep
     from vlm_horizon.adaptive import count_replays, run_adaptive
 
-    measure = partial(run_adaptive, budget=measuring.layer_budget) if measuring.auto else sweep
-    options = measuring.options()
+    measure = partial(run_adaptive, budget=measuring.budget) if measuring.auto else sweep
     streams = reading.open(data)
     probed = loading.load(model)
     out = out or Path("runs") / model.rstrip("/").rsplit("/", 1)[-1]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from analyses.reports.export import FORMATS, render
 from analyses.reports.text import Table, to_record
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, check_choice
 from vlm_horizon.adaptive import spread_layers
-from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, with_groups
+from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, completion, spelled_out, with_groups
 
 if TYPE_CHECKING:
     from probes.cost.cost import Cost
@@ -38,11 +37,12 @@ def cost(
         typer.Argument(help="Files, folders or dataset ids, as in run; without, a gray image.", metavar="[DATA...]"),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="How many; as many as DATA holds, or 100.", min=1)] = None,
-    output: Annotated[str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}.")] = "text",
+    output: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}.", autocompletion=completion(OUTPUTS))
+    ] = "text",
 ) -> None:
     """Print what `run MODEL DATA` with the same options would take: replays, operations, time, memory, disk."""
-    if output not in OUTPUTS:
-        raise HorizonError(f"format {output!r} is unknown; choose from {', '.join(OUTPUTS)}")
+    check_choice("format", output, OUTPUTS)
     options = measuring.options()
     streams = reading.open(data or ())
     given = [sample for stream in streams for sample in stream] if data else _neutral(reading)
@@ -53,7 +53,7 @@ def cost(
     probed = loading.load(model)
     notes = []
     if measuring.auto:
-        options["token_layers"] = spread_layers(probed.n_layers, measuring.layer_budget, options)
+        options["token_layers"] = spread_layers(probed.n_layers, measuring.budget, options)
         named = ", ".join(map(str, options["token_layers"]))
         notes.append(f"layers of the token grids are chosen on the way: counted for {named}, spread over the depth")
     if not data:
@@ -84,9 +84,9 @@ def _neutral(reading: Reading) -> list[Sample]:
     from probes.data.samples import Sample, with_template
     from probes.data.tasks import UNKNOWN, find_task
 
-    for field in fields(reading):
-        if field.name not in WITHOUT_DATA and getattr(reading, field.name) != field.default:
-            raise HorizonError(f"--{field.name.replace('_', '-')} says how DATA is read, and there is none: give some")
+    for name, flag in spelled_out(Reading).items():
+        if name not in WITHOUT_DATA and getattr(reading, name) != getattr(Reading, name):
+            raise HorizonError(f"--{flag} says how DATA is read, and there is none: give some")
     task = UNKNOWN if reading.task is None else find_task(reading.task)
     if task is None:
         raise HorizonError(f"no benchmark {reading.task!r} is known (`vlm-horizon tasks` lists them): give DATA of it")

@@ -4,6 +4,8 @@ A new column, stream, target or context enters here. This is the one contract be
 """
 
 from analyses.runs.config import RunConfig
+from analyses.runs.option_checks import check_grid_method, check_names, check_options, check_windows, check_words
+from analyses.runs.options import AdaptiveOptions, Measurement, RunOptions, SweepOptions
 from analyses.runs.reader import (
     GROUP_COLUMNS,
     Run,
@@ -32,6 +34,7 @@ from analyses.runs.schema import (
     WRONG,
     HorizonError,
     check_choice,
+    check_choices,
     default_streams,
     short_name,
     split_stream,
@@ -55,12 +58,22 @@ __all__ = [
     "TOKENS",
     "WINDOW",
     "WRONG",
+    "AdaptiveOptions",
     "HorizonError",
+    "Measurement",
     "Run",
     "RunConfig",
+    "RunOptions",
+    "SweepOptions",
     "TokenGrids",
     "check_choice",
+    "check_choices",
+    "check_grid_method",
+    "check_names",
+    "check_options",
     "check_target",
+    "check_windows",
+    "check_words",
     "default_streams",
     "load_run",
     "load_runs",

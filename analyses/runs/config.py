@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from analyses.runs.options import Entry, Measurement, hints_of
 from analyses.runs.schema import CONVENTIONS, PROBES, SCHEMA_VERSION, short_name, split_stream
+
+REMARK = Entry(estimand=False)  # recorded only
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that fixes what a run measures, plus what it was measured with.
-
-    The hash covers the fields that change a measured value; a directory with another hash is
-    refused, never mixed. Those in `NOT_ESTIMAND` are recorded only.
-    """
+class ModelFacts:
+    """What a run's configuration says of the model, as it was loaded."""
 
     model: str
     revision: str | None
@@ -31,56 +30,44 @@ class RunConfig:
     dtype: str
     attn: str
     quantization: str | None = None
-    prompt: str | None = None  # the user's template, None for the model's own chat template
     processor: str = ""  # fingerprint of the processor: chat template, image processing, vocabulary
-    probes: tuple[str, ...] = PROBES
-    streams: tuple[str, ...] = ("query", "key", "hidden")
-    alpha: float = 1.0
-    center: bool = True
-    normalize_rows: bool = True
-    targets: tuple[str, ...] = ("gold",)
-    contexts: tuple[str, ...] = ("keep-one",)
-    window: int | None = 2  # None where `max_windows` chooses it, sample by sample
-    layers: tuple[int, ...] | None = None  # of removals and token grids; None for all, 0..L-1
-    kind: str = "delete"
-    method: str = "exact"  # of token grids: "exact", or first order by "gate"
-    positions: str = "keep"
-    seed: int = 0
-    schema_version: int = SCHEMA_VERSION
-    conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS))
-    n_parameters: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    device: str = ""
-    batch_size: int | None = None
-    sources: tuple[str, ...] = ()
-    prompt_example: str = ""  # exact text of the first sample's prompt
-    token_layers: tuple[int, ...] | str | None = None  # of the token grids; None for `layers`, "auto" for chosen ones
-    chosen_layers: dict[str, list[int]] = field(default_factory=dict)  # by "auto" so far, by task type
-    pilot_rows: tuple[int, ...] = ()  # rows with token grids at every layer, by which "auto" looks where to look
-    coarse: int | None = None  # side of the windows that are measured first; finer ones only where these show an effect
-    max_windows: int | None = None  # most windows of a sample, which choose their side
-    only_correct: bool = False  # samples that the model answers wrong were excluded, not measured
-    with_ocr_tokens: bool = False  # prompts carry the benchmark's reference OCR tokens
-    video: str = ""  # how frames of videos were chosen
-    tokens: str = "visual"  # that removals and token grids take away: "visual", "text" or "all"
 
-    NOT_ESTIMAND = (
-        "conventions",
-        "n_parameters",
-        "versions",
-        "device",
-        "batch_size",
-        "sources",
-        "prompt_example",
-        "seed",
-        "chosen_layers",
-        "pilot_rows",
-    )
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Measurement, ModelFacts):
+    """Everything that fixes what a run measures, plus what it was measured with.
+
+    What was asked for is recorded as a `Measurement`, with what followed from the model and its samples where an
+    option was left open. The hash covers the fields that change a measured value; a directory with another hash is
+    refused, never mixed. Those in `NOT_ESTIMAND` are recorded only.
+    """
+
+    # words that are read from a file may be those of a later version: any, where what is asked for is one of a few
+    probes: tuple[str, ...] = PROBES  # type: ignore[assignment]
+    streams: tuple[str, ...] = ("query", "key", "hidden")  # type: ignore[assignment]
+    targets: tuple[str, ...] = ("gold",)  # type: ignore[assignment]
+    contexts: tuple[str, ...] = ("keep-one",)  # type: ignore[assignment]
+    window: int | None = 2  # None where `max_windows` chooses it, sample by sample
+    with_ocr_tokens: bool = False
+    video: str = ""
+    positions: str = "keep"
+    schema_version: int = SCHEMA_VERSION
+    conventions: Annotated[dict[str, str], REMARK] = field(default_factory=lambda: dict(CONVENTIONS))
+    n_parameters: Annotated[int | None, REMARK] = None
+    versions: Annotated[dict[str, str], REMARK] = field(default_factory=dict)
+    device: Annotated[str, REMARK] = ""
+    prompt_example: Annotated[str, REMARK] = ""  # exact text of the first sample's prompt
+    # by token_layers "auto" so far, by task type
+    chosen_layers: Annotated[dict[str, list[int]], REMARK] = field(default_factory=dict)
+    # rows with token grids at every layer, by which "auto" looks where to look
+    pilot_rows: Annotated[tuple[int, ...], REMARK] = ()
+
+    NOT_ESTIMAND: ClassVar[tuple[str, ...]]
 
     @property
     def removal_layers(self) -> tuple[int, ...]:
         """Cuts of the removal curves, ascending, without L."""
-        return tuple(range(self.n_layers)) if self.layers is None else self.layers
+        return tuple(range(self.n_layers)) if self.layers is None else tuple(self.layers)
 
     def grid_layers(self, row: int | None = None, task_type: str | None = None) -> tuple[int, ...]:
         """Cuts of the token grids, ascending: none yet where they are still to be chosen.
@@ -119,3 +106,10 @@ class RunConfig:
         if stream == "hidden":
             return self.hidden_size
         return self.head_dim * (self.n_heads if stream.startswith("query") else self.n_key_value_heads)
+
+
+RunConfig.NOT_ESTIMAND = tuple(
+    name
+    for name, hint in hints_of(RunConfig).items()
+    if not all(extra.estimand for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Entry))
+)

@@ -17,28 +17,69 @@ removal "from layer L on" removes nothing and holds the model's own forward. If 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Literal, get_args
 
 import pyarrow as pa
 
 
-def check_choice(what: str, value: str, choices: Sequence[str] | dict[str, str]) -> None:
-    """Raise HorizonError with all choices if `value` is none of them."""
-    if value not in choices:
-        raise HorizonError(f"unknown {what} {value!r}; choose one of: {', '.join(choices) or '(none was measured)'}")
+def check_choice(what: str, value: str, choices: Sequence[str] | Mapping[str, object]) -> None:
+    """Raise HorizonError, with the nearest choice and all of them, if `value` is none of them."""
+    if value in choices:
+        return
+    near = get_close_matches(str(value), choices, 1)
+    question = f"did you mean {near[0]!r}? " if near else ""
+    named = ", ".join(choices) or "(none was measured)"
+    raise HorizonError(f"{what} {value!r} is unknown; {question}choose from {named}")
+
+
+def check_choices(what: str, values: Sequence[str], choices: Sequence[str] | Mapping[str, object]) -> None:
+    """Raise HorizonError if there are no values, or where one of them is none of the choices."""
+    if not values:
+        raise HorizonError(f"no {what} is given; choose from {', '.join(choices)}")
+    for value in values:
+        check_choice(what, value, choices)
 
 
 SCHEMA_VERSION = 1
-CONTEXTS = ("keep-one", "leave-one-out")
-PROBES = ("entropy", "removal", "information")
-STREAMS = ("query", "key", "query_raw", "key_raw", "value", "hidden")
+# The words of an option are spelled once, as a type, so that editors and type checkers know them.
+ContextName = Literal["keep-one", "leave-one-out"]
+ProbeName = Literal["entropy", "removal", "information"]
+StreamName = Literal["query", "key", "query_raw", "key_raw", "value", "hidden"]
 # What removals and token grids take away, and what an entropy is over: a stream is of the visual tokens unless it says
 # "text:query" or "all:query". Entropies of the text count the last token of the prompt, which no removal takes away.
-TOKENS = ("visual", "text", "all")
-KINDS = ("delete", "zero", "mean")
+TokensName = Literal["visual", "text", "all"]
+TokenStreamName = Literal[
+    StreamName,
+    "text:query",
+    "text:key",
+    "text:query_raw",
+    "text:key_raw",
+    "text:value",
+    "text:hidden",
+    "all:query",
+    "all:key",
+    "all:query_raw",
+    "all:key_raw",
+    "all:value",
+    "all:hidden",
+]
+KindName = Literal["delete", "zero", "mean"]
+MethodName = Literal["exact", "gate"]  # of token grids: one replay a window, or first order from a backward pass
+TargetName = Literal["gold", "gold-raw", "greedy", "greedy-correct", "answer"]
+AttentionName = Literal["sdpa", "eager", "flash"]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+QuantizationName = Literal["4bit", "8bit"]
+CONTEXTS: tuple[str, ...] = get_args(ContextName)
+PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
+STREAMS: tuple[StreamName, ...] = get_args(StreamName)
+TOKEN_STREAMS: tuple[TokenStreamName, ...] = get_args(TokenStreamName)
+TOKENS: tuple[str, ...] = get_args(TokensName)
+KINDS: tuple[str, ...] = get_args(KindName)
+METHODS: tuple[str, ...] = get_args(MethodName)
+TARGETS: tuple[str, ...] = get_args(TargetName)
 WRONG = "answered wrong"  # why a sample is excluded that the model does not answer right
-METHODS = ("exact", "gate")  # of token grids: one replay a window, or first order from a backward pass
-TARGETS = ("gold", "gold-raw", "greedy", "greedy-correct", "answer")
 WINDOW = pa.struct([(name, pa.int32()) for name in ("crop", "row", "column", "height", "width")])
 
 CROP = pa.struct(
@@ -139,14 +180,14 @@ def split_stream(name: str) -> tuple[str, str]:
     return (tokens, stream) if colon else ("visual", stream)
 
 
-def default_streams(tokens: str) -> tuple[str, ...]:
+def default_streams(tokens: str) -> tuple[TokenStreamName, ...]:
     """The streams of a run on these tokens, unless others are asked for.
 
     >>> default_streams("visual"), default_streams("text")
     (('query', 'key', 'hidden'), ('text:query', 'text:key', 'text:hidden'))
     """
     plain = ("query", "key", "hidden")
-    return plain if tokens == "visual" else tuple(f"{tokens}:{stream}" for stream in plain)
+    return tuple(name for name in TOKEN_STREAMS if split_stream(name) in [(tokens, stream) for stream in plain])
 
 
 def tokens_text(name: str, tokens: str) -> str:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
-from analyses.runs import HorizonError, RunConfig
+from analyses.runs import HorizonError, RunConfig, RunOptions
+from analyses.runs.keywords import RunKeywords
+from analyses.runs.signatures import takes_options
 from probes.cost.amounts import Amount, Group, planned_amount, scaled_amount
 from probes.cost.calibration import time_parts
 from probes.cost.disk import disk_parts
@@ -28,7 +30,7 @@ from probes.directory.columns import thumbnail
 from probes.directory.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 from probes.measures.generation import generate_answer
 from probes.models.probed import ProbedModel
-from probes.plans.options import RunOptions
+from probes.plans.options import run_config
 
 TRIED = 5  # samples, until one can be measured
 SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run, but within so many seconds
@@ -110,13 +112,14 @@ class Cost:
         )
 
 
+@takes_options(RunOptions)
 def estimate_cost(
     model: ProbedModel,
     samples: Sample | Iterable[Sample],
     *,
     n_samples: int | None = None,
     clock: Clock = time.perf_counter,
-    **options: Any,
+    **options: Unpack[RunKeywords],
 ) -> Cost:
     """What `run` with the same options would take on this machine. Runs parts of one sample for up to a few seconds.
 
@@ -127,12 +130,12 @@ def estimate_cost(
         samples: one sample, or those of the run.
         n_samples: how many samples there will be, tasks in the same proportions; as many as given by default.
         clock: gives seconds; `time.process_time` tells more where a machine is busy.
-        options: of `run`, by name, except what says how it goes on (retry_failed, progress, overlap).
+        options: of `run`, by name, except those that say how it goes on.
 
     Raises:
         HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
     """
-    asked = RunOptions.named(options)
+    asked = RunOptions(**options)
     given = list(islice([samples] if isinstance(samples, Sample) else samples, asked.limit))
     if asked.token_layers == "auto":
         raise HorizonError(
@@ -140,7 +143,7 @@ def estimate_cost(
         )
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
-    config, _ = asked.config(model, given)
+    config, _ = run_config(asked, model, given)
     if n_samples is not None and asked.limit is not None:
         n_samples = min(n_samples, asked.limit)
     if n_samples is None or not given:

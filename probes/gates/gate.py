@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from analyses.runs import METHODS, HorizonError
+from analyses.runs import HorizonError, check_grid_method
 from probes.gates.trajectories import Part, Trajectory, closed_trajectory, open_trajectory, parts_of, run_layer, step_of
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
@@ -44,23 +44,8 @@ def check_method(
     coarse: int | None = None,
     tokens: str = "visual",
 ) -> None:
-    """Raise HorizonError unless token grids can be measured by this method."""
-    if method not in METHODS:
-        raise HorizonError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
-    if method == "gate" and kind != "delete":
-        raise HorizonError(
-            f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
-        )
-    if method == "gate" and tokens != "visual":
-        raise HorizonError(
-            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {tokens!r}: take the "
-            "method 'exact', or visual tokens"
-        )
-    if method == "gate" and coarse is not None:
-        raise HorizonError(
-            f"method 'gate' takes one backward pass for all windows, so coarse windows ({coarse}) spare it nothing: "
-            "leave coarse out"
-        )
+    """Raise HorizonError unless token grids can be measured by this method in this dtype."""
+    check_grid_method(method, kind, tokens, coarse)
     if method == "gate" and "keep-one" in contexts and dtype == torch.float16:
         raise HorizonError(
             "keep-one by method 'gate' needs smaller numbers than float16 has: load the model in bfloat16 or float32, "

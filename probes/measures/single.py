@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from analyses.runs import check_windows
 from probes.data.samples import Sample
 from probes.gates.gate import check_method
 from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves
 from probes.measures.preparing import chosen_target, prepare
 from probes.models.families import check_grids
-from probes.models.grids import check_windows, choose_window
+from probes.models.grids import choose_window
 from probes.models.probed import ProbedModel
 from probes.models.prompts import check_tokens
 from probes.models.targets import check_targets

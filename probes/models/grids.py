@@ -9,8 +9,6 @@ import numpy as np
 
 from analyses.runs import HorizonError
 
-DEFAULT_WINDOW = 2  # tokens a side, the paper's
-
 
 @dataclass(frozen=True)
 class TokenGrid:
@@ -99,29 +97,6 @@ def _pieces(grids: Sequence[TokenGrid]) -> str:
 def count_windows(grids: Sequence[TokenGrid], size: int) -> int:
     """How many windows `tile_windows` makes."""
     return sum(-(-grid.rows // size) * -(-grid.columns // size) for grid in grids)
-
-
-def check_windows(window: int | None, max_windows: int | None, coarse: int | None) -> int | None:
-    """The side of all windows, 2 unless something is asked for; None where `max_windows` chooses it for each sample.
-
-    Raises:
-        HorizonError: a number is unusable, `window` and `max_windows` are both given, or `coarse` is not a larger
-            multiple of `window`.
-    """
-    if max_windows is not None:
-        if window is not None or coarse is not None:
-            raise HorizonError(
-                f"max_windows is {max_windows} and chooses the side of the windows, so it goes with neither window nor "
-                "coarse: leave those out, or leave out max_windows"
-            )
-        if max_windows != int(max_windows) or max_windows < 1:
-            raise HorizonError(f"max_windows is {max_windows!r}; it must be a whole number, at least 1")
-        return None
-    window = DEFAULT_WINDOW if window is None else window
-    tile_windows((), window)
-    if coarse is not None and (coarse <= window or coarse % window):
-        raise HorizonError(f"coarse is {coarse} and window {window}: coarse must be a larger multiple of window")
-    return window
 
 
 def tile_windows(grids: Sequence[TokenGrid], size: int, first: int = 0) -> list[Window]:

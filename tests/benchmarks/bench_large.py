@@ -20,13 +20,14 @@ from timing import heading
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import vlm_horizon as vh
+from analyses.runs import RunOptions
 from probes.cost.memory import memory_parts, resident_bytes
 from probes.cost.workload import meet, sample_work
 from probes.loading.check import check_model
 from probes.measures.entropy import matrix_entropy
 from probes.measures.information import information_grids, removal_curves
 from probes.measures.preparing import prepare
-from probes.plans.options import RunOptions
+from probes.plans.options import run_config
 
 ROUNDS = 3
 CONTEXTS = ("keep-one", "leave-one-out")
@@ -115,12 +116,12 @@ def measure(size: Dimensions, dtype: torch.dtype, device: torch.device) -> None:
     print(f"\n### {dtype}, self-test {'passed' if check.passed else 'FAILED: ' + check.refusal}\n")
     cuts = (size.layers // 2,)
     asked = RunOptions(targets=("greedy",), contexts=CONTEXTS, streams=("query", "key", "hidden"))
-    config, _ = asked.config(model, [sample])
+    config, _ = run_config(asked, model, [sample])
     subject = meet(model, sample, config)
     captured, targets = prepare(model, sample, ("greedy",), config.streams)
     work = sample_work(model, subject, config)
-    few = RunOptions(("information",), targets=("greedy",), contexts=CONTEXTS[1:], window=1, layers=cuts)
-    single = sample_work(model, subject, few.config(model, [sample])[0])
+    few = RunOptions(probes=("information",), targets=("greedy",), contexts=CONTEXTS[1:], window=1, layers=cuts)
+    single = sample_work(model, subject, run_config(few, model, [sample])[0])
     inputs, product = captured.prompt.inputs, product_rate(dtype, device)
 
     def forward() -> object:

@@ -149,7 +149,7 @@ def test_tasks_lists_the_benchmarks(capsys):
         (("run", MODEL, OCR, "--window", "0"), "window is 0"),
         (("run", MODEL, OCR, "--shard", "1"), "shard '1' cannot be read"),
         (("run", MODEL, OCR, "--dtype", "int7"), "dtype 'int7' is unknown"),
-        (("run", MODEL, OCR, "--attn", "magic"), "attention 'magic' is not supported"),
+        (("run", MODEL, OCR, "--attn", "magic"), "attn 'magic' is unknown; choose from sdpa, eager, flash"),
         (("show", "/no/such/run", "--format", "word"), "format 'word' is unknown"),
         (("show", "/no/such/run"), "is not a run directory"),
         (("compare", "/no/such/run"), "is not a run directory"),

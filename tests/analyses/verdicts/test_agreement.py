@@ -138,7 +138,7 @@ def test_resamples_in_which_nothing_collapses_move_no_end_of_the_interval(tmp_pa
 
 def test_unknown_streams_are_named(tmp_path, rng):
     run = entropy_run(tmp_path / "run", rng, {"query": {"ocr": 3}, "key": {"ocr": 3}})
-    with pytest.raises(HorizonError, match="unknown stream 'value'"):
+    with pytest.raises(HorizonError, match="stream 'value' is unknown"):
         joint_collapse_layer(run, streams=("query", "value"))
 
 

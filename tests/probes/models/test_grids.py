@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analyses.runs import HorizonError
-from probes.models.grids import TokenGrid, check_windows, choose_window, tile_windows
+from analyses.runs import HorizonError, check_windows
+from probes.models.grids import TokenGrid, choose_window, tile_windows
 
 extents = st.tuples(st.integers(1, 7), st.integers(1, 7))
 

@@ -410,7 +410,7 @@ def test_other_samples_in_the_same_directory_are_refused(model, tmp_path):
         ({"contexts": ("keep-two",)}, "context 'keep-two' is unknown"),
         ({"window": 0}, "window is 0"),
         ({"layers": (3, 8)}, "layer 8: .* has cuts 0 to 7"),
-        ({"kind": "blur"}, "removal kind 'blur' is unknown"),
+        ({"kind": "blur"}, "kind 'blur' is unknown; choose from delete, zero, mean"),
         ({"shard": (2, 2)}, "shard 2/2 is unusable"),
         ({"limit": 0}, "limit is 0"),
         ({"alpha": 0.0, "probes": ("entropy",)}, "alpha is 0"),

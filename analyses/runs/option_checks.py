@@ -1,0 +1,123 @@
+"""Checks of what a run is asked for, as far as they need no model: a typo is refused before one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from analyses.runs.options import RunOptions, choices_of, hints_of, options_of
+from analyses.runs.schema import METHODS, PROBES, TARGETS, HorizonError, check_choice, check_choices
+
+DEFAULT_WINDOW = 2  # tokens a side, the paper's
+OF_GRIDS = ("method", "coarse", "max_windows", "token_layers")  # options that only token grids have
+
+
+def check_names(names: Iterable[str], declaration: type) -> None:
+    """Raise HorizonError, with the nearest name, unless every name is an option of a declaration."""
+    for name in names:
+        check_choice("option", name, tuple(options_of(declaration)))
+
+
+def check_options(options: RunOptions) -> None:
+    """Raise HorizonError where an option is unusable, alone or with the others, whatever the model is."""
+    if isinstance(options.layers, str):
+        raise HorizonError(
+            f"layers {options.layers!r} are chosen between two sweeps: call run_adaptive, which makes them"
+        )
+    if isinstance(options.token_layers, str) and options.token_layers != "auto":
+        raise HorizonError(f"token_layers is {options.token_layers!r}; give layers, or 'auto'")
+    declaration: type = type(options)
+    for name, option in options_of(declaration).items():
+        value = getattr(options, name)
+        check_words(name, value, hints_of(declaration)[name])
+        if value is None:
+            continue
+        if option.least is not None and value < option.least:
+            raise HorizonError(f"{name} is {value}; it must be at least {option.least}")
+        if option.positive and not value > 0:
+            raise HorizonError(f"{name} is {value}; it must be positive")
+    check_choices("probe", options.probes, PROBES)
+    check_choices("target", options.targets, TARGETS)
+    _check_needs(options)
+    index, count = options.shard
+    if not 0 <= index < count:
+        raise HorizonError(f"shard {index}/{count} is unusable: i/n takes 0 <= i < n")
+    if options.only_correct and set(options.targets) == {"greedy"}:
+        raise HorizonError("only_correct needs a target that says what is right: gold beside greedy, or greedy-correct")
+
+
+def check_words(name: str, value: Any, hint: Any) -> None:
+    """Raise HorizonError, with the nearest word, where a value is none of the words that its type holds.
+
+    Args:
+        name: of the option; of several values each is named by its singular.
+        value: None, a word, or a sequence of words.
+        hint: the option's type.
+    """
+    choices = choices_of(hint)
+    if value is None or not choices:
+        return
+    for word in (value,) if isinstance(value, str) else value:
+        what = name if isinstance(value, str) else name.removesuffix("s")
+        # "visual:query" is "query", spelled out
+        check_choice(what, word.removeprefix("visual:") if what == "stream" else word, choices)
+
+
+def _check_needs(options: RunOptions) -> None:
+    """Raise HorizonError where a probe lacks what it needs, or something is asked for that only another probe has."""
+    if "entropy" in options.probes and not options.wanted_streams:
+        raise HorizonError("the probe 'entropy' needs at least one stream")
+    if "information" not in options.probes:
+        for name in OF_GRIDS:
+            value = getattr(options, name)
+            if value != getattr(RunOptions, name):
+                raise HorizonError(f"{name} {value!r} is of token grids: add the probe 'information', or leave it out")
+        check_windows(options.window, None, None)
+        return
+    if not options.contexts:
+        raise HorizonError("the probe 'information' needs at least one context")
+    check_windows(options.window, options.max_windows, options.coarse)
+    check_grid_method(options.method, options.kind, options.tokens, options.coarse)
+
+
+def check_windows(window: int | None, max_windows: int | None, coarse: int | None) -> int | None:
+    """The side of all windows, 2 unless something is asked for; None where `max_windows` chooses it for each sample.
+
+    Raises:
+        HorizonError: a number is unusable, `window` and `max_windows` are both given, or `coarse` is not a larger
+            multiple of `window`.
+    """
+    if max_windows is not None:
+        if window is not None or coarse is not None:
+            raise HorizonError(
+                f"max_windows is {max_windows} and chooses the side of the windows, so it goes with neither window nor "
+                "coarse: leave those out, or leave out max_windows"
+            )
+        if max_windows != int(max_windows) or max_windows < 1:
+            raise HorizonError(f"max_windows is {max_windows!r}; it must be a whole number, at least 1")
+        return None
+    window = DEFAULT_WINDOW if window is None else window
+    if window != int(window) or window < 1:
+        raise HorizonError(f"window is {window!r}; it must be a whole number of tokens, at least 1")
+    if coarse is not None and (coarse <= window or coarse % window):
+        raise HorizonError(f"coarse is {coarse} and window {window}: coarse must be a larger multiple of window")
+    return window
+
+
+def check_grid_method(method: str, kind: str, tokens: str = "visual", coarse: int | None = None) -> None:
+    """Raise HorizonError unless token grids can be measured by this method on some model."""
+    check_choice("method", method, METHODS)
+    if method == "gate" and kind != "delete":
+        raise HorizonError(
+            f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
+        )
+    if method == "gate" and tokens != "visual":
+        raise HorizonError(
+            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {tokens!r}: take the "
+            "method 'exact', or visual tokens"
+        )
+    if method == "gate" and coarse is not None:
+        raise HorizonError(
+            f"method 'gate' takes one backward pass for all windows, so coarse windows ({coarse}) spare it nothing: "
+            "leave coarse out"
+        )
