@@ -12,12 +12,11 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
 from analyses.curves.spectra import MeanSpectrum, mean_spectra
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, as_runs
 from analyses.verdicts.collapse import CollapseLayer, find_collapse_layer
 from figures.panels import (
     STATE_AXIS,
     Runs,
-    as_runs,
     check_distinct,
     facet_grid,
     finish,

@@ -9,13 +9,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analyses.curves.effects import MEASURES
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, as_runs
 from analyses.verdicts.token_information import QUANTILES, TokenInformation, gather_information
 from figures.horizon import mark_horizons, mark_keys
 from figures.panels import (
     CUT_AXIS,
     Runs,
-    as_runs,
     check_distinct,
     facet_grid,
     finish,

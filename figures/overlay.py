@@ -19,10 +19,10 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from analyses.curves.effects import MEASURES, removal_effects
-from analyses.runs import HorizonError, Run, TokenGrids, tokens_text
+from analyses.runs import HorizonError, Run, TokenGrids, as_runs, tokens_text
 from figures.horizon import NO_BREAK
 from figures.information import QUANTITY, SYMBOLS
-from figures.panels import Runs, as_runs, finish, new_axes, new_figure, retitle
+from figures.panels import Runs, finish, new_axes, new_figure, retitle
 from figures.style import GRAY, WIDTHS, figure_width, paper_style
 
 COLORS = "RdBu_r"  # symmetric about white; readable with every common color deficiency

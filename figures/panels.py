@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Transform, blended_transform_factory
 
-from analyses.runs import HorizonError, Run, load_runs
+from analyses.runs import HorizonError, Run, as_runs
 from figures.style import GRAY, SMALL, WIDTHS, figure_width
 
 CUT_AXIS = "Layer $k$ (tokens cut at its input)"
@@ -24,11 +24,6 @@ SUBTITLE = "_subtitle"  # label of the text below a title; legends leave out wha
 STATE_AXIS = "Layer $k$ (state at its input)"
 
 Runs = Run | str | Path | Sequence[Run | str | Path]
-
-
-def as_runs(runs: Runs) -> list[Run]:
-    """One run or several, open or by path, as a list of open runs."""
-    return load_runs([runs] if isinstance(runs, Run | str | Path) else runs)
 
 
 def with_probe(runs: Runs, probe: str) -> list[Run]:

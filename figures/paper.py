@@ -9,13 +9,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, as_runs
 from figures.comparison import figure_horizon_comparison
 from figures.entropy import figure_entropy_curves, figure_spectrum
 from figures.horizon import figure_removal_curves
 from figures.information import figure_token_information
 from figures.overlay import figure_token_heatmap
-from figures.panels import Runs, as_runs
+from figures.panels import Runs
 from figures.style import figure_width, paper_style
 
 FIGURES: dict[str, Callable[..., Figure]] = {

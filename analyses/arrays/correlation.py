@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import permutations as orders
 from itertools import product
 from math import factorial, prod
@@ -13,6 +14,16 @@ from scipy.stats import norm, rankdata
 from analyses.arrays.resampling import BLOCK
 
 TIE = 1e-9  # correlations that differ by less are equal up to rounding
+
+
+@dataclass(frozen=True)
+class RankCorrelation:
+    """Spearman's rho with its interval and the p-value of a permutation test, or the reason why there is none."""
+
+    rho: float | None = None
+    interval: tuple[float, float] | None = None
+    p_value: float | None = None
+    reason: str = ""
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from analyses.arrays.depths import half_depths
-from analyses.arrays.permutation import adjust_holm, half_depth_p_value, on_grid
+from analyses.arrays.permutation import half_depth_p_value, on_grid
 from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
+from analyses.comparisons.adjustment import Tested, adjusted
 from analyses.comparisons.levels import Level, find_levels, pair_levels
-from analyses.runs import Run
-from analyses.verdicts.criteria import CRITERIA
-from analyses.verdicts.horizon import Horizon, HorizonDetector
+from analyses.runs import Run, as_runs
+from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Tested):
     """One difference of depth, a minus b.
 
     Attributes:
@@ -34,8 +34,7 @@ class Difference:
         censored: at least one horizon is "not before the end", so the difference is a bound, not a value.
         reason: why `value` is None; "" when it is given.
         p_value: of the permutation test that R_k / R_0 curves are exchangeable between a and b; None for horizons
-            and where there is no value.
-        p_adjusted: the same after Holm, over all half depths of one call in this unit and with this pairing.
+            and where there is no value. p_adjusted: over all half depths of one call in this unit and pairing.
         warning: why the interval may not hold what it promises, by level; "" where nothing is the matter.
         bound: of a censored difference, what it is to `value`: ">=" if a is not reached before the end, "<=" if b.
     """
@@ -51,8 +50,6 @@ class Difference:
     n_b: int
     censored: bool
     reason: str
-    p_value: float | None = None
-    p_adjusted: float | None = None
     warning: str = ""
     bound: str = ""
 
@@ -113,10 +110,10 @@ def compare_horizons(
         HorizonError: unknown words, no two runs that differ in what is compared across runs, or a run that lacks
             what is compared.
     """
-    runs = [run_or_runs] if isinstance(run_or_runs, Run) else list(run_or_runs)
     detector = detector or HorizonDetector()
-    levels = find_levels(runs, between=between, within=within, criterion=criterion, measure=measure, target=target)
-    n_images = 1 + max((level.images.max(initial=-1) for level in levels), default=-1)
+    query = HorizonQuery(criterion, measure, target, detector)
+    levels = find_levels(as_runs(run_or_runs), query, between=between, within=within)
+    n_images = 1 + max((level.effects.images.max(initial=-1) for level in levels), default=-1)
     counts = draw_counts(n_images, detector.resamples, detector.seed) if n_images else None
     sides = [_measured(level, detector, counts) for level in levels]
     differences = []
@@ -124,7 +121,7 @@ def compare_horizons(
         shared = np.intersect1d(levels[i].keys, levels[j].keys)
         restricted = [_restricted(side, shared, detector, counts) for side in (sides[i], sides[j])]
         differences += _differences((sides[i], sides[j]), (restricted[0], restricted[1]), permutations)
-    return Comparison(between, [side.found for side in sides], _adjusted(differences))
+    return Comparison(between, [side.horizon for side in sides], adjusted(differences, lambda d: (d.unit, d.paired)))
 
 
 @dataclass(frozen=True)
@@ -142,29 +139,30 @@ class _Side:
     """A level, its horizon, and the bootstrap draws of its depths in layers, empty where there is no interval."""
 
     level: Level
-    found: Horizon
+    horizon: Horizon
     half_depths: np.ndarray  # (resample,)
     horizons: np.ndarray  # (resample,)
 
     def depth(self, quantity: str) -> _Depth:
         """The half depth or the horizon."""
-        found = self.found
+        horizon = self.horizon
         if quantity == "half_depth":
-            return _Depth(found.half_depth, self.half_depths, found.half_depth_reason, censored=False)
-        return _Depth(found.layer, self.horizons, found.reason, found.censored)
+            return _Depth(horizon.half_depth, self.half_depths, horizon.half_depth_reason, censored=False)
+        return _Depth(horizon.layer, self.horizons, horizon.reason, horizon.censored)
 
 
 def _measured(level: Level, detector: HorizonDetector, counts: np.ndarray | None) -> _Side:
-    found = level.detect(detector, counts)
+    effects = level.effects
+    horizon = detector.judge(effects, counts)
     halves = horizons = np.array([])
-    if counts is not None and (found.half_depth is not None or found.interval is not None):
-        means = resampled_means(level.values, level.images, counts)
-        if found.half_depth is not None:
-            halves = half_depths(means, level.layers)
-        if found.interval is not None:
-            settled = detector.settled(level.criterion, means, found.noise_floor, level.layers)
+    if counts is not None and (horizon.half_depth is not None or horizon.interval is not None):
+        means = resampled_means(effects.values, effects.images, counts)
+        if horizon.half_depth is not None:
+            halves = half_depths(means, effects.layers)
+        if horizon.interval is not None:
+            settled = detector.settled(effects.criterion, means, horizon.noise_floor, effects.layers)
             horizons = np.where(np.isfinite(means).all(axis=1), settled, np.nan)
-    return _Side(level, found, halves, horizons)
+    return _Side(level, horizon, halves, horizons)
 
 
 def _restricted(side: _Side, keys: np.ndarray, detector: HorizonDetector, counts: np.ndarray | None) -> _Side:
@@ -175,7 +173,7 @@ def _restricted(side: _Side, keys: np.ndarray, detector: HorizonDetector, counts
 
 def _differences(everything: tuple[_Side, _Side], shared: tuple[_Side, _Side], permutations: int) -> list[Difference]:
     """All differences of one pair of levels, a minus b, on all samples and on the shared ones."""
-    half_depth = CRITERIA[everything[0].level.criterion].half_depth
+    half_depth = everything[0].level.effects.rule.half_depth
     sides = {False: everything, True: shared}
     p_values = {paired: _p_values(a, b, permutations) for paired, (a, b) in sides.items()}
     return [
@@ -187,17 +185,17 @@ def _differences(everything: tuple[_Side, _Side], shared: tuple[_Side, _Side], p
 
 
 def _difference(a: _Side, b: _Side, quantity: str, unit: str, *, paired: bool, p_value: float | None) -> Difference:
-    one, other = a.depth(quantity), b.depth(quantity)
+    depth_a, depth_b = a.depth(quantity), b.depth(quantity)
     reason = _reason(a, b, quantity, paired=paired)
     value = interval = None
-    if not reason and one.value is not None and other.value is not None:
-        scale_a, scale_b = (1, 1) if unit == "layers" else (a.found.n_layers, b.found.n_layers)
-        value = one.value / scale_a - other.value / scale_b
-        if len(one.draws) and len(other.draws):
+    if not reason and depth_a.value is not None and depth_b.value is not None:
+        scale_a, scale_b = (1, 1) if unit == "layers" else (a.horizon.n_layers, b.horizon.n_layers)
+        value = depth_a.value / scale_a - depth_b.value / scale_b
+        if len(depth_a.draws) and len(depth_b.draws):
             method = "linear" if quantity == "half_depth" else "inverted_cdf"
-            draws = one.draws / scale_a - other.draws / scale_b
-            least = min(a.found.n_images, b.found.n_images)
-            low, high = percentile_interval(draws, a.found.detector.level, n_clusters=least, method=method)
+            draws = depth_a.draws / scale_a - depth_b.draws / scale_b
+            least = min(a.horizon.n_images, b.horizon.n_images)
+            low, high = percentile_interval(draws, a.horizon.detector.level, n_clusters=least, method=method)
             interval = (float(low), float(high))
     return Difference(
         a=a.level.label,
@@ -207,13 +205,13 @@ def _difference(a: _Side, b: _Side, quantity: str, unit: str, *, paired: bool, p
         value=value,
         interval=interval,
         paired=paired,
-        n_a=a.found.n_images,
-        n_b=b.found.n_images,
-        censored=one.censored or other.censored,
+        n_a=a.horizon.n_images,
+        n_b=b.horizon.n_images,
+        censored=depth_a.censored or depth_b.censored,
         reason=reason,
-        bound="" if value is None else ">=" if one.censored else "<=" if other.censored else "",
+        bound="" if value is None else ">=" if depth_a.censored else "<=" if depth_b.censored else "",
         p_value=p_value,
-        warning="; ".join(f"{side.level.label}: {side.found.warning}" for side in (a, b) if side.found.warning),
+        warning="; ".join(f"{side.level.label}: {side.horizon.warning}" for side in (a, b) if side.horizon.warning),
     )
 
 
@@ -235,10 +233,10 @@ def _p_values(a: _Side, b: _Side, permutations: int) -> dict[tuple[str, str], fl
     Between models of different L curves are exchanged layer by layer (a shorter model has no effect after its end)
     for the p-value in layers, and at the same fraction of depth for that in fractions.
     """
-    if not permutations or a.found.half_depth is None or b.found.half_depth is None:
+    if not permutations or a.horizon.half_depth is None or b.horizon.half_depth is None:
         return {}
     layers = _p_value(a, b, (1, 1), permutations)
-    scales = (a.found.n_layers, b.found.n_layers)
+    scales = (a.horizon.n_layers, b.horizon.n_layers)
     fraction = layers if scales[0] == scales[1] else _p_value(a, b, scales, permutations)
     return {("half_depth", "layers"): layers, ("half_depth", "fraction"): fraction}
 
@@ -246,18 +244,9 @@ def _p_values(a: _Side, b: _Side, permutations: int) -> dict[tuple[str, str], fl
 def _p_value(a: _Side, b: _Side, scales: tuple[int, int], permutations: int) -> float:
     """Permutation p-value with the layers of each side divided by its scale."""
     levels = (a.level, b.level)
-    layers = [level.layers / scale for level, scale in zip(levels, scales, strict=True)]
+    layers = [level.effects.layers / scale for level, scale in zip(levels, scales, strict=True)]
     grid = np.union1d(*layers)
-    one, other = (on_grid(level.values, own, grid) for level, own in zip(levels, layers, strict=True))
-    seed = a.found.detector.seed
-    return half_depth_p_value(one, a.level.images, other, b.level.images, grid, permutations=permutations, seed=seed)
-
-
-def _adjusted(differences: Sequence[Difference]) -> list[Difference]:
-    """With p-values adjusted within their families: all that share unit and pairing."""
-    adjusted = list(differences)
-    for unit, paired in {(d.unit, d.paired) for d in differences}:
-        family = [i for i, d in enumerate(differences) if (d.unit, d.paired) == (unit, paired)]
-        for i, p in zip(family, adjust_holm([differences[i].p_value for i in family]), strict=True):
-            adjusted[i] = replace(differences[i], p_adjusted=p)
-    return adjusted
+    curves = [on_grid(level.effects.values, at, grid) for level, at in zip(levels, layers, strict=True)]
+    images_a, images_b = (level.effects.images for level in levels)
+    seed = a.horizon.detector.seed
+    return half_depth_p_value(curves[0], images_a, curves[1], images_b, grid, permutations=permutations, seed=seed)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analyses.arrays.correlation import rank_correlation, rank_p_value, resampled_rank_correlations
-from analyses.arrays.permutation import adjust_holm
-from analyses.arrays.resampling import draw_counts, percentile_interval
-from analyses.curves.effects import image_codes
+from analyses.arrays.correlation import (
+    RankCorrelation,
+    rank_correlation,
+    rank_p_value,
+    resampled_rank_correlations,
+)
+from analyses.arrays.resampling import percentile_interval
+from analyses.comparisons.adjustment import Tested, adjusted
+from analyses.curves.effects import image_codes, resample_images
+from analyses.curves.findings import RemovalFinding
 from analyses.runs import Run, check_choice, split_groups
 from analyses.verdicts.horizon import HorizonDetector
 from analyses.verdicts.single_curves import sample_depths
@@ -50,40 +56,27 @@ ANSWER_COVARIATES: dict[str, Callable[[Sequence[str]], float]] = {
 
 
 @dataclass(frozen=True)
-class SampleAssociation:
+class SampleAssociation(RemovalFinding, Tested):
     """Rank correlation of the half depth of single samples with a covariate.
 
     Attributes:
-        model: short name of the model.
-        group: column -> value of the samples; empty for all samples together.
         covariate: its name.
         rho: Spearman's rank correlation, or None.
         interval: percentile interval over resamples of images, or None.
-        p_value: of the permutation test by image, or None. p_adjusted: after Holm, over all results of one call.
-        n_samples: samples used. n_images: distinct images among them.
+        p_value: of the permutation test by image, or None. p_adjusted: over all results of one call.
         n_ineligible: measured samples without a half depth (most have no effect at layer 0 to take half of; see
             `analyses.verdicts.single_curves.sample_depths` for the reason of each), left out.
         n_missing: samples with a half depth but without the covariate, left out.
         values: (sample,) the covariate. half_depths: (sample,) in layers.
-        reason: why `rho` is None; "" when it is given.
-        tokens: whose removal the half depths are of: "visual", "text" or "all".
     """
 
-    model: str
-    group: dict[str, str]
     covariate: str
     rho: float | None
     interval: tuple[float, float] | None
-    p_value: float | None
-    p_adjusted: float | None
-    n_samples: int
-    n_images: int
     n_ineligible: int
     n_missing: int
     values: np.ndarray
     half_depths: np.ndarray
-    reason: str
-    tokens: str = "visual"
 
 
 def sample_covariate(run: Run, name: str) -> pd.Series:
@@ -130,58 +123,56 @@ def correlate_half_depth(
     table = sample_depths(run, measure=measure, target=target, detector=detector)
     depths = table.loc[run.ok.index, "half_depth"]
     images = image_codes(run)
-    counts = draw_counts(images.max() + 1, detector.resamples, detector.seed) if len(images) else None
-    columns = [sample_covariate(run, one) if isinstance(one, str) else one for one in covariates]
-    found = []
+    counts = resample_images(run, detector.resamples, detector.seed)
+    columns = [sample_covariate(run, item) if isinstance(item, str) else item for item in covariates]
+    results = []
     for group, rows in split_groups(run.samples, by):
-        own = depths[depths.index.isin(rows)]
+        members = depths[depths.index.isin(rows)]
         for column in columns:
-            values = column.reindex(own.index).to_numpy(float)
-            one = _association(own.to_numpy(), values, images.loc[own.index].to_numpy(), detector, counts, permutations)
-            one = replace(one, model=run.model, group=group, covariate=str(column.name), tokens=run.config.tokens)
-            found.append(one)
-    adjusted = adjust_holm([one.p_value for one in found])
-    return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+            values = column.reindex(members.index).to_numpy(float)
+            table = pd.DataFrame({"image": images, "half_depth": members}, index=members.index)
+            table["covariate"] = np.where(np.isfinite(values), values, np.nan)
+            known = table.dropna()
+            correlation = _correlate(known, detector, counts, permutations)
+            association = SampleAssociation(
+                model=run.model,
+                group=group,
+                covariate=str(column.name),
+                rho=correlation.rho,
+                interval=correlation.interval,
+                p_value=correlation.p_value,
+                n_samples=len(known),
+                n_images=known["image"].nunique(),
+                n_ineligible=int(table["half_depth"].isna().sum()),
+                n_missing=int((table["half_depth"].notna() & table["covariate"].isna()).sum()),
+                values=known["covariate"].to_numpy(float),
+                half_depths=known["half_depth"].to_numpy(float),
+                reason=correlation.reason,
+                tokens=run.config.tokens,
+            )
+            results.append(association)
+    return adjusted(results)
 
 
-def _association(
-    depths: np.ndarray,
-    values: np.ndarray,
-    images: np.ndarray,
-    detector: HorizonDetector,
-    counts: np.ndarray | None,
-    permutations: int,
-) -> SampleAssociation:
-    """The result for one group, model, group and covariate not named yet."""
-    eligible, known = np.isfinite(depths), np.isfinite(values)
-    used = eligible & known
-    depths, values, images = depths[used], values[used], images[used]
-    blank = SampleAssociation(
-        model="",
-        group={},
-        covariate="",
-        rho=None,
-        interval=None,
-        p_value=None,
-        p_adjusted=None,
-        n_samples=len(values),
-        n_images=len(np.unique(images)),
-        n_ineligible=int((~eligible).sum()),
-        n_missing=int((eligible & ~known).sum()),
-        values=values,
-        half_depths=depths,
-        reason="",
-    )
-    if blank.n_images < LEAST_IMAGES or counts is None:
-        return replace(blank, reason=f"{blank.n_images} images have both, needed at least {LEAST_IMAGES}")
-    for what, constant in (("covariate", np.ptp(values) == 0), ("half depth", np.ptp(depths) == 0)):
-        if constant:
-            return replace(blank, reason=f"the {what} is the same for all {blank.n_samples} samples")
+def _correlate(
+    known: pd.DataFrame, detector: HorizonDetector, counts: np.ndarray | None, permutations: int
+) -> RankCorrelation:
+    """Rank correlation of the columns covariate and half_depth of samples that have both, resampled by image."""
+    images = known["image"].to_numpy(int)
+    values, depths = known["covariate"].to_numpy(float), known["half_depth"].to_numpy(float)
+    n_images = len(np.unique(images))
+    if n_images < LEAST_IMAGES or counts is None:
+        return RankCorrelation(reason=f"{n_images} images have both, needed at least {LEAST_IMAGES}")
+    for what, numbers in (("covariate", values), ("half depth", depths)):
+        if np.ptp(numbers) == 0:
+            return RankCorrelation(reason=f"the {what} is the same for all {len(known)} samples")
     draws = resampled_rank_correlations(values, depths, images, counts)
-    low, high = percentile_interval(draws, detector.level, n_clusters=blank.n_images)
-    p_value = rank_p_value(values, depths, images, permutations=permutations, seed=detector.seed)
-    rho = rank_correlation(values, depths)
-    return replace(blank, rho=rho, interval=(float(low), float(high)), p_value=p_value)
+    low, high = percentile_interval(draws, detector.level, n_clusters=n_images)
+    return RankCorrelation(
+        rho=rank_correlation(values, depths),
+        interval=(float(low), float(high)),
+        p_value=rank_p_value(values, depths, images, permutations=permutations, seed=detector.seed),
+    )
 
 
 def _answer_counts(answers: Sequence[str]) -> Counter[str]:

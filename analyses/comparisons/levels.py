@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 
 import numpy as np
 import pandas as pd
 
 from analyses.arrays.resampling import cluster_codes
-from analyses.curves.effects import NOISE_MEASURES, noise_floor, with_caution
 from analyses.runs import GROUP_COLUMNS, HorizonError, Run, RunConfig, check_choice, check_target, split_groups
-from analyses.verdicts.criteria import CRITERIA, criteria_of, method_warning
-from analyses.verdicts.horizon import Horizon, HorizonDetector
+from analyses.verdicts.group_effects import GroupEffects, RunEffects
+from analyses.verdicts.horizon import HorizonQuery
 
 ACROSS = ("model", "revision", "prompt", "tokens")  # what sets whole runs apart
 BETWEEN = (*GROUP_COLUMNS, *ACROSS)
@@ -30,86 +29,85 @@ class Level:
 
     Attributes:
         run: it comes from, the `source`-th of the comparison.
-        group: column -> value of its samples; with "revision", "prompt" or "tokens" where these are compared.
-        criterion: a key of `CRITERIA`. measure: of the removal effect. target: name of the target.
-        values: (sample, layer) effects, L last. layers: (layer,) int. skipped: (skipped,) int, as in `EffectCurves`.
-        removal: (sample,) removal effect at layer 0.
-        floor: noise floor of the run, in the unit of the measure.
-        effect_floor: noise floor of `values` where the criterion has a measure of its own, if there is one.
-        hashes: (sample,) names of the images.
-        keys: (sample,) what two levels must share to be paired: the image, or across runs image and question.
-        images: (sample,) cluster codes over all levels of the comparison.
         label: its name.
+        effects: of its samples; images are numbered over all levels of the comparison. The group names the revision,
+            prompt or tokens too where these are compared.
+        keys: (sample,) what two levels must share to be paired: the image, or across runs image and question.
     """
 
     run: Run
     source: int
-    group: dict[str, str]
-    criterion: str
-    measure: str
-    target: str
-    values: np.ndarray
-    layers: np.ndarray
-    skipped: np.ndarray
-    removal: np.ndarray
-    floor: float
-    effect_floor: float | None
-    hashes: np.ndarray
+    label: str
+    effects: GroupEffects
     keys: np.ndarray
-    images: np.ndarray
-    label: str = ""
+
+    @property
+    def group(self) -> dict[str, str]:
+        """Column -> value of its samples."""
+        return self.effects.group
 
     def only(self, keys: np.ndarray) -> Level:
         """The samples with one of these keys."""
         inside = np.isin(self.keys, keys)
-        cut = {name: getattr(self, name)[inside] for name in ("values", "removal", "hashes", "keys", "images")}
-        return replace(self, **cut)
-
-    def detect(self, detector: HorizonDetector, counts: np.ndarray | None) -> Horizon:
-        """The horizon of these samples."""
-        found = detector(
-            self.values,
-            self.images,
-            layers=self.layers,
-            skipped=self.skipped,
-            criterion=self.criterion,
-            measure=self.measure,
-            noise_floor=self.floor,
-            effect_floor=self.effect_floor,
-            removal=self.removal,
-            counts=counts,
-            tokens=self.run.config.tokens,
-        )
-        named = "; ".join(filter(None, (method_warning(self.run, self.criterion), found.warning)))
-        warning = with_caution(named, self.run)
-        return replace(found, model=self.run.model, group=self.group, target=self.target, warning=warning)
+        return replace(self, effects=self.effects.of(inside), keys=self.keys[inside])
 
 
-def find_levels(
-    runs: Sequence[Run], *, between: str, within: Sequence[str], criterion: str, measure: str, target: str | None
-) -> list[Level]:
+def find_levels(runs: Sequence[Run], query: HorizonQuery, *, between: str, within: Sequence[str]) -> list[Level]:
     """All levels of a comparison, run by run, with images numbered over all of them.
+
+    Args:
+        runs: to compare, or to compare the groups of.
+        query: which horizon is compared.
+        between: one of `BETWEEN`.
+        within: columns whose values are kept apart.
 
     Raises:
         HorizonError: unknown words, or a run that lacks what is compared.
     """
     check_choice("comparison", between, tuple(name for name in BETWEEN if name not in within))
     check_comparable(runs, between)
-    leading = {check_target(run, target) for run in runs}
+    leading = {check_target(run, query.target) for run in runs}
     if between in ACROSS and len(leading) > 1:
         raise HorizonError(f"these runs lead with the targets {' and '.join(sorted(leading))}: name one that all have")
     columns = [*within, *([] if between in ACROSS else [between])]
+    groups = [
+        (source, group, members, effects)
+        for source, run in enumerate(runs)
+        for effects in [query.effects(run)]
+        for group, members in _finite_groups(effects, columns)
+    ]
+    names = [image_names(runs[source]).loc[members] for source, _, members, _ in groups]
+    codes = np.split(cluster_codes(chain.from_iterable(names)), np.cumsum([len(part) for part in names])[:-1])
     levels = []
-    for source, run in enumerate(runs):
-        own = {between: run_label(run.config, between)} if between in ("revision", "prompt", "tokens") else {}
-        for level in _levels_of(run, source, columns, criterion, measure, target, across=between in ACROSS):
-            group = {**own, **level.group}
-            levels.append(replace(level, group=group, label=_label(run, group, runs)))
-    if not levels:
-        return []
-    codes = cluster_codes(name for level in levels for name in level.hashes)
-    ends = np.cumsum([len(level.hashes) for level in levels])
-    return [replace(level, images=images) for level, images in zip(levels, np.split(codes, ends[:-1]), strict=True)]
+    for (source, columns_of, members, effects), images in zip(groups, codes, strict=False):
+        run = runs[source]
+        group = _naming(run, between) | columns_of
+        keys = pairing_keys(run, across=between in ACROSS).loc[members].to_numpy(str)
+        members_effects = replace(effects.of(members, group), images=images)
+        levels.append(Level(run, source, _label(run, group, runs), members_effects, keys))
+    return levels
+
+
+def image_names(run: Run) -> pd.Series:
+    """What the image of every measured sample is called, by row number: equal images have equal names."""
+    return run.ok["image_sha256"].fillna("")
+
+
+def pairing_keys(run: Run, *, across: bool) -> pd.Series:
+    """What a sample must share with one of another level to be paired with it, by row number."""
+    images = image_names(run)
+    return images + "\n" + bare_questions(run.ok["question"], run.config.prompt) if across else images
+
+
+def _finite_groups(effects: RunEffects, columns: Sequence[str]) -> list[tuple[dict[str, str], np.ndarray]]:
+    """Groups of a run's samples, each with the row numbers of those that have no gaps."""
+    finite = effects.curves.rows[effects.whole]
+    return [(group, finite[np.isin(finite, rows)]) for group, rows in split_groups(effects.run.samples, columns)]
+
+
+def _naming(run: Run, between: str) -> dict[str, str]:
+    """What the group of a level says of its run: the revision, prompt or tokens where these are compared."""
+    return {between: run_label(run.config, between)} if between in ("revision", "prompt", "tokens") else {}
 
 
 def pair_levels(levels: Sequence[Level], between: str, within: Sequence[str]) -> list[tuple[int, int]]:
@@ -131,7 +129,7 @@ def differences(runs: Sequence[Run], between: str) -> str:
     """In what else runs differ than in what is compared, in words."""
     names = (*(("tokens",) if between == "model" else ACROSS), *MEASURED_ALIKE[between])
     values = {name: {str(getattr(run.config, name)): None for run in runs} for name in names if name != between}
-    return "; ".join(f"{name} is {' and '.join(found)}" for name, found in values.items() if len(found) > 1)
+    return "; ".join(f"{name} is {' and '.join(texts)}" for name, texts in values.items() if len(texts) > 1)
 
 
 def check_comparable(runs: Sequence[Run], between: str) -> None:
@@ -190,57 +188,20 @@ def bare_questions(questions: pd.Series, prompt: str | None) -> pd.Series:
     return questions.map(lambda text: text[start : start + (len(text) - around) // times])
 
 
-def _levels_of(
-    run: Run, source: int, columns: Sequence[str], criterion: str, measure: str, target: str | None, *, across: bool
-) -> list[Level]:
-    """One level a group of samples, without a label; images are numbered within the run."""
-    criteria_of(run, criterion)
-    check_choice(f"measure of the criterion {criterion!r}", measure, CRITERIA[criterion].measures)
-    target = check_target(run, target)
-    curves, removal = CRITERIA[criterion].effects(run, measure, target)
-    effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
-    finite = curves.finite & np.isfinite(removal.values[:, 0])
-    hashes = curves.groups["image_sha256"].fillna("")
-    keys = hashes + "\n" + bare_questions(curves.groups["question"], run.config.prompt) if across else hashes
-    found = []
-    for group, rows in split_groups(run.samples, columns):
-        inside = finite & np.isin(curves.rows, rows)
-        own = curves.of(curves.rows[inside])
-        level = Level(
-            run=run,
-            source=source,
-            group=group,
-            criterion=criterion,
-            measure=measure,
-            target=target,
-            values=own.values,
-            layers=own.layers,
-            skipped=own.skipped,
-            removal=removal.values[inside, 0],
-            floor=noise_floor(run, measure),
-            effect_floor=effect_floor,
-            hashes=hashes.to_numpy(str)[inside],
-            keys=keys.to_numpy(str)[inside],
-            images=curves.images[inside],
-        )
-        found.append(level)
-    return found
-
-
 def _label(run: Run, group: dict[str, str], runs: Sequence[Run]) -> str:
     """Name of a level: its group, after its model if there are several runs, and the run where these are namesakes.
 
     Removed tokens that are not the visual ones are said in between.
     """
     name, tokens = " / ".join(group.values()), run_label(run.config, "tokens")
-    said = [] if run.config.tokens == "visual" or "tokens" in group else [tokens]
+    between = [] if run.config.tokens == "visual" or "tokens" in group else [tokens]
     if len(runs) == 1:
-        return ": ".join([*said, *filter(None, [name])]) or run.model
-    own = {key: value for key, value in group.items() if key in ACROSS} | {"tokens": tokens}
+        return ": ".join([*between, *filter(None, [name])]) or run.model
+    labels = {key: value for key, value in group.items() if key in ACROSS} | {"tokens": tokens}
     namesakes = [
         other
         for other in runs
-        if other.model == run.model and all(run_label(other.config, key) == value for key, value in own.items())
+        if other.model == run.model and all(run_label(other.config, key) == value for key, value in labels.items())
     ]
     model = run.model if len(namesakes) == 1 else f"{run.model} ({run.name})"
-    return ": ".join([model, *said, *filter(None, [name])])
+    return ": ".join([model, *between, *filter(None, [name])])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from analyses.arrays.depths import half_depths
 from analyses.arrays.resampling import cluster_sums, draw_counts, percentile_interval, resampled_means
-from analyses.curves.effects import removal_effects
-from analyses.runs import HorizonError, Run, check_target, split_groups
-from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+from analyses.curves.findings import RemovalFinding
+from analyses.runs import HorizonError, Run, split_groups
+from analyses.verdicts.group_effects import GroupEffects
+from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery
 
 MIN_IMAGES = 20  # fewer tell too little about how much images differ
 SIZES = (0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)  # resample sizes, in images of the pilot
@@ -20,38 +21,27 @@ PILOTS = 200  # resampled pilots behind the uncertainty of the plan
 
 
 @dataclass(frozen=True)
-class SamplePlan:
+class SamplePlan(RemovalFinding):
     """How many samples one group needs until the interval of its half depth is narrow enough.
 
     Attributes:
-        model: short name of the model.
-        group: column -> value of the samples; empty for all samples together.
         width: that is asked for, in layers.
         width_now: of the pilot's interval, in layers; None without a half depth.
-        n_samples: of the pilot. n_images: distinct images among them.
         images: needed in total, never fewer than a pilot needs; None where the pilot cannot carry a plan.
         images_interval: what other pilots of this size would say, 95 %.
         more_images: to add to the pilot's. more_samples: the same, at the pilot's questions an image.
         exponent: of the fitted law width ~ images^-exponent; 0.5 is the square-root law.
-        reason: why there is no plan; "" when there is one.
         warning: of the pilot's half depth; "" where nothing is the matter.
-        tokens: whose removal the half depth is of: "visual", "text" or "all".
     """
 
-    model: str
-    group: dict[str, str]
     width: float
     width_now: float | None
-    n_samples: int
-    n_images: int
     images: int | None
     images_interval: tuple[int, int] | None
     more_images: int | None
     more_samples: int | None
     exponent: float | None
-    reason: str
     warning: str = ""
-    tokens: str = "visual"
 
 
 def plan_samples(
@@ -86,62 +76,71 @@ def plan_samples(
     """
     if not width > 0:
         raise HorizonError(f"width is {width}, but an interval must be wider than 0 layers")
-    detector = detector or HorizonDetector()
-    curves = removal_effects(run, measure=measure, target=check_target(run, target))
-    found = find_horizon(run, by=by, criterion="removal", measure=measure, target=target, detector=detector)
-    plans = []
-    for horizon, (_, rows) in zip(found, split_groups(run.samples, by), strict=True):
-        inside = np.isin(curves.rows, rows) & np.isfinite(curves.values).all(axis=1)
-        images = np.unique(curves.images[inside], return_inverse=True)[1]
-        plans.append(_plan(horizon, curves.values[inside], images, width))
-    return plans
+    query = HorizonQuery("removal", measure, target, detector or HorizonDetector())
+    groups, effects = split_groups(run.samples, by), query.effects(run)
+    horizons = query.horizons(effects, groups, query.counts(run))
+    return [_plan(horizon, effects.whole_of(rows), width) for horizon, (_, rows) in zip(horizons, groups, strict=True)]
 
 
-def _plan(found: Horizon, values: np.ndarray, images: np.ndarray, width: float) -> SamplePlan:
+@dataclass(frozen=True)
+class _Need:
+    """How many images an interval of some width needs, and the law that says so, or the reason why none does."""
+
+    images: float | None = None
+    images_interval: tuple[float, float] | None = None
+    exponent: float | None = None
+    reason: str = ""
+
+
+def _plan(horizon: Horizon, effects: GroupEffects, width: float) -> SamplePlan:
     """The plan of one group."""
-    ends = found.half_depth_interval
-    blank = SamplePlan(
-        model=found.model,
-        group=found.group,
+    ends = horizon.half_depth_interval
+    need = _need(horizon, effects, width)
+    images = interval = more = None
+    if need.images is not None and need.images_interval is not None:
+        images = max(int(np.ceil(need.images)), MIN_IMAGES)
+        low, high = need.images_interval
+        interval = (max(int(low), MIN_IMAGES), max(int(np.ceil(high)), MIN_IMAGES))
+        more = max(images - horizon.n_images, 0)
+    return SamplePlan(
+        model=horizon.model,
+        group=horizon.group,
         width=width,
         width_now=None if ends is None else ends[1] - ends[0],
-        n_samples=found.n_samples,
-        n_images=found.n_images,
-        images=None,
-        images_interval=None,
-        more_images=None,
-        more_samples=None,
-        exponent=None,
-        reason=found.half_depth_reason,
-        warning=found.warning,
-        tokens=found.tokens,
+        n_samples=horizon.n_samples,
+        n_images=horizon.n_images,
+        images=images,
+        images_interval=interval,
+        more_images=more,
+        more_samples=None if more is None else int(np.ceil(more * horizon.n_samples / horizon.n_images)),
+        exponent=need.exponent,
+        reason=need.reason,
+        warning=horizon.warning,
+        tokens=horizon.tokens,
     )
-    if blank.reason:
-        return blank
-    if found.n_images < MIN_IMAGES:
-        return replace(blank, reason=f"a pilot of {found.n_images} images is too small (at least {MIN_IMAGES})")
-    sizes, widths = interval_widths(values, images, found.layers, found.detector)
+
+
+def _need(horizon: Horizon, effects: GroupEffects, width: float) -> _Need:
+    """Fit the law by which the interval of the half depth narrows, and solve it for a width in layers."""
+    if horizon.half_depth_reason:
+        return _Need(reason=horizon.half_depth_reason)
+    if horizon.n_images < MIN_IMAGES:
+        return _Need(reason=f"a pilot of {horizon.n_images} images is too small (at least {MIN_IMAGES})")
+    values, layers, detector = effects.values, horizon.layers, horizon.detector
+    images = np.unique(effects.images, return_inverse=True)[1]
+    sizes, widths = interval_widths(values, images, layers, detector)
     if not (widths > 0).all():
-        return replace(blank, reason="the half depth does not vary between resamples, so no law can be fitted")
+        return _Need(reason="the half depth does not vary between resamples, so no law can be fitted")
     slope, _ = np.polyfit(np.log(sizes), np.log(widths), 1)
     if not EXPONENTS[0] <= -slope <= EXPONENTS[1]:
         reason = (
             f"the interval narrows with the number of images to the power {slope:.2f}, far from the -0.5 that a plan "
             "rests on: the effect stays near its half over many layers, or a few images decide"
         )
-        return replace(blank, exponent=float(-slope), reason=reason)
-    needed = float(np.exp((np.log(widths / width) / -slope + np.log(sizes)).mean()))
-    low, high = needed * _relative_need(values, images, found.layers, found.detector)
-    total = max(int(np.ceil(needed)), MIN_IMAGES)
-    more = max(total - found.n_images, 0)
-    return replace(
-        blank,
-        images=total,
-        images_interval=(max(int(low), MIN_IMAGES), max(int(np.ceil(high)), MIN_IMAGES)),
-        more_images=more,
-        more_samples=int(np.ceil(more * found.n_samples / found.n_images)),
-        exponent=float(-slope),
-    )
+        return _Need(exponent=float(-slope), reason=reason)
+    images_needed = float(np.exp((np.log(widths / width) / -slope + np.log(sizes)).mean()))
+    low, high = images_needed * _relative_need(values, images, layers, detector)
+    return _Need(images_needed, (low, high), float(-slope))
 
 
 def interval_widths(

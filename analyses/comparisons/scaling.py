@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.arrays.correlation import fisher_interval, rank_correlation, rank_p_value
-from analyses.arrays.permutation import adjust_holm
+from analyses.arrays.correlation import RankCorrelation, fisher_interval, rank_correlation, rank_p_value
+from analyses.comparisons.adjustment import Tested, adjusted
 from analyses.runs import Run, check_choice
 from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
 
@@ -17,7 +17,7 @@ UNITS = ("layers", "fraction")
 
 
 @dataclass(frozen=True)
-class ModelAssociation:
+class ModelAssociation(Tested):
     """Rank correlation across models of half depth with accuracy or size.
 
     Attributes:
@@ -26,7 +26,7 @@ class ModelAssociation:
         unit: of the half depths, "layers" or "fraction" (of each model's own depth).
         rho: Spearman's rank correlation, or None.
         interval: by Fisher's z, with models as independent observations, or None.
-        p_value: of the permutation test, or None. p_adjusted: after Holm, over all results of one call in this unit.
+        p_value: of the permutation test, or None. p_adjusted: over all results of one call in this unit.
         horizons: one a model that was used, with its half depth in layers and the interval of it.
         values: (model,) the covariate of each. half_depths: (model,) in `unit`.
         left_out: models that were not used, each with the reason.
@@ -38,8 +38,6 @@ class ModelAssociation:
     unit: str
     rho: float | None
     interval: tuple[float, float] | None
-    p_value: float | None
-    p_adjusted: float | None
     horizons: list[Horizon]
     values: np.ndarray
     half_depths: np.ndarray
@@ -89,16 +87,13 @@ def correlate_models(
     ]
     groups = {tuple(found.group.items()): found.group for _, found in horizons}
     members = [[pair for pair in horizons if pair[1].group == group] for group in groups.values()]
-    by_unit = [
-        _adjusted([_association(pairs, name, unit, detector, permutations) for pairs in members for name in against])
+    results = [
+        _association(pairs, name, unit, detector, permutations)
+        for pairs in members
+        for name in against
         for unit in UNITS
     ]
-    return [one for results in zip(*by_unit, strict=True) for one in results]
-
-
-def _adjusted(family: Sequence[ModelAssociation]) -> list[ModelAssociation]:
-    adjusted = adjust_holm([one.p_value for one in family])
-    return [replace(one, p_adjusted=p) for one, p in zip(family, adjusted, strict=True)]
+    return adjusted(results, lambda result: result.unit)
 
 
 def _association(
@@ -121,25 +116,30 @@ def _association(
     if unit == "fraction":
         y = y / np.array([horizon.n_layers for horizon, _ in used])
     reason = _unclaimable([run for run, _ in members], x, y, name)
-    result = ModelAssociation(
+    correlation = RankCorrelation(reason=reason) if reason else _correlate(x, y, detector, permutations)
+    return ModelAssociation(
         group=members[0][1].group,
         covariate=name,
         unit=unit,
-        rho=None,
-        interval=None,
-        p_value=None,
-        p_adjusted=None,
+        rho=correlation.rho,
+        interval=correlation.interval,
+        p_value=correlation.p_value,
         horizons=[horizon for horizon, _ in used],
         values=x,
         half_depths=y,
         left_out=left_out,
-        reason=reason,
+        reason=correlation.reason,
     )
-    if reason:
-        return result
+
+
+def _correlate(x: np.ndarray, y: np.ndarray, detector: HorizonDetector, permutations: int) -> RankCorrelation:
+    """Rank correlation of a covariate and a half depth, one value a model each."""
     rho = rank_correlation(x, y)
-    p_value = rank_p_value(x, y, np.arange(len(x)), permutations=permutations, seed=detector.seed)
-    return replace(result, rho=rho, interval=fisher_interval(rho, len(x), detector.level), p_value=p_value)
+    return RankCorrelation(
+        rho=rho,
+        interval=fisher_interval(rho, len(x), detector.level),
+        p_value=rank_p_value(x, y, np.arange(len(x)), permutations=permutations, seed=detector.seed),
+    )
 
 
 def _model_value(run: Run, group: dict[str, str], name: str) -> float | None:

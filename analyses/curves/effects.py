@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analyses.arrays.resampling import cluster_codes
+from analyses.arrays.resampling import cluster_codes, draw_counts
 from analyses.runs import CONTEXTS, HorizonError, Run, TokenGrids, check_choice, check_target, split_stream
 
 MEASURES = {"p": "probability", "log_p": "nats", "kl": "nats", "correct": "accuracy"}
@@ -103,7 +104,7 @@ def removal_effects(run: Run, *, measure: str = "p", target: str | None = None) 
         values = np.exp(values)
     if measure != "kl":
         values = values[:, -1:] - values
-    return _curves(run, rows, layers, values, measure, MEASURES[measure])
+    return _curves(run, rows, layers, values, measure)
 
 
 def entropy_curves(run: Run, stream: str, *, normalized: bool = False) -> EffectCurves:
@@ -131,7 +132,7 @@ def entropy_curves(run: Run, stream: str, *, normalized: bool = False) -> Effect
         tokens = _token_counts(run, rows, split_stream(stream)[0]) - bool(run.config.center)
         largest = np.log(np.minimum(np.maximum(tokens, 1), run.config.stream_dim(stream)))
         values = values / np.where(largest > 0, largest, np.nan)[:, None]
-    return _curves(run, rows, layers, values, "entropy", "1" if normalized else "nats")
+    return _curves(run, rows, layers, values, "entropy", unit="1" if normalized else "nats")
 
 
 def _token_counts(run: Run, rows: np.ndarray, tokens: str) -> np.ndarray:
@@ -166,44 +167,26 @@ def information_curves(
     for statistic in statistics:
         check_choice("statistic of the token grids", statistic, tuple(GRID_STATISTICS))
     target = check_target(run, target)
-    rows, found, measured = _token_rows(run, context, target), [], []
+    rows = _token_rows(run, context, target)
+    grid_layers, grid_curves = [], []  # of each sample
     for row in rows:
         grids = run.tokens(row, context=context, target=target)
-        measured.append(grids.layers)
-        found.append(np.array([GRID_STATISTICS[statistic](grids, measure) for statistic in statistics]))
-    cuts = np.unique(np.concatenate(measured)) if measured else np.array(run.config.grid_layers(), dtype=int)
+        grid_layers.append(grids.layers)
+        grid_curves.append(np.array([GRID_STATISTICS[statistic](grids, measure) for statistic in statistics]))
+    cuts = np.unique(np.concatenate(grid_layers)) if grid_layers else np.array(run.config.grid_layers(), dtype=int)
     layers = np.append(cuts, run.config.n_layers)
     values = np.full((len(rows), len(statistics), len(layers)), np.nan)
     values[..., -1] = 0.0
-    there = np.ones((len(rows), len(layers)), dtype=bool)
-    for i, (own, statistic_curves) in enumerate(zip(measured, found, strict=True)):
-        there[i, :-1] = np.isin(cuts, own)
-        values[i, :, np.flatnonzero(there[i, :-1])] = statistic_curves.T
-    curves = _curves(run, np.array(rows, int), layers, values[:, 0], measure, MEASURES[measure])
-    skipped = np.setdiff1d(run.config.removal_layers, cuts).astype(int)
-    curves = replace(curves, skipped=skipped, measured=None if there.all() else there)
-    return [replace(curves, values=values[:, i]) for i in range(len(statistics))]
-
-
-def information_effects(
-    run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
-) -> EffectCurves:
-    """Token information of every sample, averaged over its windows: the size-weighted mean of I_k (or D_k).
-
-    Returns:
-        Curves over the measured layers and L, where it is 0 by definition (nothing is removed).
-
-    Raises:
-        HorizonError: unknown context, measure or target, or the run holds no such token grids.
-    """
-    return information_curves(run, ("mean",), context=context, measure=measure, target=target)[0]
-
-
-def information_spread(
-    run: Run, *, context: str = "keep-one", measure: str = "p", target: str | None = None
-) -> EffectCurves:
-    """Within-sample standard deviation of I_k over windows, weighted by their size; 0 at layer L."""
-    return information_curves(run, ("spread",), context=context, measure=measure, target=target)[0]
+    measured = np.ones((len(rows), len(layers)), dtype=bool)
+    for i, (sample_layers, sample_curves) in enumerate(zip(grid_layers, grid_curves, strict=True)):
+        measured[i, :-1] = np.isin(cuts, sample_layers)
+        values[i, :, np.flatnonzero(measured[i, :-1])] = sample_curves.T
+    gaps = {
+        "skipped": np.setdiff1d(run.config.removal_layers, cuts).astype(int),
+        "measured": None if measured.all() else measured,
+    }
+    row_numbers = np.array(rows, int)
+    return [_curves(run, row_numbers, layers, values[:, i], measure, **gaps) for i in range(len(statistics))]
 
 
 def information_quantiles(
@@ -268,6 +251,15 @@ def image_codes(run: Run) -> pd.Series:
     return pd.Series(cluster_codes(run.ok["image_sha256"].fillna("")), index=run.ok.index, dtype=int)
 
 
+def resample_images(run: Run, resamples: int, seed: int) -> np.ndarray | None:
+    """Draw the images of a run with replacement, for results that are to be resampled together.
+
+    Returns:
+        (resample, image) counts, images by their code in `image_codes`; None if no sample was measured.
+    """
+    return draw_counts(image_codes(run).max() + 1, resamples, seed) if len(run.ok) else None
+
+
 def too_little(n_samples: int, n_measured: int, n_images: int) -> str:
     """Why so few whole curves cannot carry any claim, or "".
 
@@ -284,11 +276,12 @@ def too_little(n_samples: int, n_measured: int, n_images: int) -> str:
 
 
 def _curves(
-    run: Run, rows: np.ndarray, layers: np.ndarray, values: np.ndarray, measure: str, unit: str
+    run: Run, rows: np.ndarray, layers: np.ndarray, values: np.ndarray, measure: str, **more: Any
 ) -> EffectCurves:
-    return EffectCurves(
-        rows, layers, values, image_codes(run).loc[rows].to_numpy(), run.samples.loc[rows], measure, unit
-    )
+    """Curves of some rows of a run, with the images and columns of these samples, and what else `EffectCurves` says."""
+    images = image_codes(run).loc[rows].to_numpy()
+    more = {"unit": MEASURES.get(measure)} | more
+    return EffectCurves(rows, layers, values, images, run.samples.loc[rows], measure, **more)
 
 
 def _common_layers(run: Run, measured: Sequence[np.ndarray]) -> np.ndarray:

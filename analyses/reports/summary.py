@@ -9,7 +9,7 @@ import numpy as np
 from analyses.comparisons.compare import Difference, compare_horizons
 from analyses.comparisons.levels import comparable
 from analyses.reports.text import NOT_REACHED, group_text, interval_text, model_text, number_text
-from analyses.runs import HorizonError, Run
+from analyses.runs import HorizonError, Run, as_runs
 from analyses.verdicts.collapse import (
     CollapseDetector,
     CollapseLayer,
@@ -54,7 +54,7 @@ def summarize(
     Returns:
         Sentences, one a claim; what a run did not measure is left out.
     """
-    runs = [run_or_runs] if isinstance(run_or_runs, Run) else list(run_or_runs)
+    runs = as_runs(run_or_runs)
     sentences = []
     for run in runs:
         if "entropy" in run.config.probes:

@@ -342,3 +342,8 @@ def load_run(path: str | Path) -> Run:
 def load_runs(paths: Iterable[str | Path | Run]) -> list[Run]:
     """Open several; what is already a Run passes through."""
     return [path if isinstance(path, Run) else load_run(path) for path in paths]
+
+
+def as_runs(run_or_runs: str | Path | Run | Iterable[str | Path | Run]) -> list[Run]:
+    """One run or several, open or by path, as a list of open runs."""
+    return load_runs([run_or_runs] if isinstance(run_or_runs, Run | str | Path) else run_or_runs)

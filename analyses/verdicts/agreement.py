@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import cycle
 
 import numpy as np
@@ -11,9 +11,9 @@ import pandas as pd
 
 from analyses.arrays.collapse_rules import RULES
 from analyses.arrays.depths import half_depths
-from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
-from analyses.curves.effects import entropy_curves, image_codes, noise_floor
-from analyses.runs import Run, split_groups, tokens_text
+from analyses.arrays.resampling import percentile_interval, resampled_means
+from analyses.curves.effects import entropy_curves, resample_images
+from analyses.runs import Run, as_runs, split_groups
 from analyses.verdicts.collapse import (
     CollapseDetector,
     CollapseLayer,
@@ -21,8 +21,8 @@ from analyses.verdicts.collapse import (
     group_entropies,
     resampled_curves,
 )
-from analyses.verdicts.criteria import CRITERIA
-from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+from analyses.verdicts.group_effects import GroupEffects
+from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery
 
 JOINT_STREAMS = ("query", "key")
 
@@ -122,23 +122,26 @@ def joint_collapse_layer(
     Raises:
         HorizonError: unknown stream or rule, or the run holds no entropies.
     """
-    asked = _joint_streams(run) if streams is None else list(streams)
-    singles = find_collapse_layer(run, by=(), streams=asked, rule=rule, detector=detector)
+    names = _joint_streams(run) if streams is None else list(streams)
+    singles = find_collapse_layer(run, by=(), streams=names, rule=rule, detector=detector)
     detector = singles[0].detector if singles else detector or CollapseDetector()
-    votes = [vote for stream in asked for vote in _votes(run, stream, detector)]
-    undecided = JointCollapseLayer(
+    rows = [vote for stream in names for vote in _votes(run, stream, detector)]
+    votes = pd.DataFrame(rows, columns=["stream", "task", "layer"])
+    reason = _no_common_layer(singles)
+    poll = _Poll() if reason else _poll(run, singles, votes)
+    reason = reason or poll.objection(singles[0])
+    return JointCollapseLayer(
         model=run.model,
-        layer=None,
-        reason=_no_common_layer(singles),
-        interval=None,
-        consistency=float("nan"),
-        vote_share=float("nan"),
-        votes=pd.DataFrame(votes, columns=["stream", "task", "layer"]),
+        layer=None if reason else singles[0].layer,
+        reason=reason,
+        interval=None if reason else poll.interval,
+        consistency=poll.consistency,
+        vote_share=poll.vote_share,
+        votes=votes,
         streams=singles,
         n_layers=run.config.n_layers,
         detector=detector,
     )
-    return undecided if undecided.reason else _judge_jointly(run, undecided)
 
 
 def compare_collapse_to_horizon(
@@ -175,71 +178,50 @@ def compare_collapse_to_horizon(
     Raises:
         HorizonError: unknown words, or a run that lacks what is compared.
     """
-    runs = [run_or_runs] if isinstance(run_or_runs, Run) else list(run_or_runs)
-    around = horizon_detector or HorizonDetector()
+    query = HorizonQuery(criterion, measure, target, horizon_detector or HorizonDetector())
     drops = replace(
-        collapse_detector or CollapseDetector(), resamples=around.resamples, seed=around.seed, level=around.level
+        collapse_detector or CollapseDetector(),
+        resamples=query.detector.resamples,
+        seed=query.detector.seed,
+        level=query.detector.level,
     )
-    found = []
-    for run in runs:
+    results = []
+    for run in as_runs(run_or_runs):
         groups = split_groups(run.samples, by)
         if not groups:
             continue
-        horizons = find_horizon(run, by=by, criterion=criterion, measure=measure, target=target, detector=around)
-        depths = _depth_draws(run, groups, horizons, measure)
+        effects, counts = query.effects(run), query.counts(run)
+        horizons = query.horizons(effects, groups, counts)
+        depths = [
+            _depth_draws(effects.whole_of(rows), horizon, counts)
+            for (_, rows), horizon in zip(groups, horizons, strict=True)
+        ]
         collapses = find_collapse_layer(run, by=by, streams=streams, rule=rule, detector=drops)
         # groups run fastest in every list
-        for collapse, (_, rows), horizon, drawn in zip(collapses, cycle(groups), cycle(horizons), cycle(depths)):
-            places = _place_draws(run, collapse, rows) if collapse.layer is not None else None
-            gaps = tuple(_gap(collapse, horizon, quantity, draws, places) for quantity, draws in drawn.items())
-            found.append(Agreement(run.model, collapse.group, collapse.stream, collapse, horizon, gaps))
-    return found
-
-
-def describe_agreement(found: Agreement) -> str:
-    """One sentence on the collapse and the horizon of one group and stream."""
-    group = " / ".join(found.group.values())
-    collapse, horizon = found.collapse, found.horizon
-    where = ", ".join(part for part in (tokens_text(found.model, horizon.tokens), group, found.stream) if part)
-    if collapse.layer is None:
-        known = "" if horizon.layer is None else f" (the horizon is {_layer_words(horizon)})"
-        return f"{where}: no collapse to hold against the horizon{known}, because {collapse.reason}."
-    start = f"{where}: the entropy collapses at layer {collapse.layer}"
-    if horizon.layer is None:
-        return f"{start}, and there is no horizon to hold against it, because {horizon.reason}."
-    gaps = "; ".join(_gap_words(gap) for gap in found.gaps)
-    return f"{start}, the horizon is {_layer_words(horizon)}: {gaps}."
-
-
-def agreement_frame(results: Sequence[Agreement]) -> pd.DataFrame:
-    """One row a model, group, stream and quantity, raw numbers; None where there is nothing to say."""
-    records = []
-    for found in results:
-        labels = {"model": found.model, **found.group, "stream": found.stream, "criterion": found.horizon.criterion}
-        labels |= {"tokens": found.horizon.tokens}
-        ends = {"collapse_layer": found.collapse.layer, "horizon": found.horizon.layer}
-        depth = {**ends, "half_depth": found.horizon.half_depth, "n_layers": found.horizon.n_layers}
-        records += [{**labels, "rule": found.collapse.detector.rule, **depth, **asdict(gap)} for gap in found.gaps]
-    return pd.DataFrame(records).astype(object).where(lambda frame: frame.notna(), None)
+        for collapse, (_, rows), horizon, draws in zip(collapses, cycle(groups), cycle(horizons), cycle(depths)):
+            places = None if collapse.layer is None else _place_draws(run, collapse, rows)
+            gaps = tuple(_gap(collapse, horizon, quantity, draws[quantity], places) for quantity in draws)
+            results.append(Agreement(run.model, collapse.group, collapse.stream, collapse, horizon, gaps))
+    return results
 
 
 def _joint_streams(run: Run) -> list[str]:
     """Queries and keys of the tokens that the run removes, or else of the visual ones, as far as it measured them."""
     tokens = run.config.tokens
-    own = JOINT_STREAMS if tokens == "visual" else tuple(f"{tokens}:{name}" for name in JOINT_STREAMS)
-    asked = [[name for name in names if name in run.config.streams] for names in (own, JOINT_STREAMS)]
-    return asked[0] or asked[1]
+    of_tokens = JOINT_STREAMS if tokens == "visual" else tuple(f"{tokens}:{name}" for name in JOINT_STREAMS)
+    measured = [[name for name in names if name in run.config.streams] for names in (of_tokens, JOINT_STREAMS)]
+    return measured[0] or measured[1]
 
 
 def _no_common_layer(singles: Sequence[CollapseLayer]) -> str:
     """Why the streams name no common layer, or ""."""
     if len(singles) < 2:
-        names = ", ".join(one.stream for one in singles) or "none"
+        names = ", ".join(single.stream for single in singles) or "none"
         return f"a joint layer needs at least two streams, the run measured {names} of {', '.join(JOINT_STREAMS)}"
-    missing = [f"{one.stream}: {one.reason}" for one in singles if one.layer is None]
+    missing = [f"{single.stream}: {single.reason}" for single in singles if single.layer is None]
     if missing:
         return "; ".join(missing)
-    if len({one.layer for one in singles}) > 1:
+    if len({single.layer for single in singles}) > 1:
         return f"the streams collapse at different layers: {', '.join(f'{s.stream} {s.layer}' for s in singles)}"
     return ""
 
@@ -250,24 +232,37 @@ def _votes(run: Run, stream: str, detector: CollapseDetector) -> list[tuple[str,
     return [(stream, str(task), int(detector.picks(values[tasks == task].mean(axis=0)))) for task in np.unique(tasks)]
 
 
-def _judge_jointly(run: Run, found: JointCollapseLayer) -> JointCollapseLayer:
+@dataclass(frozen=True)
+class _Poll:
+    """How many resamples and single curves collapse at the layer that all streams name."""
+
+    consistency: float = float("nan")
+    vote_share: float = float("nan")
+    interval: tuple[int, int] | None = None
+
+    def objection(self, single: CollapseLayer) -> str:
+        """Why too few of them agree with the layer of one stream, or ""."""
+        needed = single.detector.consistency
+        for share, what in ((self.consistency, "resamples"), (self.vote_share, "single curves of a stream and task")):
+            if share < needed:
+                what = f"{what} collapse at layer {single.layer}" + (" in all streams" if what == "resamples" else "")
+                return f"only {share:.0%} of the {what}, needed {needed:.0%}"
+        return ""
+
+
+def _poll(run: Run, singles: Sequence[CollapseLayer], votes: pd.DataFrame) -> _Poll:
     """Let resamples and single curves vote on the layer that all streams name."""
-    layer, detector = found.streams[0].layer, found.detector
+    layer, detector = singles[0].layer, singles[0].detector
     rows = run.samples.index.to_numpy(int)
-    curves = np.stack([_curve_draws(run, one.stream, rows, detector) for one in found.streams])
+    curves = np.stack([_curve_draws(run, single.stream, rows, detector) for single in singles])
     picks = detector.picks(curves[:, np.isfinite(curves).all(axis=(0, 2))])
     agreed = picks[0, (picks == picks[0]).all(axis=0) & (picks[0] > 0)]
-    judged = replace(
-        found,
+    ends = percentile_interval(agreed, detector.level, method="inverted_cdf")
+    return _Poll(
         consistency=float(np.sum(agreed == layer) / picks.shape[1]),
-        vote_share=float(np.mean(found.votes["layer"] == layer)),
+        vote_share=float(np.mean(votes["layer"] == layer)),
+        interval=(int(ends[0]), int(ends[1])) if len(agreed) else None,
     )
-    for share, what in ((judged.consistency, "resamples"), (judged.vote_share, "single curves of a stream and task")):
-        if share < detector.consistency:
-            what = f"{what} collapse at layer {layer}" + (" in all streams" if what == "resamples" else "")
-            return replace(judged, reason=f"only {share:.0%} of the {what}, needed {detector.consistency:.0%}")
-    first, last = percentile_interval(agreed, detector.level, method="inverted_cdf")
-    return replace(judged, layer=layer, interval=(int(first), int(last)))
 
 
 def _finite_entropies(run: Run, stream: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -278,42 +273,33 @@ def _finite_entropies(run: Run, stream: str, rows: np.ndarray) -> tuple[np.ndarr
 
 
 def _curve_draws(run: Run, stream: str, rows: np.ndarray, detector: CollapseDetector) -> np.ndarray:
-    """(resample, layer) mean entropies of a group."""
-    counts = draw_counts(image_codes(run).max() + 1, detector.resamples, detector.seed)
+    """(resample, layer) mean entropies of a group that has samples."""
+    counts = resample_images(run, detector.resamples, detector.seed)
+    assert counts is not None, "a collapse was named, so samples were measured"
     return resampled_curves(*_finite_entropies(run, stream, rows), counts)
 
 
 def _place_draws(run: Run, collapse: CollapseLayer, rows: np.ndarray) -> np.ndarray:
     """(resample,) layer of each resample's largest drop; NaN where it drew none of the group."""
     curves = _curve_draws(run, collapse.stream, rows, collapse.detector)
-    drawn = np.isfinite(curves).all(axis=1)
+    known = np.isfinite(curves).all(axis=1)
     places = np.full(len(curves), np.nan)
-    places[drawn] = RULES[collapse.detector.rule].read(curves[drawn]).layers
+    places[known] = RULES[collapse.detector.rule].read(curves[known]).layers
     return places
 
 
-def _depth_draws(
-    run: Run, groups: Sequence[tuple[dict[str, str], np.ndarray]], horizons: Sequence[Horizon], measure: str
-) -> list[dict[str, np.ndarray]]:
-    """Quantity -> (resample,) depths of every group; no draws where the group has no horizon."""
-    first = horizons[0]
-    rule, detector = CRITERIA[first.criterion], first.detector
-    curves, removal = rule.effects(run, measure, first.target)
-    quantities = ("half_depth", "horizon") if rule.half_depth else ("horizon",)
-    floor = noise_floor(run, measure)
-    found = []
-    for (_, rows), horizon in zip(groups, horizons, strict=True):
-        if horizon.layer is None:
-            found.append(dict.fromkeys(quantities, np.array([])))
-            continue
-        counts = draw_counts(image_codes(run).max() + 1, detector.resamples, detector.seed)
-        inside = np.isin(curves.rows, rows) & curves.finite & np.isfinite(removal.values[:, 0])
-        own = curves.of(curves.rows[inside])
-        means = resampled_means(own.values, own.images, counts)
-        settled = detector.settled(horizon.criterion, means, floor, own.layers)
-        draws = {"horizon": np.where(np.isfinite(means).all(axis=1), settled, np.nan)}
-        found.append({"half_depth": half_depths(means, own.layers), **draws} if rule.half_depth else draws)
-    return found
+def _depth_draws(effects: GroupEffects, horizon: Horizon, counts: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Quantity -> (resample,) depths of a group in layers; no draws where the group has no horizon."""
+    quantities = ("half_depth", "horizon") if effects.rule.half_depth else ("horizon",)
+    if horizon.layer is None or counts is None:
+        return dict.fromkeys(quantities, np.array([]))
+    means = resampled_means(effects.values, effects.images, counts)
+    settled = horizon.detector.settled(horizon.criterion, means, effects.noise_floor, effects.layers)
+    depths = {
+        "half_depth": half_depths(means, effects.layers),
+        "horizon": np.where(np.isfinite(means).all(axis=1), settled, np.nan),
+    }
+    return {quantity: depths[quantity] for quantity in quantities}
 
 
 def _gap(
@@ -335,22 +321,3 @@ def _gap(
     ends = percentile_interval(depths - places, horizon.detector.level, n_clusters=n_images, method=method)
     low, high = map(float, ends)
     return Gap(quantity, layers, (low, high), layers / n, (low / n, high / n), censored, "")
-
-
-def _layer_words(horizon: Horizon) -> str:
-    return "not before the end" if horizon.censored else f"layer {horizon.layer}"
-
-
-def _gap_words(gap: Gap) -> str:
-    """What a gap allows to say."""
-    name = {"horizon": "the horizon", "half_depth": "half of the effect"}[gap.quantity]
-    if gap.layers is None or gap.interval is None or gap.fraction is None:
-        return f"{name} cannot be compared ({gap.reason})"
-    low, high = gap.interval
-    bound = ", a lower bound" if gap.censored else ""
-    number = f"{gap.layers:+.3g} layers [{low:+.3g}, {high:+.3g}], {gap.fraction:+.0%} of the depth{bound}"
-    if low > 0:
-        return f"{name} lies beyond the collapse ({number})"
-    if high < 0:
-        return f"{name} lies before the collapse ({number})"
-    return f"{name} cannot be told apart from the collapse ({number})"

@@ -9,24 +9,21 @@ import numpy as np
 
 from analyses.arrays.collapse_rules import RESOLUTION, RULES
 from analyses.arrays.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
-from analyses.curves.effects import EffectCurves, entropy_curves, image_codes, too_little
+from analyses.curves.effects import EffectCurves, entropy_curves, resample_images, too_little
+from analyses.curves.findings import Finding
 from analyses.runs import HorizonError, Run, check_choice, split_groups
 
 MIN_LAYERS = 5  # below it fewer than three other steps are left to compare the largest with
 
 
 @dataclass(frozen=True)
-class CollapseLayer:
-    """Where the entropy of one stream collapses in one group, or why no layer can be named.
+class CollapseLayer(Finding):
+    """Where the entropy of one stream collapses in one group, or why no layer can be named (`reason`).
 
     Attributes:
-        model: short name of the model.
-        group: column -> value of the samples it was found on; empty for all samples together.
         stream: "query", "key", "hidden", ...
         layer: the ECL, in 1..L-1 ("prune from the input of this layer on"), or None.
-        reason: why `layer` is None, in words; "" when a layer is given.
         n_layers: L.
-        n_samples: samples used. n_images: distinct images among them.
         layers: (layer,) int, 0..L-1.
         curve: (layer,) mean entropy in nats; tasks weigh equally.
         low: (layer,) lower end of the pointwise bootstrap band, nats. high: its upper end.
@@ -41,14 +38,9 @@ class CollapseLayer:
         warning: why interval and band may not hold what they promise; "" where nothing is the matter.
     """
 
-    model: str
-    group: dict[str, str]
     stream: str
     layer: int | None
-    reason: str
     n_layers: int
-    n_samples: int
-    n_images: int
     layers: np.ndarray
     curve: np.ndarray
     low: np.ndarray
@@ -60,6 +52,22 @@ class CollapseLayer:
     interval: tuple[int, int] | None
     detector: CollapseDetector = field(repr=False)
     task_consistency: float = float("nan")
+    warning: str = ""
+
+
+@dataclass(frozen=True)
+class _Drop:
+    """The largest fall of a mean entropy curve by a rule, how far it stands out, and who agrees on its layer."""
+
+    low: np.ndarray  # (layer,) of the band, nats
+    high: np.ndarray
+    fall: float = float("nan")  # nats
+    strength: float = float("nan")
+    null: float = float("nan")  # strength that chance alone reaches
+    consistency: float = float("nan")
+    task_consistency: float = float("nan")
+    layer: int = 0
+    interval: tuple[int, int] | None = None
     warning: str = ""
 
 
@@ -90,6 +98,9 @@ class CollapseDetector:
         tasks: np.ndarray | None = None,
         *,
         counts: np.ndarray | None = None,
+        model: str = "",
+        group: dict[str, str] | None = None,
+        stream: str = "",
     ) -> CollapseLayer:
         """Find the ECL of one set of entropy curves.
 
@@ -98,41 +109,50 @@ class CollapseDetector:
             images: (sample,) int cluster codes.
             tasks: (sample,) labels; tasks weigh equally. One task by default.
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
+            model: whose entropies they are, for the result.
+            group: likewise, column -> value of the samples.
+            stream: likewise.
 
         Returns:
-            The result, with `model`, `group` and `stream` left empty.
+            The ECL, or the reason why there is none.
         """
-        used = np.isfinite(values).all(axis=1)
+        whole = np.isfinite(values).all(axis=1)
         tasks = np.zeros(len(values)) if tasks is None else np.asarray(tasks)
-        values, images, tasks = values[used], images[used], tasks[used]
-        n_layers = values.shape[1]
-        if counts is None and len(values):
-            images = np.unique(images, return_inverse=True)[1]
-            counts = draw_counts(images.max() + 1, self.resamples, self.seed)
-        blank = np.full(n_layers, np.nan)
-        result = CollapseLayer(
-            model="",
-            group={},
-            stream="",
-            layer=None,
-            reason=self._unclaimable(len(values), len(used), len(np.unique(images)), n_layers),
+        values, images, tasks = values[whole], images[whole], tasks[whole]
+        n_images, n_layers = len(np.unique(images)), values.shape[1]
+        unknown = np.full(n_layers, np.nan)
+        curve = task_mean(values, tasks) if len(values) else unknown
+        reason = _unclaimable(len(values), len(whole), n_images, n_layers)
+        if reason:
+            drop = _Drop(unknown, unknown)
+        else:
+            if counts is None:
+                images = np.unique(images, return_inverse=True)[1]
+                counts = draw_counts(images.max() + 1, self.resamples, self.seed)
+            drop = self._largest_drop(values, images, tasks, counts)
+            reason = self._objection(drop, curve)
+        return CollapseLayer(
+            model=model,
+            group=group or {},
+            stream=stream,
+            layer=None if reason else drop.layer,
+            reason=reason,
             n_layers=n_layers,
             n_samples=len(values),
-            n_images=len(np.unique(images)),
+            n_images=n_images,
             layers=np.arange(n_layers),
-            curve=task_mean(values, tasks) if len(values) else blank,
-            low=blank,
-            high=blank,
-            drop=float("nan"),
-            sharpness=float("nan"),
-            sharpness_null=float("nan"),
-            consistency=float("nan"),
-            interval=None,
+            curve=curve,
+            low=drop.low,
+            high=drop.high,
+            drop=drop.fall,
+            sharpness=drop.strength,
+            sharpness_null=drop.null,
+            consistency=drop.consistency,
+            interval=None if reason else drop.interval,
             detector=self,
+            task_consistency=drop.task_consistency,
+            warning=drop.warning,
         )
-        if result.reason or counts is None:
-            return result
-        return self._judge(result, values, images, tasks, counts)
 
     def needed(self, n_layers: int) -> float:
         """How far a fall must stand out in curves of so many layers."""
@@ -144,57 +164,52 @@ class CollapseDetector:
         stands_out = (reading.strengths > self.needed(curves.shape[-1])) & (reading.falls > 0)
         return np.where(stands_out, reading.layers, 0)
 
-    def _judge(
-        self, blank: CollapseLayer, values: np.ndarray, images: np.ndarray, tasks: np.ndarray, counts: np.ndarray
-    ) -> CollapseLayer:
-        """Fill in drop, sharpness, consistency and the verdict."""
+    def _largest_drop(self, values: np.ndarray, images: np.ndarray, tasks: np.ndarray, counts: np.ndarray) -> _Drop:
+        """The largest fall of the mean curve, its band and the agreement of resamples and single tasks."""
+        n_images = len(np.unique(images))
         draws = resampled_curves(values, images, tasks, counts)
-        low, high = percentile_interval(draws, self.level, n_clusters=blank.n_images)
+        low, high = percentile_interval(draws, self.level, n_clusters=n_images)
         draws = draws[np.isfinite(draws).all(axis=1)]
-        reading = RULES[self.rule].read(blank.curve)
+        reading = RULES[self.rule].read(task_mean(values, tasks))
         layer = int(reading.layers)
         alone = np.stack([values[tasks == task].mean(axis=0) for task in np.unique(tasks)])
-        judged = replace(
-            blank,
+        places = RULES[self.rule].read(draws).layers
+        ends = percentile_interval(places, self.level, n_clusters=n_images, method="inverted_cdf")
+        return _Drop(
             low=low,
             high=high,
-            drop=float(reading.falls),
-            sharpness=float(reading.strengths),
-            sharpness_null=self.needed(blank.n_layers),
+            fall=float(reading.falls),
+            strength=float(reading.strengths),
+            null=self.needed(values.shape[1]),
             consistency=float(np.mean(self.picks(draws) == layer)),
             task_consistency=float(np.mean(self.picks(alone) == layer)),
+            layer=layer,
+            interval=(int(ends[0]), int(ends[1])) if len(places) else None,
             warning=interval_warning(values, images),
         )
-        reason = self._objection(judged, layer)
-        if reason:
-            return replace(judged, reason=reason)
-        places = RULES[self.rule].read(draws).layers
-        first, last = percentile_interval(places, self.level, n_clusters=blank.n_images, method="inverted_cdf")
-        return replace(judged, layer=layer, interval=(int(first), int(last)))
 
-    def _unclaimable(self, n_samples: int, n_measured: int, n_images: int, n_layers: int) -> str:
-        """Why this input cannot carry a claim, or ""."""
-        few = too_little(n_samples, n_measured, n_images)
-        if few:
-            return few
-        if n_layers < MIN_LAYERS:
-            return f"{n_layers} layers are too few to tell a sharp drop from the other steps (at least {MIN_LAYERS})"
-        return ""
-
-    def _objection(self, found: CollapseLayer, layer: int) -> str:
-        """Why the fall into `layer`, the largest by the rule, is no collapse, or ""."""
+    def _objection(self, drop: _Drop, curve: np.ndarray) -> str:
+        """Why the largest fall of a curve by the rule is no collapse, or ""."""
         rule = RULES[self.rule]
-        if found.drop <= RESOLUTION * np.abs(found.curve).max():
+        if drop.fall <= RESOLUTION * np.abs(curve).max():
             return rule.flat
-        if found.sharpness <= found.sharpness_null:
-            return rule.weak.format(fall=found.drop, layer=layer, strength=found.sharpness, needed=found.sharpness_null)
-        for share, what in ((found.consistency, "resamples"), (found.task_consistency, "single tasks")):
+        if drop.strength <= drop.null:
+            return rule.weak.format(fall=drop.fall, layer=drop.layer, strength=drop.strength, needed=drop.null)
+        for share, what in ((drop.consistency, "resamples"), (drop.task_consistency, "single tasks")):
             if share < self.consistency:
                 return (
-                    f"only {share:.0%} of the {what} have a drop into layer {layer} that stands out, "
+                    f"only {share:.0%} of the {what} have a drop into layer {drop.layer} that stands out, "
                     f"needed {self.consistency:.0%}"
                 )
         return ""
+
+
+def _unclaimable(n_samples: int, n_measured: int, n_images: int, n_layers: int) -> str:
+    """Why so many whole curves, images and layers cannot carry a claim, or ""."""
+    few = too_little(n_samples, n_measured, n_images)
+    if few or n_layers >= MIN_LAYERS:
+        return few
+    return f"{n_layers} layers are too few to tell a sharp drop from the other steps (at least {MIN_LAYERS})"
 
 
 def find_collapse_layer(
@@ -235,17 +250,14 @@ def find_collapse_layer(
     if "entropy" not in run.config.probes:
         raise HorizonError(f"run {run.name} holds no entropies: run it again with the probe 'entropy'")
     groups = split_groups(run.samples, by)
-    found = []
-    counts = None
+    counts = resample_images(run, detector.resamples, detector.seed)
+    results = []
     for stream in run.config.streams if streams is None else streams:
         curves = entropy_curves(run, stream)
-        if counts is None and len(run.ok):
-            counts = draw_counts(image_codes(run).max() + 1, detector.resamples, detector.seed)
         for group, rows in groups:
-            values, images, tasks = group_entropies(run, curves, rows)
-            one = detector(values, images, tasks, counts=counts)
-            found.append(replace(one, model=run.model, group=group, stream=stream, n_layers=run.config.n_layers))
-    return found
+            entropies = group_entropies(run, curves, rows)
+            results.append(detector(*entropies, counts=counts, model=run.model, group=group, stream=stream))
+    return results
 
 
 def group_entropies(run: Run, curves: EffectCurves, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -269,9 +281,9 @@ def resampled_curves(values: np.ndarray, images: np.ndarray, tasks: np.ndarray, 
     """
     draws = [resampled_means(values[tasks == task], images[tasks == task], counts) for task in np.unique(tasks)]
     stacked = np.stack(draws)
-    drawn = np.isfinite(stacked)
-    total = np.where(drawn, stacked, 0.0).sum(axis=0)
-    return np.divide(total, drawn.sum(axis=0), out=np.full_like(total, np.nan), where=drawn.any(axis=0))
+    known = np.isfinite(stacked)
+    total = np.where(known, stacked, 0.0).sum(axis=0)
+    return np.divide(total, known.sum(axis=0), out=np.full_like(total, np.nan), where=known.any(axis=0))
 
 
 def task_mean(values: np.ndarray, tasks: np.ndarray) -> np.ndarray:

@@ -39,6 +39,10 @@ class Limits:
     eligible_p: float = 0.01
     eligible_log: float = 0.05
 
+    def least_effect(self, measure: str, noise_floor: float) -> float:
+        """What the effect at layer 0 must exceed to be there at all, in p or, of log measures, in nats."""
+        return noise_floor + (self.eligible_p if measure == "p" else self.eligible_log)
+
 
 @dataclass(frozen=True)
 class Criterion:

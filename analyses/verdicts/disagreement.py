@@ -7,45 +7,35 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.runs import HorizonError, Run, tokens_text
+from analyses.curves.findings import RemovalFinding
+from analyses.runs import HorizonError, Run, as_runs, tokens_text
 from analyses.verdicts.criteria import CRITERIA, FIRST_ORDER, is_above
 from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
 
 
 @dataclass(frozen=True)
-class CriterionVerdict:
+class CriterionVerdict(RemovalFinding):
     """What one criterion says of one group, beside what the default says.
 
     Attributes:
-        model: short name of the model.
-        group: column -> value of the samples; empty for all samples together.
         criterion: a key of `CRITERIA`. measure: of its effect.
         layer: its horizon, or None. interval: of it, or None.
         censored: the horizon is "not before the end".
-        reason: why `layer` is None; "" when a layer is given.
-        n_samples: samples used. n_images: distinct images among them.
         shift: its layer minus the default's; None if either is missing.
         apart: the two intervals have no layer in common; None if either is missing.
         why: what differs from the default, and why.
         n_layers: L.
-        tokens: whose removal it is about: "visual", "text" or "all".
     """
 
-    model: str
-    group: dict[str, str]
     criterion: str
     measure: str
     layer: int | None
     interval: tuple[int, int] | None
     censored: bool
-    reason: str
-    n_samples: int
-    n_images: int
     shift: int | None
     apart: bool | None
     why: str
     n_layers: int
-    tokens: str = "visual"
 
 
 def compare_criteria(
@@ -73,10 +63,9 @@ def compare_criteria(
     Raises:
         HorizonError: unknown words, or a run that cannot carry the default.
     """
-    runs = [run_or_runs] if isinstance(run_or_runs, Run) else list(run_or_runs)
     return [
         verdict
-        for run in runs
+        for run in as_runs(run_or_runs)
         for verdict in explain_criteria(
             find_horizon(run, by=by, measure=measure, target=target, detector=detector), default=default
         )

@@ -7,17 +7,18 @@ shift between the two says by how much.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from analyses.arrays.collapse_rules import RULES
 from analyses.arrays.resampling import draw_counts, interval_warning, percentile_interval, resampled_means
-from analyses.curves.effects import entropy_curves, noise_floor, removal_effects, with_caution
+from analyses.curves.effects import EffectCurves, entropy_curves, removal_effects, with_caution
+from analyses.curves.findings import RemovalFinding
 from analyses.runs import HorizonError, Run, check_choice, check_target, split_groups
 from analyses.verdicts.collapse import CollapseDetector, CollapseLayer, find_collapse_layer, task_mean
-from analyses.verdicts.criteria import CRITERIA, criteria_of, method_warning
-from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+from analyses.verdicts.criteria import CRITERIA, method_warning
+from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery
 
 MIN_IMAGES = 4  # two to choose on and two to score on
 SAME_SAMPLES = "chosen and scored on the same samples: the estimate flatters the layer"
@@ -25,12 +26,10 @@ Choose = Callable[[np.ndarray], int]  # (sample,) bool, the choosing samples -> 
 
 
 @dataclass(frozen=True)
-class SplitEstimate:
+class SplitEstimate(RemovalFinding):
     """What is lost by removing the visual tokens (or others) at a chosen layer, on the choosing samples and on others.
 
     Attributes:
-        model: short name of the model.
-        group: column -> value of the samples; empty for all samples together.
         chosen_by: a criterion of the horizon, or "collapse (<stream>)".
         measure: what is lost at the layer: "p" or "log_p" (mean removal effect R_k), or "correct" (fall in accuracy).
         layers: (repeat,) layer chosen in each split; the one chosen on all samples without a split.
@@ -40,15 +39,10 @@ class SplitEstimate:
         held_out_interval: its interval, layers held fixed.
         shift: held_out - in_sample; positive if the layer was flattered.
         shift_interval: its interval, layers held fixed.
-        n_samples: samples used. n_images: distinct images among them.
         split: share of the images that choose; None if all images do both.
-        reason: why there are no numbers; "" when there are.
         warning: what the numbers must not be taken for; "" where nothing is the matter.
-        tokens: what is removed: "visual", "text" or "all".
     """
 
-    model: str
-    group: dict[str, str]
     chosen_by: str
     measure: str
     layers: np.ndarray
@@ -58,12 +52,31 @@ class SplitEstimate:
     held_out_interval: tuple[float, float] | None
     shift: float | None
     shift_interval: tuple[float, float] | None
-    n_samples: int
-    n_images: int
     split: float | None
-    reason: str
     warning: str = ""
-    tokens: str = "visual"
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """How the images are split: the share that chooses (None for all), how often, and the seed of it."""
+
+    share: float | None
+    repeats: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The layers that were chosen and the mean losses there, each with its interval; None where there are none."""
+
+    layers: np.ndarray = field(default_factory=lambda: np.array([], int))
+    in_sample: float | None = None
+    in_sample_interval: tuple[float, float] | None = None
+    held_out: float | None = None
+    held_out_interval: tuple[float, float] | None = None
+    shift: float | None = None
+    shift_interval: tuple[float, float] | None = None
+    warning: str = ""
 
 
 def split_estimates(
@@ -107,124 +120,135 @@ def split_estimates(
     check_choice("measure", measure, ("p", "log_p"))
     check_choice("criterion or stream", criterion, (*CRITERIA, *run.config.streams))
     target = check_target(run, target)
-    scored = [removal_effects(run, measure=name, target=target) for name in (measure, "correct")]
-    samples, choosers = _choosers(run, criterion, measure, target, detector)
-    found = []
-    verdicts = _verdicts(run, by, criterion, measure, target, detector)
-    for group, rows in split_groups(run.samples, by):
-        used = np.array(sorted({*rows} & {*samples} & {*scored[0].rows} & {*scored[1].rows}), dtype=int)
-        for curves in scored:
-            at = np.searchsorted(curves.rows, used)
-            blank = _blank(run.model, group, criterion, curves.measure, curves.images[at], split)
-            blank = replace(blank, reason=blank.reason or verdicts[tuple(group.items())])
-            blank = replace(blank, tokens=run.config.tokens)
-            if criterion in CRITERIA and method_warning(run, criterion):
-                blank = replace(blank, chosen_by=f"{criterion} (first order)")
-            if not blank.reason:
-                choose = choosers(used)
-                blank = _scored(blank, curves.values[at], curves.images[at], curves.layers, choose, repeats, seed)
-            found.append(replace(blank, warning=with_caution(blank.warning, run)))
-    return found
+    target = check_target(run, target)
+    splits = _Splits(split, repeats, seed)
+    losses = [removal_effects(run, measure=name, target=target) for name in (measure, "correct")]
+    if criterion in CRITERIA:
+        horizon_detector = detector if isinstance(detector, HorizonDetector) else HorizonDetector()
+        choice = _choice_by_horizon(run, HorizonQuery(criterion, measure, target, horizon_detector), by)
+    else:
+        collapse_detector = detector if isinstance(detector, CollapseDetector) else CollapseDetector()
+        choice = _choice_by_collapse(run, criterion, collapse_detector, by)
+    results = []
+    for (group, rows), objection in zip(split_groups(run.samples, by), choice.objections, strict=True):
+        used = np.array(sorted({*rows} & {*choice.rows} & {*losses[0].rows} & {*losses[1].rows}), dtype=int)
+        for curves in losses:
+            results.append(_estimate(run, group, choice, curves.of(used), objection, splits))
+    return results
 
 
-def _blank(
-    model: str, group: dict[str, str], criterion: str, measure: str, images: np.ndarray, split: float | None
+@dataclass(frozen=True)
+class _Choice:
+    """A rule that chooses a layer on some samples of a group.
+
+    Attributes:
+        name: how results call it.
+        rows: (sample,) row numbers of the samples that it can look at.
+        chooser: row numbers of a group -> the rule that chooses a layer on a part of these samples.
+        objections: of each group, why no layer can be claimed on all of its samples, or "": what cannot be claimed is
+            not scored.
+    """
+
+    name: str
+    rows: np.ndarray
+    chooser: Callable[[np.ndarray], Choose]
+    objections: list[str]
+
+
+def _choice_by_horizon(run: Run, query: HorizonQuery, by: Sequence[str]) -> _Choice:
+    """Choose the point estimate of the horizon."""
+    effects = query.effects(run)
+    horizons = query.horizons(effects, split_groups(run.samples, by), query.counts(run))
+
+    def chooser(rows: np.ndarray) -> Choose:
+        curves, floor = effects.curves.of(rows), effects.noise_floor
+        return lambda part: int(
+            query.detector.settled(query.criterion, curves.values[part].mean(axis=0), floor, curves.layers)
+        )
+
+    name = f"{query.criterion} (first order)" if method_warning(run, query.criterion) else query.criterion
+    return _Choice(name, effects.curves.rows[effects.curves.finite], chooser, _objections(horizons))
+
+
+def _choice_by_collapse(run: Run, stream: str, detector: CollapseDetector, by: Sequence[str]) -> _Choice:
+    """Choose the layer of the largest fall of the mean entropy."""
+    entropies = entropy_curves(run, stream)
+    values = entropies.values[:, entropies.layers < run.config.n_layers]
+    tasks = entropies.groups["task"].fillna("").to_numpy(str)
+
+    def chooser(rows: np.ndarray) -> Choose:
+        inside = np.isin(entropies.rows, rows)
+        read = RULES[detector.rule].read
+        return lambda part: int(read(task_mean(values[inside][part], tasks[inside][part])).layers)
+
+    whole = np.isfinite(values).all(axis=1)
+    collapses = find_collapse_layer(run, by=by, streams=[stream], detector=detector)
+    return _Choice(f"collapse ({stream})", entropies.rows[whole], chooser, _objections(collapses))
+
+
+def _objections(results: Sequence[Horizon | CollapseLayer]) -> list[str]:
+    return ["" if result.layer is not None else result.reason for result in results]
+
+
+def _estimate(
+    run: Run, group: dict[str, str], choice: _Choice, curves: EffectCurves, objection: str, splits: _Splits
 ) -> SplitEstimate:
-    """A result without numbers yet, and why it cannot have any."""
-    n_images = len(np.unique(images))
-    reason = "" if n_images >= MIN_IMAGES else f"{n_images} images are too few to split (at least {MIN_IMAGES})"
-    chosen_by = criterion if criterion in CRITERIA else f"collapse ({criterion})"
-    nothing = (None,) * 6
+    """The losses of one group in one measure, or why there are none."""
+    n_images = len(np.unique(curves.images))
+    few = "" if n_images >= MIN_IMAGES else f"{n_images} images are too few to split (at least {MIN_IMAGES})"
+    reason = few or objection
+    losses = _Losses() if reason else _score(curves, choice.chooser(curves.rows), splits)
     return SplitEstimate(
-        model, group, chosen_by, measure, np.array([], int), *nothing, len(images), n_images, split, reason
+        model=run.model,
+        group=group,
+        chosen_by=choice.name,
+        measure=curves.measure,
+        layers=losses.layers,
+        in_sample=losses.in_sample,
+        in_sample_interval=losses.in_sample_interval,
+        held_out=losses.held_out,
+        held_out_interval=losses.held_out_interval,
+        shift=losses.shift,
+        shift_interval=losses.shift_interval,
+        n_samples=len(curves.rows),
+        n_images=n_images,
+        split=splits.share,
+        reason=reason,
+        warning=with_caution(losses.warning, run),
+        tokens=run.config.tokens,
     )
 
 
-def _verdicts(
-    run: Run,
-    by: Sequence[str],
-    criterion: str,
-    measure: str,
-    target: str,
-    detector: HorizonDetector | CollapseDetector | None,
-) -> dict[tuple[tuple[str, str], ...], str]:
-    """Group -> why no layer can be claimed on all of its samples, or "": what cannot be claimed is not scored."""
-    if criterion in CRITERIA:
-        horizon = detector if isinstance(detector, HorizonDetector) else None
-        found: Sequence[Horizon | CollapseLayer] = find_horizon(
-            run, by=by, criterion=criterion, measure=measure, target=target, detector=horizon
-        )
-    else:
-        collapse = detector if isinstance(detector, CollapseDetector) else None
-        found = find_collapse_layer(run, by=by, streams=[criterion], detector=collapse)
-    return {tuple(one.group.items()): "" if one.layer is not None else one.reason for one in found}
-
-
-def _choosers(
-    run: Run,
-    criterion: str,
-    measure: str,
-    target: str,
-    detector: HorizonDetector | CollapseDetector | None,
-) -> tuple[np.ndarray, Callable[[np.ndarray], Choose]]:
-    """Rows that can choose, and a function from the rows of a group to the rule that chooses a layer on a part."""
-    if criterion in CRITERIA:
-        criteria_of(run, criterion)
-        horizon = detector if isinstance(detector, HorizonDetector) else HorizonDetector()
-        curves, _ = CRITERIA[criterion].effects(run, measure, target)
-        floor = noise_floor(run, measure)
-
-        def from_effects(rows: np.ndarray) -> Choose:
-            own = curves.of(rows)
-            return lambda part: int(horizon.settled(criterion, own.values[part].mean(axis=0), floor, own.layers))
-
-        return curves.rows[curves.finite], from_effects
-    collapse = detector if isinstance(detector, CollapseDetector) else CollapseDetector()
-    entropies = entropy_curves(run, criterion)
-    before_end = entropies.layers < run.config.n_layers
-
-    def from_entropies(rows: np.ndarray) -> Choose:
-        at = np.searchsorted(entropies.rows, rows)
-        values = entropies.values[at][:, before_end]
-        tasks = entropies.groups["task"].fillna("").to_numpy(str)[at]
-        return lambda part: int(RULES[collapse.rule].read(task_mean(values[part], tasks[part])).layers)
-
-    return _finite(entropies.rows, entropies.values[:, before_end]), from_entropies
-
-
-def _finite(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    return rows[np.isfinite(values).all(axis=1)]
-
-
-def _scored(
-    blank: SplitEstimate,
-    values: np.ndarray,
-    images: np.ndarray,
-    layers: np.ndarray,
-    choose: Choose,
-    repeats: int,
-    seed: int,
-) -> SplitEstimate:
-    """Fill in layers and losses; a layer that was not measured is scored at the next measured one after it."""
-    images = np.unique(images, return_inverse=True)[1]
-    parts = split_images(images, blank.split, repeats, seed)
-    chosen = np.array([choose(part) for part in parts])
-    columns = np.searchsorted(layers, chosen)
-    counts = draw_counts(blank.n_images, seed=seed)
+def _score(curves: EffectCurves, choose: Choose, splits: _Splits) -> _Losses:
+    """Layers and losses over the splits; a layer that was not measured is scored at the next measured one after it."""
+    values, images = curves.values, np.unique(curves.images, return_inverse=True)[1]
+    n_images = int(images.max()) + 1
+    parts = split_images(images, splits.share, splits.repeats, splits.seed)
+    layers = np.array([choose(part) for part in parts])
+    columns = np.searchsorted(curves.layers, layers)
+    counts = draw_counts(n_images, seed=splits.seed)
     warning = interval_warning(values, images)
     estimates, draws = [], []
     for masks in (parts, ~parts):
         losses = [values[mask, [column]][:, None] for mask, column in zip(masks, columns, strict=True) if mask.any()]
         if losses:  # without a split nothing is held out
             estimates.append(float(np.mean([loss.mean() for loss in losses])))
-            drawn = [resampled_means(loss, images[mask], counts) for loss, mask in zip(losses, masks, strict=True)]
-            draws.append(np.mean(drawn, axis=0)[:, 0])
-    ends = [_ends(drawn, blank.n_images) for drawn in (*draws, draws[-1] - draws[0])]
-    inside = replace(blank, layers=chosen, in_sample=estimates[0], in_sample_interval=ends[0], warning=warning)
-    if blank.split is None:
-        return replace(inside, warning="; ".join(filter(None, (SAME_SAMPLES, warning))))
-    shift = estimates[1] - estimates[0]
-    return replace(inside, held_out=estimates[1], held_out_interval=ends[1], shift=shift, shift_interval=ends[2])
+            resampled = [resampled_means(loss, images[mask], counts) for loss, mask in zip(losses, masks, strict=True)]
+            draws.append(np.mean(resampled, axis=0)[:, 0])
+    in_sample_interval = _ends(draws[0], n_images)
+    if splits.share is None:
+        warning = "; ".join(filter(None, (SAME_SAMPLES, warning)))
+        return _Losses(layers, estimates[0], in_sample_interval, warning=warning)
+    return _Losses(
+        layers=layers,
+        in_sample=estimates[0],
+        in_sample_interval=in_sample_interval,
+        held_out=estimates[1],
+        held_out_interval=_ends(draws[1], n_images),
+        shift=estimates[1] - estimates[0],
+        shift_interval=_ends(draws[1] - draws[0], n_images),
+        warning=warning,
+    )
 
 
 def _ends(draws: np.ndarray, n_images: int) -> tuple[float, float] | None:

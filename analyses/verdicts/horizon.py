@@ -7,11 +7,12 @@ inversion of bands into intervals are the same for all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from analyses.arrays.depths import half_depths, layer_words, skipped_before
+from analyses.arrays.depths import half_depths
 from analyses.arrays.resampling import (
     draw_counts,
     interval_warning,
@@ -19,18 +20,21 @@ from analyses.arrays.resampling import (
     resampled_means,
     simultaneous_band,
 )
-from analyses.curves.effects import NOISE_MEASURES, REMOVED, image_codes, noise_floor, too_little, with_caution
-from analyses.runs import Run, check_choice, check_target, split_groups
-from analyses.verdicts.criteria import CRITERIA, Limits, criteria_of, method_warning, settle
+from analyses.curves.effects import REMOVED, resample_images, too_little
+from analyses.curves.findings import RemovalFinding
+from analyses.runs import Run, check_target, split_groups
+from analyses.verdicts.criteria import CRITERIA, Limits, criteria_of, settle
+from analyses.verdicts.group_effects import GroupEffects, RunEffects, run_effects
+from analyses.verdicts.placement import MeanCurve, Placement, place
+
+Groups = Sequence[tuple[dict[str, str], np.ndarray]]  # (column -> value, row numbers of the samples) of each
 
 
 @dataclass(frozen=True)
-class Horizon:
-    """The horizon of one group by one criterion, or why none can be named.
+class Horizon(RemovalFinding):
+    """The horizon of one group by one criterion, or why none can be named; `reason` is that of a missing layer.
 
     Attributes:
-        model: short name of the model.
-        group: column -> value of the samples it was found on; empty for all samples together.
         criterion: "removal", "information", ...
         measure: of the effect: "p" or "log_p" as asked for, "correct" or "kl" where the criterion says so.
         target: name of the target.
@@ -39,12 +43,10 @@ class Horizon:
         censored: the horizon is L: "not before the end".
         interval: (lowest, highest) layer by inverting the simultaneous band; None when no layer is given, or the
             criterion is a point estimate ("vtw").
-        reason: why `layer` is None, in words; "" when a layer is given.
         half_depth: depth in layers at which half of the effect at layer 0 is gone, or None.
         half_depth_interval: its bootstrap interval, by expanded percentiles.
         half_depth_reason: why `half_depth` is None; "" when it is given.
         n_layers: L.
-        n_samples: samples used. n_images: distinct images among them.
         layers: (layer,) int, the measured ones of 0..L, L last.
         effect: (layer,) mean effect. low: (layer,) lower end of its simultaneous band. high: its upper end.
         threshold: |effect| below it counts as gone, in the unit of the measure.
@@ -54,11 +56,8 @@ class Horizon:
         skipped: (skipped,) int, layers of the run at which this effect was not measured.
         bracket: (before, at): measured layers between which the horizon lies, where those between them were skipped,
             so that none is named.
-        tokens: whose removal it is about: "visual", "text" or "all".
     """
 
-    model: str
-    group: dict[str, str]
     criterion: str
     measure: str
     target: str
@@ -66,13 +65,10 @@ class Horizon:
     layer: int | None
     censored: bool
     interval: tuple[int, int] | None
-    reason: str
     half_depth: float | None
     half_depth_interval: tuple[float, float] | None
     half_depth_reason: str
     n_layers: int
-    n_samples: int
-    n_images: int
     layers: np.ndarray
     effect: np.ndarray
     low: np.ndarray
@@ -83,7 +79,15 @@ class Horizon:
     warning: str = ""
     skipped: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
     bracket: tuple[int, int] | None = None
-    tokens: str = "visual"
+
+
+@dataclass(frozen=True)
+class _HalfDepth:
+    """The depth in layers at which half of an effect is gone, with its interval, or the reason why there is none."""
+
+    depth: float | None = None
+    interval: tuple[float, float] | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,84 +105,75 @@ class HorizonDetector(Limits):
     level: float = 0.95
 
     def __call__(
-        self,
-        values: np.ndarray,
-        images: np.ndarray,
-        *,
-        layers: np.ndarray | None = None,
-        criterion: str = "removal",
-        measure: str = "p",
-        noise_floor: float = 0.0,
-        effect_floor: float | None = None,
-        removal: np.ndarray | None = None,
-        counts: np.ndarray | None = None,
-        skipped: np.ndarray | None = None,
-        tokens: str = "visual",
+        self, values: np.ndarray, images: np.ndarray, *, counts: np.ndarray | None = None, **about: Any
     ) -> Horizon:
-        """Find the horizon of one group.
+        """Find the horizon of one group of curves.
 
         Args:
             values: (sample, layer) effects, L last; a sample with a NaN is left out.
             images: (sample,) int cluster codes.
-            layers: (layer,) int; 0..L by default.
-            criterion: a key of `CRITERIA`.
-            measure: "p" or "log_p", of the removal effect and of `values` unless the criterion has its own.
-            noise_floor: of the run, in the unit of that measure.
-            effect_floor: noise floor of `values` where the criterion has a measure of its own; not held against
-                the threshold if None.
-            removal: (sample,) removal effect at layer 0, which decides whether there is an effect at all; the
-                first column of `values` by default.
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
-            skipped: (skipped,) int, layers that could have been measured and were not; none by default. A horizon is
-                named only where none of them lies between it and the measured layer before it.
-            tokens: whose removal the effects are of; for the words of the result.
+            about: what `GroupEffects` says besides of such effects. By default the layers are 0..L, the removal
+                effect is the first column of `values`, and the criterion is "removal".
 
         Returns:
-            The result, with `model`, `group` and `target` left empty.
+            The horizon, or the reason why there is none.
         """
-        rule = CRITERIA[criterion]
-        layers = np.arange(values.shape[1]) if layers is None else layers
-        removal = values[:, 0] if removal is None else removal
-        used = np.isfinite(values).all(axis=1) & np.isfinite(removal)
-        values, removal, images = values[used], removal[used], images[used]
-        blank = np.full(len(layers), np.nan)
-        result = Horizon(
-            model="",
-            group={},
-            criterion=criterion,
-            measure=rule.measure or measure,
-            target="",
-            context=rule.context,
-            layer=None,
-            censored=False,
-            interval=None,
-            reason=_unclaimable(len(values), len(used), len(np.unique(images)), layers, noise_floor),
-            half_depth=None,
-            half_depth_interval=None,
-            half_depth_reason="",
-            n_layers=int(layers[-1]),
-            n_samples=len(values),
-            n_images=len(np.unique(images)),
-            layers=layers,
-            effect=values.mean(axis=0) if len(values) else blank,
-            low=blank,
-            high=blank,
-            threshold=float("nan"),
-            noise_floor=noise_floor if rule.measure is None else float("nan" if effect_floor is None else effect_floor),
+        about = {name: value for name, value in about.items() if value is not None}
+        about = {"layers": np.arange(values.shape[1]), "removal": values[:, 0]} | about
+        return self.judge(GroupEffects(values, images, **about), counts)
+
+    def judge(self, effects: GroupEffects, counts: np.ndarray | None = None) -> Horizon:
+        """Find the horizon of one group.
+
+        Args:
+            effects: of the group; a sample with a NaN is left out.
+            counts: (resample, cluster) drawn before, if several groups are to be resampled together.
+        """
+        whole, n_layers = effects.of(effects.whole), int(effects.layers[-1])
+        images, n_images = whole.images, len(np.unique(whole.images))
+        warning = ""
+        reason = _unclaimable(whole, len(effects.values), n_images)
+        if reason:
+            curve, placement, half = _unknown_curve(whole), Placement(reason=reason), _HalfDepth(reason=reason)
+        else:
+            if counts is None:
+                images = np.unique(images, return_inverse=True)[1]
+                counts = draw_counts(images.max() + 1, self.resamples, self.seed)
+            warning = interval_warning(whole.values, images)
+            curve = self._mean_curve(whole, images, counts)
+            reason = self._missing_effect(whole, images, counts)
+            placement = Placement(reason=reason) if reason else place(curve, self)
+            half = _HalfDepth(reason=reason) if reason else self._half_depth(whole, curve, images, counts)
+        return Horizon(
+            model=effects.model,
+            group=effects.group,
+            criterion=effects.criterion,
+            measure=effects.rule.measure or effects.measure,
+            target=effects.target,
+            context=effects.rule.context,
+            layer=placement.layer,
+            censored=placement.layer == n_layers,
+            interval=placement.interval,
+            reason=placement.reason,
+            half_depth=half.depth,
+            half_depth_interval=half.interval,
+            half_depth_reason=half.reason,
+            n_layers=n_layers,
+            n_samples=len(whole.values),
+            n_images=n_images,
+            layers=curve.layers,
+            effect=curve.effect,
+            low=curve.low,
+            high=curve.high,
+            threshold=curve.threshold,
+            noise_floor=curve.noise_floor,
             detector=self,
-            skipped=np.empty(0, dtype=int) if skipped is None else skipped,
-            tokens=tokens,
+            warning="; ".join(filter(None, (effects.method, warning, placement.warning, effects.caution))),
+            skipped=curve.skipped,
+            bracket=placement.bracket,
+            tokens=effects.tokens,
         )
-        if result.reason:
-            return replace(result, half_depth_reason=result.reason)
-        if counts is None:
-            images = np.unique(images, return_inverse=True)[1]
-            counts = draw_counts(images.max() + 1, self.resamples, self.seed)
-        needed = noise_floor + (self.eligible_p if measure == "p" else self.eligible_log)
-        draws = resampled_means(removal[:, None], images, counts)
-        least = percentile_interval(draws, self.level, n_clusters=result.n_images)[0, 0]
-        reason = "" if least > needed else _no_effect(tokens, removal.mean(), least, needed)
-        return self._judge(result, values, images, counts, reason)
 
     def threshold(self, criterion: str, curves: np.ndarray, noise_floor: float) -> np.ndarray:
         """(...) effect below which |effect| counts as gone, for (..., layer) mean curves of a criterion."""
@@ -188,88 +183,65 @@ class HorizonDetector(Limits):
         """(...) horizons by a criterion of (..., layer) mean curves, each against its own threshold."""
         return settle(CRITERIA[criterion], curves, self.threshold(criterion, curves, noise_floor), layers)
 
-    def _judge(
-        self, blank: Horizon, values: np.ndarray, images: np.ndarray, counts: np.ndarray, reason: str
-    ) -> Horizon:
-        """Fill in band, threshold and, unless there is a reason against it, horizon and half depth."""
-        rule = CRITERIA[blank.criterion]
-        low, high = simultaneous_band(values, images, counts, self.level)
-        threshold = self.threshold(blank.criterion, blank.effect, blank.noise_floor)
-        warning = interval_warning(values, images)
-        judged = replace(blank, low=low, high=high, threshold=float(threshold), warning=warning)
-        no_half = "" if rule.half_depth else "half depth is a property of the removal effect"
-        judged = replace(judged, half_depth_reason=reason or no_half, reason=reason or self._objection(judged))
-        if not judged.reason:
-            judged = self._placed(judged)
-        if judged.half_depth_reason:
-            return judged
-        draws = resampled_means(values, images, counts)
-        ends = percentile_interval(half_depths(draws, blank.layers), self.level, n_clusters=blank.n_images)
-        half = float(half_depths(blank.effect, blank.layers))
-        return replace(judged, half_depth=half, half_depth_interval=(float(ends[0]), float(ends[1])))
-
-    def _placed(self, judged: Horizon) -> Horizon:
-        """Name the horizon, unless layers were skipped just before it."""
-        rule = CRITERIA[judged.criterion]
-        layer = int(settle(rule, judged.effect, judged.threshold, judged.layers))
-        between = skipped_before(layer, judged.layers, judged.skipped)
-        if len(between):
-            before = int(judged.layers[judged.layers < layer].max())
-            reason = (
-                f"it lies after layer {before} and not after layer {layer}: "
-                f"the {rule.looks_at} was not measured at {layer_words(between)}"
-            )
-            return replace(judged, reason=reason, bracket=(before, layer))
-        interval = self._inverted(judged) if rule.settles else None
-        beware = filter(None, (judged.warning, _taken_on_trust(judged, layer)))
-        return replace(
-            judged, layer=layer, censored=layer == judged.n_layers, interval=interval, warning="; ".join(beware)
+    def _mean_curve(self, effects: GroupEffects, images: np.ndarray, counts: np.ndarray) -> MeanCurve:
+        """The mean effect with its simultaneous band and its threshold."""
+        mean = effects.values.mean(axis=0)
+        low, high = simultaneous_band(effects.values, images, counts, self.level)
+        threshold = float(self.threshold(effects.criterion, mean, effects.own_floor))
+        return MeanCurve(
+            effects.criterion, effects.layers, effects.skipped, mean, low, high, threshold, effects.own_floor
         )
 
-    def _objection(self, found: Horizon) -> str:
-        """Why an effect that is there has no horizon by this criterion, or ""."""
-        rule = CRITERIA[found.criterion]
-        if found.threshold <= found.noise_floor:
-            return (
-                f"the {rule.looks_at} would count as gone below {found.threshold:.3g}, "
-                f"which the noise floor of {found.noise_floor:.3g} hides"
-            )
-        return self._undecided(found) if rule.flips else ""
-
-    def _undecided(self, found: Horizon) -> str:
-        """Which layer the claim hangs on is not known precisely enough, or "".
-
-        Layers up to the last one whose whole interval lies above the threshold are settled: the horizon is later.
-        """
-        clearly_above = found.low > found.threshold
-        after_the_last = np.cumsum(clearly_above[::-1])[::-1] == 0
-        widths = np.where(after_the_last, (found.high - found.low) / 2, 0.0)
-        if widths.max() <= self.precision:
+    def _missing_effect(self, effects: GroupEffects, images: np.ndarray, counts: np.ndarray) -> str:
+        """Why the removal effect at layer 0 is too small to speak of, or ""."""
+        least_effect = self.least_effect(effects.measure, effects.noise_floor)
+        draws = resampled_means(effects.removal[:, None], images, counts)
+        bound = percentile_interval(draws, self.level, n_clusters=len(np.unique(images)))[0, 0]
+        if bound > least_effect:
             return ""
         return (
-            f"undecided: the {CRITERIA[found.criterion].looks_at} at layer {found.layers[widths.argmax()]} "
-            f"is known to within {100 * widths.max():.2g} points only, needed {100 * self.precision:.2g}"
+            f"removing {REMOVED[effects.tokens]} at layer 0 has no effect to speak of: {effects.removal.mean():.3g}, "
+            f"lower bound {bound:.3g}, needed more than {least_effect:.3g}"
         )
 
-    def _inverted(self, found: Horizon) -> tuple[int, int]:
-        """Invert the simultaneous band.
+    def _half_depth(
+        self, effects: GroupEffects, curve: MeanCurve, images: np.ndarray, counts: np.ndarray
+    ) -> _HalfDepth:
+        """The half depth of the mean effect with its interval, where the criterion has one."""
+        if not effects.rule.half_depth:
+            return _HalfDepth(reason="half depth is a property of the removal effect")
+        draws = half_depths(resampled_means(effects.values, images, counts), curve.layers)
+        low, high = percentile_interval(draws, self.level, n_clusters=len(np.unique(images)))
+        return _HalfDepth(float(half_depths(curve.effect, curve.layers)), (float(low), float(high)))
 
-        The threshold depends on the effect itself (a share of R_0), so it has a band as well. Thresholds grow with
-        the curve, so the ends of the band give those of the threshold: the lower end of |effect| is held against
-        the largest threshold and the upper end against the smallest. When the band holds the true curve, the
-        interval then holds the true horizon: at least the promised coverage, whatever the correlation of R_0 with
-        the rest.
-        """
-        rule = CRITERIA[found.criterion]
-        least, most = found.low, found.high
-        if not rule.signed:
-            least = np.maximum(0.0, np.maximum(found.low, -found.high))
-            most = np.maximum(np.abs(found.low), np.abs(found.high))
-        largest, smallest = (
-            self.threshold(found.criterion, curve, found.noise_floor) for curve in (found.high, found.low)
-        )
-        first, last = (int(settle(rule, *e, found.layers)) for e in ((least, largest), (most, smallest)))
-        return int(skipped_before(first, found.layers, found.skipped).min(initial=first)), last
+
+@dataclass(frozen=True)
+class HorizonQuery:
+    """Which horizon is asked for.
+
+    Attributes:
+        criterion: a key of `CRITERIA`.
+        measure: "p" or "log_p", of the removal effect and of a criterion that has no measure of its own.
+        target: one of the run's targets; the first if None.
+        detector: parameters of the search.
+    """
+
+    criterion: str = "removal"
+    measure: str = "p"
+    target: str | None = None
+    detector: HorizonDetector = field(default_factory=HorizonDetector)
+
+    def effects(self, run: Run) -> RunEffects:
+        """What the criterion looks at in a run; raises HorizonError where the run cannot carry it."""
+        return run_effects(run, self.criterion, self.measure, check_target(run, self.target))
+
+    def counts(self, run: Run) -> np.ndarray | None:
+        """(resample, image) how often each image of a run is drawn; None if nothing was measured."""
+        return resample_images(run, self.detector.resamples, self.detector.seed)
+
+    def horizons(self, effects: RunEffects, groups: Groups, counts: np.ndarray | None) -> list[Horizon]:
+        """The horizon of every group of samples, from what the criterion looks at and common draws of the images."""
+        return [self.detector.judge(effects.of(rows, group), counts) for group, rows in groups]
 
 
 def find_horizon(
@@ -313,59 +285,26 @@ def find_horizon(
     detector = detector or HorizonDetector()
     target = check_target(run, target)
     groups = split_groups(run.samples, by)
-    counts = draw_counts(image_codes(run).max() + 1, detector.resamples, detector.seed) if len(run.ok) else None
-    found = []
-    for name in criteria_of(run, criterion):
-        check_choice(f"measure of the criterion {name!r}", measure, CRITERIA[name].measures)
-        curves, removal = CRITERIA[name].effects(run, measure, target)
-        floor = noise_floor(run, measure)
-        effect_floor = noise_floor(run, curves.measure) if curves.measure in NOISE_MEASURES else None
-        for group, rows in groups:
-            own = curves.of(rows)
-            one = detector(
-                own.values,
-                own.images,
-                layers=own.layers,
-                criterion=name,
-                measure=measure,
-                noise_floor=floor,
-                effect_floor=effect_floor,
-                removal=removal.of(rows).values[:, 0],
-                counts=counts,
-                skipped=own.skipped,
-                tokens=run.config.tokens,
-            )
-            named = "; ".join(filter(None, (method_warning(run, name), one.warning)))
-            warning = with_caution(named, run)
-            found.append(replace(one, model=run.model, group=group, target=target, warning=warning))
-    return found
+    queries = [HorizonQuery(name, measure, target, detector) for name in criteria_of(run, criterion)]
+    counts = resample_images(run, detector.resamples, detector.seed)
+    return [horizon for query in queries for horizon in query.horizons(query.effects(run), groups, counts)]
 
 
-def _unclaimable(n_samples: int, n_measured: int, n_images: int, layers: np.ndarray, floor: float) -> str:
-    """Why this input cannot carry a claim, or ""."""
-    few = too_little(n_samples, n_measured, n_images)
+def _unclaimable(effects: GroupEffects, n_measured: int, n_images: int) -> str:
+    """Why these effects, whole ones of so many that were measured, cannot carry a claim, or ""."""
+    few = too_little(len(effects.values), n_measured, n_images)
     if few:
         return few
-    if layers[0] != 0:
-        return f"layer 0 was not measured (the first is {layers[0]}), so there is no whole effect to compare with"
-    if np.isnan(floor):
-        return "no noise floor was measured"
-    return ""
+    if effects.layers[0] != 0:
+        first = effects.layers[0]
+        return f"layer 0 was not measured (the first is {first}), so there is no whole effect to compare with"
+    return "no noise floor was measured" if np.isnan(effects.noise_floor) else ""
 
 
-def _taken_on_trust(found: Horizon, layer: int) -> str:
-    """What the skipped layers could change about a horizon that its measured neighbors bracket, or ""."""
-    if not len(found.skipped):
-        return ""
-    earlier, later = found.skipped[found.skipped < layer], found.skipped[found.skipped > layer]
-    trusted = [f"no larger at {layer_words(earlier)}"] if len(earlier) else []
-    trusted += [f"gone at {layer_words(later)} as well"] if len(later) else []
-    looks_at = CRITERIA[found.criterion].looks_at
-    return f"not measured at every layer, the {looks_at} is taken to be {' and '.join(trusted)}"
-
-
-def _no_effect(tokens: str, mean: float, least: float, needed: float) -> str:
-    return (
-        f"removing {REMOVED[tokens]} at layer 0 has no effect to speak of: {mean:.3g}, "
-        f"lower bound {least:.3g}, needed more than {needed:.3g}"
+def _unknown_curve(effects: GroupEffects) -> MeanCurve:
+    """The mean effect, if any sample has one, without a band and a threshold."""
+    unknown = np.full(len(effects.layers), np.nan)
+    mean = effects.values.mean(axis=0) if len(effects.values) else unknown
+    return MeanCurve(
+        effects.criterion, effects.layers, effects.skipped, mean, unknown, unknown, float("nan"), effects.own_floor
     )

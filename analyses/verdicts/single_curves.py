@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from analyses.arrays.depths import half_depths, skipped_before
-from analyses.curves.effects import REMOVED, EffectCurves, noise_floor
-from analyses.runs import Run, check_choice, check_target
-from analyses.verdicts.criteria import CRITERIA, criteria_of
-from analyses.verdicts.horizon import HorizonDetector
+from analyses.curves.effects import REMOVED
+from analyses.runs import Run
+from analyses.verdicts.group_effects import GroupEffects
+from analyses.verdicts.horizon import HorizonDetector, HorizonQuery
 
 LABELS = ["id", "task_type", "task", "category", "image_sha256"]
 
@@ -46,16 +46,10 @@ def sample_depths(
     Raises:
         HorizonError: unknown words, or the run lacks what the criterion needs.
     """
-    detector = detector or HorizonDetector()
-    criteria_of(run, criterion)
-    rule = CRITERIA[criterion]
-    check_choice(f"measure of the criterion {criterion!r}", measure, rule.measures)
-    curves, removal = rule.effects(run, measure, check_target(run, target))
-    floor = noise_floor(run, measure)
-    parts = [(own, removal.of(own.rows).values[:, 0]) for own in curves.alike()]
-    words = f"removing {REMOVED[run.config.tokens]} at layer 0"
-    found = [_depths(own, effect, criterion, floor, measure, detector, words) for own, effect in parts]
-    table = run.samples[LABELS].join(pd.concat(found))
+    query = HorizonQuery(criterion, measure, target, detector or HorizonDetector())
+    effects = query.effects(run)
+    parts = [_depths(effects.of(curves.rows), curves.rows, query.detector) for curves in effects.curves.alike()]
+    table = run.samples[LABELS].join(pd.concat(parts))
     unmeasured = run.samples["error"].where(run.samples["status"] != "ok", "not measured for this target")
     table["reason"] = table["reason"].fillna(unmeasured)
     table["eligible"] = table["reason"] == ""
@@ -64,39 +58,31 @@ def sample_depths(
     return table[[*LABELS, "effect", "eligible", "reason", "half_depth", "horizon", "censored"]]
 
 
-def _depths(
-    curves: EffectCurves,
-    effect: np.ndarray,
-    criterion: str,
-    floor: float,
-    measure: str,
-    detector: HorizonDetector,
-    words: str,
-) -> pd.DataFrame:
+def _depths(effects: GroupEffects, rows: np.ndarray, detector: HorizonDetector) -> pd.DataFrame:
     """Effect, half depth, horizon and reason of samples that were measured at the same layers, by row number."""
-    reasons = _reasons(curves, effect, floor, measure, detector, words)
+    reasons = _reasons(effects, detector)
     eligible = reasons == ""
-    found = pd.DataFrame(index=pd.Index(curves.rows), data={"effect": effect})
-    found["half_depth"], found["horizon"] = np.nan, np.nan
-    settled = detector.settled(criterion, curves.values[eligible], floor, curves.layers)
-    bracketed = [not len(skipped_before(layer, curves.layers, curves.skipped)) for layer in settled]
-    found.loc[eligible, "horizon"] = np.where(bracketed, settled, np.nan)
-    if CRITERIA[criterion].half_depth:
-        found.loc[eligible, "half_depth"] = half_depths(curves.values[eligible], curves.layers)
-    found["reason"] = reasons
-    return found
+    values, layers = effects.values[eligible], effects.layers
+    table = pd.DataFrame(index=pd.Index(rows), data={"effect": effects.removal})
+    table["half_depth"], table["horizon"] = np.nan, np.nan
+    settled = detector.settled(effects.criterion, values, effects.noise_floor, layers)
+    bracketed = [not len(skipped_before(layer, layers, effects.skipped)) for layer in settled]
+    table.loc[eligible, "horizon"] = np.where(bracketed, settled, np.nan)
+    if effects.rule.half_depth:
+        table.loc[eligible, "half_depth"] = half_depths(values, layers)
+    table["reason"] = reasons
+    return table
 
 
-def _reasons(
-    curves: EffectCurves, effect: np.ndarray, floor: float, measure: str, detector: HorizonDetector, words: str
-) -> np.ndarray:
+def _reasons(effects: GroupEffects, detector: HorizonDetector) -> np.ndarray:
     """(sample,) why a curve has no depth, "" where it has."""
-    needed = floor + (detector.eligible_p if measure == "p" else detector.eligible_log)
-    small = f"{words} has no effect to speak of: at most {needed:.3g}"
-    whole = np.isfinite(curves.values).all(axis=1) & np.isfinite(effect)
-    reasons = np.select([~whole, effect <= needed], ["its curve has gaps", small], "").astype(object)
-    if np.isnan(floor):
+    least_effect = detector.least_effect(effects.measure, effects.noise_floor)
+    small = f"removing {REMOVED[effects.tokens]} at layer 0 has no effect to speak of: at most {least_effect:.3g}"
+    reasons = np.select([~effects.whole, effects.removal <= least_effect], ["its curve has gaps", small], "").astype(
+        object
+    )
+    if np.isnan(effects.noise_floor):
         reasons[:] = "no noise floor was measured"
-    if curves.layers[0] != 0:
-        reasons[:] = f"layer 0 was not measured (the first is {curves.layers[0]})"
+    if effects.layers[0] != 0:
+        reasons[:] = f"layer 0 was not measured (the first is {effects.layers[0]})"
     return reasons

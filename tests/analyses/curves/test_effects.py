@@ -8,9 +8,7 @@ from analyses.curves.effects import (
     entropy_curves,
     image_codes,
     information_curves,
-    information_effects,
     information_quantiles,
-    information_spread,
     noise_floor,
     removal_effects,
 )
@@ -111,7 +109,7 @@ def test_information_weights_windows_by_their_size(run, grids):
     weights = np.array([4, 4, 2, 2, 2, 1])
     effects = grids - p["ocr/read"][:, :-1, None]
     mean = (effects * weights).sum(axis=2) / 15
-    found = information_effects(run)
+    found = information_curves(run, ("mean",))[0]
     np.testing.assert_allclose(found.values[:, :-1], mean, atol=1e-6)
     assert (found.values[:, -1] == 0).all()
     np.testing.assert_array_equal(found.layers, np.arange(L + 1))
@@ -119,15 +117,17 @@ def test_information_weights_windows_by_their_size(run, grids):
     np.testing.assert_allclose(magnitude.values[:, :-1], (np.abs(effects) * weights).sum(axis=2) / 15, atol=1e-6)
     np.testing.assert_allclose(removal.values, removal_effects(run).values[:4], atol=1e-6)
     spread = np.sqrt((((effects - mean[..., None]) ** 2) * weights).sum(axis=2) / 15)
-    np.testing.assert_allclose(information_spread(run).values[:, :-1], spread, atol=1e-6)
+    np.testing.assert_allclose(information_curves(run, ("spread",))[0].values[:, :-1], spread, atol=1e-6)
 
 
 def test_leave_one_out_is_what_the_window_adds_to_all_others(run, grids):
     run, p = run
     effects = p["ocr/read"][:, -1:, None] - grids[:, :, ::-1]
     mean = (effects * [4, 4, 2, 2, 2, 1]).sum(axis=2) / 15
-    np.testing.assert_allclose(information_effects(run, context="leave-one-out").values[:, :-1], mean, atol=1e-6)
-    log = information_effects(run, context="leave-one-out", measure="log_p").values[:, :-1]
+    np.testing.assert_allclose(
+        information_curves(run, ("mean",), context="leave-one-out")[0].values[:, :-1], mean, atol=1e-6
+    )
+    log = information_curves(run, ("mean",), context="leave-one-out", measure="log_p")[0].values[:, :-1]
     logs = np.log(p["ocr/read"][:, -1:, None] / grids[:, :, ::-1])
     np.testing.assert_allclose(log, (logs * [4, 4, 2, 2, 2, 1]).sum(axis=2) / 15, atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_samples_without_a_grid_are_absent(tmp_path, grids):
     run = write_run(
         tmp_path / "run", effects={"ocr": np.full((4, L + 1), 0.5)}, grids={"ocr": grids}, grid_shape=(3, 5)
     )
-    np.testing.assert_array_equal(information_effects(run).rows, [0, 2, 3])
+    np.testing.assert_array_equal(information_curves(run, ("mean",))[0].rows, [0, 2, 3])
 
 
 def test_noise_floor_is_the_99th_percentile(run):
@@ -202,8 +202,11 @@ def test_without_a_measured_sample_curves_are_empty_but_layers_known(tmp_path):
         ),
         (lambda run: removal_effects(run, target="silver"), "target 'silver' is unknown; choose from gold"),
         (lambda run: entropy_curves(run, "value"), "stream 'value' is unknown; choose from query, hidden"),
-        (lambda run: information_effects(run, context="removal"), "context 'removal' is unknown"),
-        (lambda run: information_effects(run, measure="kl"), "measure 'kl' is unknown; choose from p, log_p"),
+        (lambda run: information_curves(run, ("mean",), context="removal"), "context 'removal' is unknown"),
+        (
+            lambda run: information_curves(run, ("mean",), measure="kl")[0],
+            "measure 'kl' is unknown; choose from p, log_p",
+        ),
         (lambda run: split_groups(run.samples, ("color",)), "column to group by 'color' is unknown"),
         (lambda run: noise_floor(run, "correct"), "measure 'correct' is unknown"),
     ],
@@ -218,5 +221,5 @@ def test_what_was_not_measured_is_said(tmp_path):
     with pytest.raises(HorizonError, match=r"no removal curves.*'removal'"):
         removal_effects(run)
     with pytest.raises(HorizonError, match=r"no keep-one token grids.*'information'"):
-        information_effects(run)
+        information_curves(run, ("mean",))[0]
     assert np.isnan(noise_floor(write_run(tmp_path / "none", effects={"a": np.ones((1, 4))}, noise_floor=np.nan), "p"))

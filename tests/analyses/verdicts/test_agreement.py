@@ -7,13 +7,9 @@ from synthetic_runs import fade_curve, step_curve, write_run
 from analyses.arrays.collapse_rules import RULES
 from analyses.arrays.depths import half_depths
 from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
+from analyses.reports.tables import agreement_table
 from analyses.runs import HorizonError
-from analyses.verdicts.agreement import (
-    agreement_frame,
-    compare_collapse_to_horizon,
-    describe_agreement,
-    joint_collapse_layer,
-)
+from analyses.verdicts.agreement import compare_collapse_to_horizon, joint_collapse_layer
 from analyses.verdicts.collapse import CollapseDetector, find_collapse_layer
 from analyses.verdicts.horizon import HorizonDetector, find_horizon
 
@@ -174,21 +170,20 @@ def test_gaps_restated_on_common_resamples(tmp_path, rng):
     assert half.fraction_interval == pytest.approx((low / L, high / L))
     assert settled.layers == horizon.layer - 3
     assert settled.interval[0] <= settled.layers <= settled.interval[1]
-    words = describe_agreement(found)
-    assert words.startswith(
-        f"synthetic, ocr, query: the entropy collapses at layer 3, the horizon is layer {horizon.layer}:"
-    )
-    assert words.count("lies beyond the collapse") == 2
+    assert (found.model, found.group, found.stream) == ("synthetic", {"task_type": "ocr"}, "query")
+    assert (found.collapse.layer, found.horizon.layer) == (3, horizon.layer)
+    assert min(half.interval[0], settled.interval[0]) > 0
+    assert agreement_table([found]).rows[0][:5] == ("synthetic", "ocr", "query", "3", str(horizon.layer))
 
 
 def test_information_may_die_before_the_collapse_or_with_it(tmp_path, rng):
     run, *_ = paired_run(tmp_path / "before", rng, collapse=10, half=4.0)
     (found,) = compare_collapse_to_horizon(run, collapse_detector=DROPS, horizon_detector=QUICK)
     assert found.gaps[0].interval[1] < 0
-    assert "half of the effect lies before the collapse" in describe_agreement(found)
     run, *_ = paired_run(tmp_path / "with", rng, collapse=5, half=5.0)
     (found,) = compare_collapse_to_horizon(run, collapse_detector=DROPS, horizon_detector=QUICK)
-    assert "half of the effect cannot be told apart from the collapse" in describe_agreement(found)
+    low, high = found.gaps[0].interval
+    assert low <= 0 <= high
 
 
 def test_a_censored_horizon_is_a_lower_bound(tmp_path, rng):
@@ -196,8 +191,7 @@ def test_a_censored_horizon_is_a_lower_bound(tmp_path, rng):
     (found,) = compare_collapse_to_horizon(run, collapse_detector=DROPS, horizon_detector=QUICK)
     gap = found.gaps[1]
     assert (gap.layers, gap.censored) == (L - 3, True)
-    assert "a lower bound" in describe_agreement(found)
-    assert "the horizon is not before the end" in describe_agreement(found)
+    assert agreement_table([found]).rows[0][4] == "not before the end"
 
 
 def test_what_is_missing_is_said_in_words(tmp_path, rng):
@@ -209,23 +203,23 @@ def test_what_is_missing_is_said_in_words(tmp_path, rng):
     for found in results:
         assert [(gap.layers, gap.interval, gap.fraction) for gap in found.gaps] == [(None, None, None)] * 2
         assert all(gap.reason for gap in found.gaps)
-    assert "no collapse to hold against the horizon (the horizon is layer" in describe_agreement(ocr)
-    assert "the entropy drops nowhere" in describe_agreement(ocr)
-    assert "collapses at layer 4, and there is no horizon to hold against it, because removing" in describe_agreement(
-        vqa
-    )
-    assert "no collapse to hold against the horizon, because" in describe_agreement(none)
+    assert ocr.horizon.layer is not None
+    assert {gap.reason for gap in ocr.gaps} == {"no collapse layer: the entropy drops nowhere"}
+    assert (vqa.collapse.layer, vqa.horizon.layer) == (4, None)
+    assert all(gap.reason.startswith("removing all visual tokens at layer 0 has no effect") for gap in vqa.gaps)
+    assert (none.collapse.layer, none.horizon.layer) == (None, None)
+    assert all(gap.reason.startswith("no collapse layer: ") for gap in none.gaps)
 
 
-def test_the_frame_holds_raw_numbers(tmp_path, rng):
+def test_runs_follow_each_other_and_every_gap_has_its_rule_and_quantity(tmp_path, rng):
     runs = [paired_run(tmp_path / name, rng, model=name)[0] for name in ("a", "b")]
     results = compare_collapse_to_horizon(runs, rule="two-segment", collapse_detector=DROPS, horizon_detector=QUICK)
-    frame = agreement_frame(results)
-    assert frame["model"].tolist() == ["a", "a", "b", "b"]
-    assert frame["quantity"].tolist() == ["half_depth", "horizon"] * 2
-    assert set(frame["rule"]) == {"two-segment"}
-    assert (frame["layers"] == [gap.layers for found in results for gap in found.gaps]).all()
-    assert (frame["collapse_layer"] == 3).all()
+    assert [found.model for found in results] == ["a", "b"]
+    assert [gap.quantity for found in results for gap in found.gaps] == ["half_depth", "horizon"] * 2
+    assert {found.collapse.detector.rule for found in results} == {"two-segment"}
+    assert [found.collapse.layer for found in results] == [3, 3]
+    depths = [(found.horizon.half_depth, found.horizon.layer) for found in results]
+    assert [[gap.layers + 3 for gap in found.gaps] for found in results] == [pytest.approx(pair) for pair in depths]
 
 
 def test_a_criterion_without_half_depth_has_one_gap(tmp_path, rng):
