@@ -12,7 +12,8 @@ from random_models import random_image
 from probes.data.readers import read_samples
 from probes.data.samples import Sample, SampleError
 from probes.loading.loading import load_model
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.case import Case
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.measures.noise import REPLAY_TOLERANCE, Witness, grid_witness, noise_floor, removal_witness
 from probes.measures.preparing import prepare
 from probes.models.probed import ProbedModel
@@ -26,8 +27,8 @@ SAMPLE = Sample("noise", random_image(), "what is shown ?", ("apple",))
 
 
 def prepared(model: ProbedModel, sample: Sample) -> tuple[Capture, Target]:
-    captured, targets = prepare(model, sample, ("gold",))
-    return captured, targets["gold"]
+    case = prepare(model, sample, ("gold",))
+    return case.captured, case.targets["gold"]
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def recorded_rows(model: ProbedModel, measure) -> dict[int, int]:
 
 def test_exact_arithmetic_has_none(random_model, exact):
     captured, target = exact
-    removal = removal_curves(random_model, captured, {"gold": target})["gold"]
-    grid = information_grids(random_model, captured, {"gold": target})["gold"]
+    removal = removal_curves(Case(random_model, captured, {"gold": target}))["gold"]
+    grid = information_grids(Case(random_model, captured, {"gold": target}), GridRequest())["gold"]
     witnesses = [removal_witness(captured, removal), grid_witness(captured, grid, 2, "delete")]
     floor = noise_floor(random_model, captured, target, witnesses, batch_rows=200)
     assert 0 <= max(floor.p, floor.log_p, floor.kl) < 1e-9
@@ -71,7 +72,7 @@ def test_float32_has_one_far_below_what_is_measured(demo, demo_samples):
     floors = []
     for sample in demo_samples:
         captured, target = prepared(demo, sample)
-        curve = removal_curves(demo, captured, {"gold": target})["gold"]
+        curve = removal_curves(Case(demo, captured, {"gold": target}))["gold"]
         floors.append(noise_floor(demo, captured, target, [removal_witness(captured, curve)], batch_rows=2000))
     largest = np.max([(floor.p, floor.log_p, floor.kl) for floor in floors], axis=0)
     assert largest[0] > 0
@@ -94,7 +95,7 @@ def test_it_is_the_farthest_unablated_replay_from_four_layers(random_model, exac
 
 def test_it_is_no_less_than_what_a_witness_strays(random_model, exact):
     captured, target = exact
-    curve = removal_curves(random_model, captured, {"gold": target})["gold"]
+    curve = removal_curves(Case(random_model, captured, {"gold": target}))["gold"]
     witness = removal_witness(captured, curve)
     for log_p, kl in ((witness.log_p + 0.02, witness.kl), (witness.log_p, witness.kl + 0.3)):
         stray = replace(witness, log_p=log_p, kl=kl)
@@ -131,7 +132,7 @@ def test_replays_fill_as_many_rows_as_the_batches_in_use(random_model, exact):
 @pytest.mark.parametrize("kind", ["delete", "mean"])
 def test_the_removal_witness_is_the_cut_that_rounding_moves_most(random_model, exact, kind):
     captured, target = exact
-    curve = removal_curves(random_model, captured, {"gold": target}, layers=[0, 2, 3], kind=kind)["gold"]
+    curve = removal_curves(Case(random_model, captured, {"gold": target}), layers=[0, 2, 3], kind=kind)["gold"]
     place = min(range(3), key=lambda i: abs(np.exp(curve.log_p[i]) - 0.5))
     witness = removal_witness(captured, curve)
     assert witness.ablation.layers.tolist() == [[0, 2, 3][place]]
@@ -143,7 +144,8 @@ def test_the_removal_witness_is_the_cut_that_rounding_moves_most(random_model, e
 @pytest.mark.parametrize("context", ["keep-one", "leave-one-out"])
 def test_the_grid_witness_is_the_ablation_that_rounding_moves_most(random_model, exact, context):
     captured, target = exact
-    grid = information_grids(random_model, captured, {"gold": target}, context=context, layers=[0, 1, 3])["gold"]
+    case = Case(random_model, captured, {"gold": target})
+    grid = information_grids(case, GridRequest(context, layers=(0, 1, 3)))["gold"]
     witness = grid_witness(captured, grid, 2, "delete")
     assert len(witness.ablation) == 1
     assert abs(np.exp(witness.log_p) - 0.5) == np.abs(np.exp(np.asarray(grid.log_p, float)) - 0.5).min()
@@ -164,7 +166,9 @@ def test_the_floor_holds_what_the_batch_size_does_to_a_grid(dtype):
     for sample in list(read_samples(data_path("demo-samples", "ocr.jsonl"), limit=2)):
         captured, target = prepared(model, sample)
         grids = [
-            information_grids(model, captured, {"gold": target}, layers=[1, 5], batch_size=size)["gold"]
+            information_grids(Case(model, captured, {"gold": target}), GridRequest(layers=(1, 5), batch_size=size))[
+                "gold"
+            ]
             for size in (None, 1)
         ]
         witness = grid_witness(captured, grids[0], 2, "delete")
@@ -198,7 +202,7 @@ def test_replays_that_are_not_finite_are_refused(random_model, exact):
 def test_a_window_witness_with_the_wrong_value_shows(random_model, exact):
     """The floor compares what a batch gave with the same ablation alone, so a batch that mixed them up is seen."""
     captured, target = exact
-    grid = information_grids(random_model, captured, {"gold": target})["gold"]
+    grid = information_grids(Case(random_model, captured, {"gold": target}), GridRequest())["gold"]
     witness = grid_witness(captured, grid, 2, "delete")
     mixed_up = replace(witness, log_p=float(grid.log_p[0, 0]))
     floor = noise_floor(random_model, captured, target, [mixed_up], batch_rows=100)

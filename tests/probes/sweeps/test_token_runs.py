@@ -86,13 +86,13 @@ def test_entropies_follow_the_tokens_unless_streams_are_given(runs, model, tmp_p
 
 
 def test_the_noise_floor_is_that_of_the_tokens_removed(model):
-    captured, targets = prepare(model, demo_samples(1)[0], ("gold",), tokens="text")
-    curve = removal_curves(model, captured, targets)["gold"]
+    case = prepare(model, demo_samples(1)[0], ("gold",), tokens="text")
+    captured, curve = case.captured, removal_curves(case)["gold"]
     witness = removal_witness(captured, curve)
     assert witness.ablation.removed.nonzero()[:, 1].tolist() == captured.prompt.removable.tolist()
     _, recompute = null_ablations(model, captured, 500)
     assert recompute.all()  # text begins before the image
-    floor = noise_floor(model, captured, targets["gold"], [witness], batch_rows=500)
+    floor = noise_floor(model, captured, case.targets["gold"], [witness], batch_rows=500)
     assert 0 < floor.kl < 1e-3
 
 
