@@ -1,4 +1,4 @@
-"""How much of what is left to do: samples that take the same, and how many there are of each kind."""
+"""How much of what is left to do: lists of parts, and how many samples get each."""
 
 from __future__ import annotations
 
@@ -7,117 +7,55 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from analyses.runs import RunConfig
-from probes.cost.workload import CHECKS, FLOORS, GRID_PARTS, SampleWork
 from probes.data.samples import Sample
-from probes.plans.jobs import Chosen, Job, placed
+from probes.parts.forward import Forward
+from probes.parts.part import Part
+from probes.plans.jobs import Chosen, Job, job_parts, placed
 from probes.plans.options import RunOptions
-from probes.plans.plans import Plan, checks_gates
-
-
-@dataclass(frozen=True)
-class Group:
-    """What a sample takes.
-
-    Attributes:
-        layers: cuts of the token grids that are measured; none without.
-        checked: first-order token grids are held against exact ones.
-        added: the grids are added to what is on disk, where the rest is.
-        floor: the noise floor is measured; not where grids are added to grids.
-    """
-
-    layers: tuple[int, ...] = ()
-    checked: bool = False
-    added: bool = False
-    floor: bool = True
-
-    @classmethod
-    def of(cls, plan: Plan, config: RunConfig) -> Group:
-        """The one that a planned sample belongs to."""
-        layers = plan.layers if plan.tokens and config.contexts else ()
-        if plan.extends is None:
-            return cls(layers, checks_gates(config, plan))
-        missing = tuple(layer for layer in layers if layer not in plan.extends)
-        return cls(missing, added=True, floor=not plan.extends)
-
-    def takes(self, part: str) -> bool:
-        """Whether a part of a measurement belongs to it; spectra are counted apart."""
-        if part == "spectra":
-            return False
-        if part in FLOORS.values():
-            return self.floor and part == FLOORS[bool(self.layers)]
-        if part in ("entropies", "removal", "record"):
-            return not self.added
-        if part in GRID_PARTS:
-            return bool(self.layers)
-        return self.checked if part in CHECKS.values() else True
+from probes.plans.plans import Parts
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How many samples are measured, and what they take.
+    """How many samples get what.
 
     Attributes:
-        groups: how many samples there are of each.
-        spectra: samples whose eigenvalues are kept.
-        answers: samples whose whole answer is written out.
-        generate: in at most so many tokens.
+        lists: how many samples get each list of parts.
     """
 
-    groups: Mapping[Group, int]
-    spectra: int = 0
-    answers: int = 0
-    generate: int = 0
+    lists: Mapping[Parts, int]
 
     @classmethod
     def of(cls, jobs: Sequence[Job], config: RunConfig) -> Amount:
         """Of what is left to do."""
-        plans = [job.plan for job in jobs if job.plan is not None and not job.sample.error]
-        answers = [job.answer for job in jobs if job.answer is not None]
-        return cls(
-            groups=Counter(Group.of(plan, config) for plan in plans),
-            spectra=sum(plan.spectra and plan.extends is None for plan in plans) if config.streams else 0,
-            answers=len(answers),
-            generate=max(answers, default=0),
-        )
+        return cls(Counter(job_parts(job, config) for job in jobs if not job.sample.error))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts that some sample gets, once each."""
+        return tuple(dict.fromkeys(part for parts in self.lists for part in parts))
 
     @property
     def samples(self) -> int:
         """Measured."""
-        return sum(self.groups.values())
+        return self._count(lambda part: isinstance(part, Forward))
 
     @property
     def grids(self) -> int:
         """With token grids."""
-        return sum(count for group, count in self.groups.items() if group.layers)
+        return self._count(lambda part: part.probe == "information")
 
-    @property
-    def checked(self) -> bool:
-        """Whether some estimates are held against exact values."""
-        return any(group.checked for group in self.groups)
+    def _count(self, has: Callable[[Part], bool]) -> int:
+        return sum(count for parts, count in self.lists.items() if any(map(has, parts)))
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """All cuts at which some sample gets token grids, ascending."""
-        return tuple(sorted({layer for group in self.groups for layer in group.layers}))
-
-    def total(
-        self, works: Mapping[Group, SampleWork], each: Callable[[SampleWork], dict[str, float]]
-    ) -> dict[str, float]:
-        """One sample's parts for all samples; the noise floors of samples with and without grids together.
-
-        Args:
-            works: what a sample of each group takes.
-            each: a quantity of it, by part.
-        """
-        found: dict[str, float] = {}
-        for group, count in self.groups.items():
-            parts = each(works[group])
-            for part in filter(group.takes, parts):
-                name = FLOORS[False] if part == FLOORS[True] else part
-                found[name] = found.get(name, 0.0) + count * parts[part]
-            if self.spectra and "spectra" in parts:
-                found["spectra"] = self.spectra * parts["spectra"]
-        return found
+    def total(self, values: Mapping[Part, float]) -> dict[str, float]:
+        """What all samples take, by the names of parts, given what one sample takes for each part."""
+        sums: dict[str, float] = {}
+        for parts, count in self.lists.items():
+            for part in parts:
+                if values[part]:
+                    sums[part.name] = sums.get(part.name, 0.0) + count * values[part]
+        return sums
 
 
 def planned_amount(samples: Sequence[Sample], asked: RunOptions, config: RunConfig) -> Amount:
@@ -131,22 +69,20 @@ def planned_amount(samples: Sequence[Sample], asked: RunOptions, config: RunConf
     return Amount.of(jobs, config)
 
 
-def scaled_amount(tasks: Counter[str], asked: RunOptions, config: RunConfig, n_samples: int) -> Amount:
+def scaled_amount(samples: Sequence[Sample], asked: RunOptions, config: RunConfig, n_samples: int) -> Amount:
     """Of a run on more samples than are given, tasks in the same proportions; the first of each may get more."""
+    tasks = Counter(sample.task for sample in samples)
     counts = [count * n_samples / tasks.total() for count in tasks.values()]
     index, shards = asked.shard
     own = len(range(index, n_samples, shards))
 
-    def first(most: int | None) -> int:
-        return round(own / n_samples * sum(counts if most is None else (min(most, count) for count in counts)))
+    def first(most: float) -> int:
+        return round(own / n_samples * sum(min(most, count) for count in counts))
 
-    layers = config.grid_layers() if config.contexts else ()
-    grids = first(asked.token_samples) if layers else 0
-    checked = min(grids, first(asked.gate_checks)) if config.method == "gate" else 0
-    groups = ((Group(), own - grids), (Group(layers), grids - checked), (Group(layers, checked=True), checked))
-    return Amount(
-        groups={group: count for group, count in groups if count},
-        spectra=first(asked.spectra) if config.streams else 0,
-        answers=own if asked.generate else 0,
-        generate=asked.generate or 0,
-    )
+    chosen, layers = Chosen(asked), config.grid_layers()
+    bounds = sorted({0, *(most for most in (asked.token_samples, asked.gate_checks, asked.spectra) if most)})
+    lists: Counter[Parts] = Counter()
+    for start, end in zip(bounds, [*bounds[1:], float("inf")], strict=True):
+        job = Job(index, samples[0], chosen.plan(start, layers), asked.generate)
+        lists[job_parts(job, config)] += first(end) - first(start)
+    return Amount(+lists or lists)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Unpack
@@ -18,27 +15,25 @@ import numpy as np
 from analyses.runs import HorizonError, RunConfig, RunOptions
 from analyses.runs.keywords import RunKeywords
 from analyses.runs.signatures import takes_options
-from probes.cost.amounts import Amount, Group, planned_amount, scaled_amount
+from probes.cost.amounts import Amount, planned_amount, scaled_amount
 from probes.cost.calibration import time_parts
 from probes.cost.disk import disk_parts
-from probes.cost.memory import memory_parts, peak, resident_bytes
-from probes.cost.operations import Batch, decoder_weights, replay_work
+from probes.cost.memory import peak, resident_bytes
+from probes.cost.meters import memory_parts, part_work
+from probes.cost.operations import forward_operations
 from probes.cost.units import byte_text, duration_text, operation_text
-from probes.cost.workload import Clock, SampleWork, Subject, meet, sample_work, timed
+from probes.cost.workload import Clock, Subject, meet
 from probes.data.samples import Sample, SampleError, with_template
 from probes.directory.columns import thumbnail
 from probes.directory.writer import FLUSH_SAMPLES, FLUSH_SECONDS
-from probes.measures.generation import generate_answer
 from probes.models.probed import ProbedModel
 from probes.plans.options import run_config
 
 TRIED = 5  # samples, until one can be measured
 SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run, but within so many seconds
 WHEN_ASKED = 3.0  # seconds, where nothing but the cost is asked for
-TIMED_TOKENS = 4  # of a whole answer
 PICTURES = 8  # thumbnails looked at, for their mean size
 DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
-ANSWERS = "answers"  # the part of the whole answers
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,7 @@ def estimate_cost(
     if n_samples is None or not given:
         amount = planned_amount(given, asked, config)
     else:
-        amount = scaled_amount(Counter(sample.task for sample in given), asked, config, n_samples)
+        amount = scaled_amount(given, asked, config, n_samples)
     prompted = [with_template(sample, asked.prompt) for sample in given]
     return cost_of(model, prompted, config, amount, budget=WHEN_ASKED, clock=clock)
 
@@ -177,76 +172,39 @@ def cost_of(
         HorizonError: there is no sample, or none of the first few can be measured.
     """
     subject = _first_measurable(model, samples, config, clock)
-    if amount.layers:
-        config = replace(config, token_layers=amount.layers)
-    work = sample_work(model, subject, config)
-    works = {group: _work_of(model, subject, config, group, work) for group in amount.groups}
-    needed = work.only({part for group in amount.groups for part in works[group].replays if group.takes(part)})
-    seconds = time_parts(
-        model,
-        subject,
-        config,
-        needed,
-        grids=amount.grids > 0,
-        spectra=amount.spectra > 0,
-        checks=amount.checked,
-        budget=budget or _budget(subject, work, amount.total(works, _operations)),
-        clock=clock,
-    )
-
-    def time_of(one: SampleWork) -> dict[str, float]:
-        counted, known = _operations(one), _operations(work)
-        scale = {part: counted[part] / known[part] for part in one.replays if known[part]}
-        return {part: spent * scale.get(part, 1.0) for part, spent in seconds.items()}
-
-    times = amount.total(works, time_of)
-    operations = amount.total(works, _operations)
-    if amount.answers:
-        answer = _answer(model, subject, work, amount.generate, clock)
-        operations[ANSWERS], times[ANSWERS] = (amount.answers * value for value in answer)
-    replays = amount.total(works, lambda one: {part: done.replays for part, done in one.replays.items()})
-    rows = amount.total(works, lambda one: {part: done.rows for part, done in one.replays.items()})
-    together = _samples_a_part(sum(times.values()), amount.samples)
+    works = {part: part_work(subject, part) for part in amount.parts}
+    operations = amount.total({part: work.operations for part, work in works.items()})
+    spent = time_parts(subject, amount.parts, budget=budget or _budget(subject, operations), clock=clock)
+    seconds = amount.total(spent)
+    rows = amount.total({part: work.rows for part, work in works.items()})
+    replays = amount.total({part: work.replays for part, work in works.items()})
+    together = _samples_a_part(sum(seconds.values()), amount.samples)
     disk = disk_parts(
-        model,
         subject,
         config,
-        samples=amount.samples,
-        grids=amount.grids,
-        spectra=amount.spectra,
+        amount.lists,
         samples_a_part=together,
-        thumbnail=_mean_thumbnail(samples, together),
+        thumbnail_bytes=_mean_thumbnail(samples, together),
     )
-    memory, formulas = memory_parts(model, subject, config, needed)
-    prompt = subject.captured.prompt
+    memory, formulas = memory_parts(subject, amount.parts)
+    prompt = subject.case.captured.prompt
     shape = len(prompt.visual), prompt.n_tokens
+    less = tuple(dict.fromkeys(part.less for part in amount.parts if part.less))
     del subject
     gc.collect()  # what is resident now is there when nothing is being measured
     return Cost(
         samples=amount.samples,
         grid_samples=amount.grids,
-        replays={part: int(count) for part, count in replays.items()},
+        replays={part: int(replays.get(part, 0)) for part in rows},
         layer_rows={part: int(count) for part, count in rows.items()},
         operations=operations,
-        seconds=times,
+        seconds=seconds,
         memory={"resident": resident_bytes(model.device)} | memory,
         disk=disk,
         formulas=formulas,
         shape=shape,
-        less=_less(config, amount),
+        less=less,
     )
-
-
-def _work_of(model: ProbedModel, subject: Subject, config: RunConfig, group: Group, work: SampleWork) -> SampleWork:
-    """What a sample of a group takes: `work`, unless it has token grids at fewer layers."""
-    if not group.layers or group.layers == config.token_layers:
-        return work
-    return sample_work(model, subject, replace(config, token_layers=group.layers))
-
-
-def _operations(work: SampleWork) -> dict[str, float]:
-    """Of one sample, by part."""
-    return work.operations | {part: done.operations for part, done in work.replays.items()}
 
 
 def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: RunConfig, clock: Clock) -> Subject:
@@ -260,9 +218,11 @@ def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: Run
     raise HorizonError(f"none of the first {len(samples[:TRIED])} samples can be measured; of the last, {reason}")
 
 
-def _budget(subject: Subject, work: SampleWork, operations: dict[str, float]) -> float:
+def _budget(subject: Subject, operations: dict[str, float]) -> float:
     """Seconds for the calibration, by the rate of the first forward pass."""
-    whole = sum(operations.values()) / work.operations["forward"] * subject.seconds
+    n_tokens = subject.case.captured.prompt.n_tokens
+    forward = subject.vision + forward_operations(subject.weights, n_tokens, subject.places)
+    whole = sum(operations.values()) / forward * subject.seconds
     return float(np.clip(SHARE * whole, LEAST, MOST))
 
 
@@ -286,37 +246,6 @@ def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
     distinct = sum(map(len, parts)) / len(pictures)
     mean = float(np.mean(sizes))
     return mean * distinct if mean * max(map(len, parts)) < DICTIONARY_BYTES else mean
-
-
-def _answer(model: ProbedModel, subject: Subject, work: SampleWork, tokens: int, clock: Clock) -> tuple[float, float]:
-    """Operations and seconds of one whole answer of so many tokens: a forward pass, then a token at a time."""
-    start = subject.captured.prompt.n_tokens + 1
-    steps = [Batch(np.zeros(1, int), 1, start + step, start + step) for step in range(tokens - 1)]
-    stepwise = replay_work(decoder_weights(model), steps, 1).operations
-    found: dict[int, float] = {}
-    for limit in sorted({1, min(tokens, TIMED_TOKENS)}):
-        seconds, answer = timed(model, partial(generate_answer, model, subject.sample, max_new_tokens=limit), clock)
-        found[len(answer.ids)] = min(seconds, found.get(len(answer.ids), math.inf))
-    first, most = found[min(found)], max(found)
-    if most > 1:
-        rest = (tokens - 1) * max(0.0, found[most] - first) / (most - 1)
-    else:  # it ends at once, so later tokens go by their operations
-        rest = first * stepwise / work.operations["forward"]
-    return work.operations["forward"] + stepwise, first + rest
-
-
-def _less(config: RunConfig, amount: Amount) -> tuple[str, ...]:
-    """When a run takes less than was counted."""
-    found = []
-    if config.coarse is not None and amount.grids:
-        found.append("where coarse windows show nothing")
-    if config.only_correct:
-        found.append("for samples that the model answers wrong, which end after one forward pass")
-    elif config.targets == ("greedy-correct",):
-        found.append("for samples that the model answers wrong, which have no target")
-    if amount.generate > 1:
-        found.append(f"where answers end before {amount.generate} tokens")
-    return tuple(found)
 
 
 def announcement(

@@ -1,9 +1,9 @@
-"""Bytes on disk of a run, by writing a few records of its shape."""
+"""Bytes on disk of a run, by writing a few records of the shape that its parts leave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -13,90 +13,77 @@ from typing import Any
 import numpy as np
 
 from analyses.runs import RunConfig
-from probes.cost.workload import Subject, grid_cuts, windows_of
-from probes.directory.columns import sample_entry
-from probes.directory.writer import Record, RunWriter
-from probes.models.grids import tile_windows
-from probes.models.probed import ProbedModel
-from probes.replay.ablations import check_layers, window_table
+from probes.cost.workload import Subject
+from probes.directory.columns import thumbnail
+from probes.directory.writer import FOLDERS, Record, RunWriter
+from probes.parts.forward import Forward
+from probes.parts.part import Outline, outline_of
+from probes.plans.plans import Parts
 
 FEW = 9  # records in the larger of the trial parts
 
 
 def disk_parts(
-    model: ProbedModel,
     subject: Subject,
     config: RunConfig,
+    lists: Mapping[Parts, int],
     *,
-    samples: int,
-    grids: int,
-    spectra: int,
     samples_a_part: int,
-    thumbnail: float | None = None,
+    thumbnail_bytes: float | None = None,
 ) -> dict[str, int]:
-    """Bytes of a run directory, by part: `samples and curves`, `token grids`, `spectra`, `parts` (of files, fixed).
+    """Bytes of a run directory: `samples and curves`, `token grids`, `spectra`, `parts` (of files, whatever they hold).
 
-    A few records of this shape, numbers drawn at random, are written to a temporary directory and measured.
+    For every list of parts, a few records of the shape that it leaves, numbers drawn at random, are written to a
+    temporary directory and measured.
 
     Args:
-        model: as loaded.
         subject: the sample whose shapes count.
         config: of the run.
-        samples: how many are written.
-        grids: how many of them with token grids.
-        spectra: how many with eigenvalues.
-        samples_a_part: samples that one part holds.
-        thumbnail: bytes of a thumbnail; the sample's own by default.
+        lists: how many samples get each list of parts.
+        samples_a_part: samples that one part of the directory holds.
+        thumbnail_bytes: of a thumbnail; the sample's own by default.
     """
-    random = np.random.default_rng(0)
-    target = next(iter(subject.targets.values()), None)
-    entry = sample_entry(model, subject.captured, target)
-    size = len(entry["thumbnail"]) if thumbnail is None else thumbnail
-    records = [_made_up(model, subject, config, entry, int(size), random) for _ in range(FEW)]
-    plain = [replace(_numbered(record, row), tokens={}, spectra={}) for row, record in enumerate(records)]
-    for record in plain:
-        record.sample["windows"] = None
-    whole = [_numbered(record, row) for row, record in enumerate(records)]
-    one, few, full = (_written(config, some) for some in (plain[:1], plain, whole))
-    each = (sum(few.values()) - sum(one.values())) / (FEW - 1)
-    fixed = sum(one.values()) - each - one["run.json"]
-    eigenvalues = full["spectra"] / FEW
-    windows = (sum(full.values()) - full["spectra"] - sum(few.values())) / FEW
-    return {
-        "samples and curves": round(samples * each),
-        "token grids": round(grids * windows) if config.contexts else 0,
-        "spectra": round(spectra * eigenvalues),
-        "parts": round(ceil(samples / samples_a_part) * fixed + one["run.json"]),
-    }
+    written = {parts: count for parts, count in lists.items() if any(isinstance(part, Forward) for part in parts)}
+    prompt, random = subject.case.captured.prompt, np.random.default_rng(0)
+    size = len(thumbnail(prompt.image)) if thumbnail_bytes is None else int(thumbnail_bytes)
+    sums = dict.fromkeys(("samples and curves", "token grids", "spectra"), 0.0)
+    fixed = header = 0.0
+    for parts, count in written.items():
+        shape = outline_of(parts, subject.case)
+        records = [_drawn(subject, config, shape, row, random.bytes(size), random) for row in range(FEW)]
+        one, few = (_sizes(config, some) for some in (records[:1], records))
+        each = (few["samples"] + few["curves"] - one["samples"] - one["curves"]) / (FEW - 1)
+        fixed, header = one["samples"] + one["curves"] - each, one["run.json"]
+        sums["samples and curves"] += count * each
+        sums["token grids"] += count * few["tokens"] / FEW
+        sums["spectra"] += count * few["spectra"] / FEW
+    sums["parts"] = ceil(sum(written.values()) / samples_a_part) * fixed + header
+    return {part: round(size) for part, size in sums.items()}
 
 
-def _numbered(record: Record, row: int) -> Record:
-    return replace(record, sample={**record.sample, "row": row})
-
-
-def _written(config: RunConfig, records: Sequence[Record]) -> dict[str, int]:
+def _sizes(config: RunConfig, records: Sequence[Record]) -> Counter[str]:
     """Bytes of one part with these records, by folder."""
+    sizes: Counter[str] = Counter()
     with TemporaryDirectory() as folder:
         path = Path(folder, "run")
         with RunWriter(path, config) as writer:
             for record in records:
                 writer.add(record)
-        sizes = {file.relative_to(path).parts: file.stat().st_size for file in path.rglob("*") if file.is_file()}
-    found = dict.fromkeys(("run.json", "samples", "curves", "tokens", "spectra"), 0)
-    for parts, size in sizes.items():
-        found[parts[0]] = found.get(parts[0], 0) + size
-    return found
+        for file in path.rglob("*"):
+            top = file.relative_to(path).parts[0]
+            if file.is_file() and top in (*FOLDERS, "run.json"):
+                sizes[top] += file.stat().st_size
+    return sizes
 
 
-def _made_up(
-    model: ProbedModel, subject: Subject, config: RunConfig, entry: dict[str, Any], thumbnail: int, random: Any
+def _drawn(
+    subject: Subject, config: RunConfig, shape: Outline, row: int, picture: bytes, random: np.random.Generator
 ) -> Record:
     """A record as a run makes it, with other numbers: nothing in it repeats, so nothing packs too well."""
-    sample, picture = subject.sample, random.bytes(thumbnail)
-    numbers = ("p", "log_p", "output_entropy", "seconds", "noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
-    told = {
-        **entry,
-        **{name: float(random.normal()) for name in numbers},
+    sample = subject.sample
+    columns = {
+        **{name: _number(value, random) if isinstance(value, type) else value for name, value in shape.columns.items()},
+        "row": row,
         "id": sample.id,
         "task": sample.task,
         "task_type": sample.task_type,
@@ -107,40 +94,17 @@ def _made_up(
         "status": "ok",
         "error": "",
         "probes": list(config.probes),
+        "seconds": float(random.normal()),
         "image_sha256": sha256(picture).hexdigest(),
         "thumbnail": picture,
-        "windows": window_table(windows_of(subject.captured, config)).to_dict("records"),
     }
-    spectra = {
-        stream: random.normal(size=(len(states), min(states.shape[1:])))
-        for stream, states in subject.captured.visual.states.items()
-    }
-    curves = list(_random_curves(model, subject, config, random))
-    return Record(told, curves, _random_tokens(model, subject, config, random), spectra)
+    curves = [(*row[:-1], _number(row[-1], random)) for row in shape.curves]
+    tokens, spectra = (
+        {key: random.normal(size=size) for key, size in arrays.items()} for arrays in (shape.tokens, shape.spectra)
+    )
+    return Record(columns, curves, tokens, spectra, shape.token_layers)
 
 
-def _random_curves(
-    model: ProbedModel, subject: Subject, config: RunConfig, random: Any
-) -> Iterator[tuple[str, str, int, str, str, float]]:
-    for stream, states in subject.captured.visual.states.items():
-        for layer in range(len(states)):
-            yield "", "", layer, stream, "entropy", float(random.normal())
-    for name in subject.targets:
-        for layer in (*check_layers(model, config.layers), model.n_layers):
-            for measure in ("log_p", "kl"):
-                yield name, "removal", layer, "", measure, float(np.float32(random.normal()))
-            for measure in ("correct", "same"):
-                yield name, "removal", layer, "", measure, float(random.integers(2))
-
-
-def _random_tokens(model: ProbedModel, subject: Subject, config: RunConfig, random: Any) -> dict[str, np.ndarray]:
-    cuts = len(grid_cuts(model, config))
-    tiles = len(windows_of(subject.captured, config))
-    arrays: dict[str, np.ndarray] = {}
-    for key in (f"{name}/{context}" for name in subject.targets for context in config.contexts):
-        shapes = {key: (cuts, tiles), f"{key}/removed": (cuts,), f"{key}/all": (1,)}
-        if config.coarse is not None:
-            large = len(tile_windows(subject.captured.prompt.grids, config.coarse))
-            shapes[f"{key}/coarse"] = (cuts, large)
-        arrays |= {part: random.normal(size=shape) for part, shape in shapes.items()}
-    return arrays
+def _number(kind: Any, random: np.random.Generator) -> float:
+    """A number of this type."""
+    return float(random.integers(2)) if kind is bool else float(kind(random.normal()))

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import torch
 
-from analyses.runs import RunConfig
 from probes.cost.operations import Batch
-from probes.cost.passes import pass_bytes
-from probes.cost.workload import SampleWork, Subject, windows_of
+from probes.cost.workload import Subject
+from probes.measures.calls import ReplayCall
 from probes.measures.entropy import BLOCK_VALUES, matrices_at_once
 from probes.models.probed import ProbedModel
-from probes.replay.ablations import check_layers
 from probes.replay.batching import batch_bytes, feed_forward_size, rows_at_once, score_bytes
 from probes.replay.capture import Capture
 from probes.replay.replay import shape_of
@@ -38,29 +36,6 @@ def resident_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def memory_parts(
-    model: ProbedModel, subject: Subject, config: RunConfig, work: SampleWork
-) -> tuple[dict[str, int], dict[str, str]]:
-    """Bytes that one sample takes, by part, and the formula behind each.
-
-    Args:
-        model: as loaded.
-        subject: the sample whose shapes count.
-        config: of the run.
-        work: its `sample_work`.
-    """
-    found = {"capture": _capture(model, subject), "forward": _forward(model, subject)}
-    if config.streams:
-        found["entropies"] = _entropies(subject)
-    batches = [batch for made in work.batches.values() for batch in made]
-    passes = [one for made in work.passes.values() for one in made]
-    if batches:
-        found["replays"] = max(_replays(model, subject, config, batch) for batch in batches)
-    if passes:
-        found["gates"] = max(pass_bytes(model, subject.captured, one, len(subject.targets)) for one in passes)
-    return {part: held for part, (held, _) in found.items()}, {part: text for part, (_, text) in found.items()}
-
-
 def peak(parts: dict[str, int]) -> int:
     """Resident + capture + the largest of what comes and goes (forward, entropies, replays, gates)."""
     passing = [held for part, held in parts.items() if part not in ("resident", "capture")]
@@ -75,24 +50,25 @@ def _bytes(model: ProbedModel) -> int:
     return torch.finfo(model.dtype).bits // 8
 
 
-def _capture(model: ProbedModel, subject: Subject) -> tuple[int, str]:
+def capture_bytes(subject: Subject) -> tuple[int, str]:
     """Layer inputs, keys and values, streams of the visual tokens, log-probabilities, the model's own masks."""
+    model, captured = subject.case.model, subject.case.captured
     layers, d, b = model.n_layers, model.hidden_size, _bytes(model)
-    n = subject.captured.prompt.n_tokens
-    streams = sum(states.numel() for states in subject.captured.visual.states.values())
-    own = subject.captured.log_probs.numel()
-    masks = sum(mask.nbytes for mask in masks_of(subject.captured.arguments))
-    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * own + masks
+    n = captured.prompt.n_tokens
+    streams = sum(states.numel() for states in captured.visual.states.values())
+    masks = sum(mask.nbytes for mask in masks_of(captured.arguments))
+    total = b * (n * ((layers + 1) * d + 2 * layers * _width(model)) + streams) + 4 * captured.log_probs.numel() + masks
     return total, (
         f"{n:,} tokens x ({layers + 1} x {d} + 2 x {layers} x {_width(model)}) + {streams:,} of the streams, "
         f"{b} bytes each" + (f"; {masks:,} bytes of the model's own attention masks" if masks else "")
     )
 
 
-def _forward(model: ProbedModel, subject: Subject) -> tuple[int, str]:
+def forward_bytes(subject: Subject) -> tuple[int, str]:
     """The vision tower's states; or three feed-forward widths and three streams a token; or attention."""
-    n, inner, d, b = subject.captured.prompt.n_tokens, feed_forward_size(model), model.hidden_size, _bytes(model)
-    decoder = max(b * n * 3 * (inner + d), b * n * 6 * d + _pairs(model, subject.captured, n))
+    model, captured = subject.case.model, subject.case.captured
+    n, inner, d, b = captured.prompt.n_tokens, feed_forward_size(model), model.hidden_size, _bytes(model)
+    decoder = max(b * n * 3 * (inner + d), b * n * 6 * d + _pairs(model, captured, n))
     return max(decoder, subject.vision_bytes), (
         f"the largest of {n:,} tokens x 3 x ({inner} + {d}) x {b} bytes, attention with its mask or scores, and the "
         "vision tower's states"
@@ -106,33 +82,33 @@ def _pairs(model: ProbedModel, captured: Capture, n: int) -> int:
     return n * n * (1 + _bytes(model)) * bool(masks_of(captured.arguments))
 
 
-def _entropies(subject: Subject) -> tuple[int, str]:
-    """Float64 copies of a block of states, and three Gram matrices of as many layers as go through at once."""
-    sizes = []
-    for states in subject.captured.visual.states.values():
-        layers, n, d = states.shape
-        at_once = min(layers, matrices_at_once(states))
-        block = 8 * min(at_once * n * d, BLOCK_VALUES.get(states.device.type, BLOCK_VALUES["cuda"]))
-        gram = 8 * at_once * min(n, d) ** 2
-        copies = 3 if n > d else 2  # blocks of tokens are centered, and scaled apart
-        sizes.append((copies * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"))
-    return max(sizes)
+def entropy_bytes(states: torch.Tensor) -> tuple[int, str]:
+    """Float64 copies of a block of states, and three Gram matrices of as many layers as go through at once.
+
+    Args:
+        states: (layer, token, dim).
+    """
+    layers, n, d = states.shape
+    at_once = min(layers, matrices_at_once(states))
+    block = 8 * min(at_once * n * d, BLOCK_VALUES.get(states.device.type, BLOCK_VALUES["cuda"]))
+    gram = 8 * at_once * min(n, d) ** 2
+    copies = 3 if n > d else 2  # blocks of tokens are centered, and scaled apart
+    return copies * block + 3 * gram, f"{at_once} layers of {n:,} x {d} at once, in float64"
 
 
-def _replays(model: ProbedModel, subject: Subject, config: RunConfig, batch: Batch) -> tuple[int, str]:
-    """A batch, the sets of tokens that are taken away, and the vocabulary at the readout places of every removal."""
-    captured, count = subject.captured, len(batch.layers)
+def replay_bytes(subject: Subject, call: ReplayCall, batch: Batch) -> tuple[int, str]:
+    """A batch, the sets of tokens that are taken away, and the vocabulary at the readout places where all is kept."""
+    model, captured, count = subject.case.model, subject.case.captured, len(batch.layers)
     shape = shape_of(captured, batch.rows, batch.columns)
     layer = batch_bytes(model, shape, count)
-    windows = len(windows_of(captured, config)) if config.contexts else 1
-    masks = 3 * windows * captured.prompt.n_tokens
-    cuts = len(check_layers(model, config.layers))
-    tables = 3 * 4 * model.vocab_size * len(captured.prompt.readout) * cuts
+    masks = 3 * call.ablations.masks.numel()
+    kept = len(call.ablations) if call.whole else 0
+    tables = 3 * 4 * model.vocab_size * subject.places * kept
     part = rows_at_once(model, shape, count)
     parts = f", {part:,} of them at once" if part < batch.rows else ""
     text = (
         f"{layer:,} bytes of {count} replays of {batch.rows:,} rows over {batch.columns:,} columns{parts} (stream, "
-        f"attention or feed-forward, masks), {masks:,} of sets of tokens, {tables:,} of {cuts} removals over the "
-        "vocabulary"
+        f"attention or feed-forward, masks), {masks:,} of sets of tokens"
+        + (f", {tables:,} of {kept} replays over the vocabulary" if kept else "")
     )
     return layer + masks + tables, text

@@ -20,6 +20,7 @@ from probes.replay.capture import Capture
 THUMBNAIL = 256  # px, longest side
 FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
 Grids = dict[tuple[str, str], InformationGrid]  # by target and context
+CurveRow = tuple[str, str, int, str, str, float]  # target, context, layer, stream, measure, value
 
 
 def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
@@ -52,14 +53,14 @@ def floor_columns(floor: NoiseFloor) -> dict[str, float]:
     return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
 
 
-def entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[tuple[str, str, int, str, str, float]]:
+def entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[CurveRow]:
     """`CURVES` of each stream's (layer,) entropies, in nats."""
     for stream, values in entropies.items():
         for layer, value in enumerate(values.tolist()):
             yield "", "", layer, stream, "entropy", value
 
 
-def removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[tuple[str, str, int, str, str, float]]:
+def removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[CurveRow]:
     """`CURVES` of each target's removals."""
     for name, curve in removals.items():
         for measure in ("log_p", "kl", "correct", "same"):

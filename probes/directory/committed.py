@@ -40,7 +40,7 @@ def read_record(path: Path, part: str, row: int, layers: Sequence[int]) -> Recor
 
 
 def held_removals(
-    held: Record, targets: dict[str, Target], kind: str, tokens: str = "visual"
+    held: Record, targets: Mapping[str, Target], kind: str, tokens: str = "visual"
 ) -> dict[str, RemovalCurve]:
     """The removal curves of a committed record, one a target."""
     found = {}

@@ -3,56 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import rankdata
 
-from analyses.runs import RunConfig
-from probes.measures.information import InformationGrid, RemovalCurve, information_grids
-from probes.models.grids import choose_window
+from probes.measures.case import Case
+from probes.measures.information import GridRequest, InformationGrid, RemovalCurve, information_grids
 from probes.models.probed import ProbedModel
-from probes.models.targets import Target
-from probes.replay.capture import Capture
 
 CHECKED_LAYERS = 4
 TOP_SHARE = 0.1
+CHECK_MEASURES = ("gate_rank_correlation", "gate_top_overlap", "gate_largest_effect")
 Row = tuple[str, str, int, str, str, float]  # of the curves
 
 
 def check_rows(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    grids: Mapping[tuple[str, str], InformationGrid],
-    config: RunConfig,
-    removals: dict[str, RemovalCurve],
+    case: Case,
+    request: GridRequest,
+    estimates: Mapping[str, InformationGrid],
+    removals: Mapping[str, RemovalCurve],
 ) -> list[Row]:
     """Rows of the curves: how well estimates agree with exact effects at up to `CHECKED_LAYERS` of the cuts.
 
     Args:
-        model: the captured model.
-        captured: one sample.
-        targets: by name.
-        grids: estimates by target and context.
-        config: of the run.
+        case: one sample.
+        request: the exact grids, as `exact_request` gives them.
+        estimates: by target, in the same context.
         removals: by target, measured already.
     """
-    rows: list[Row] = []
-    for context in config.contexts:
-        cuts = checked_layers(next(iter(grids.values())).layers)
-        exact = information_grids(
-            model,
-            captured,
-            targets,
-            context=context,
-            window=choose_window(config.window, config.max_windows, captured.prompt.grids),
-            layers=cuts,
-            batch_size=config.batch_size,
-            removal=removals,
-        )
-        for name in targets:
-            rows += _agreement_rows(grids[name, context], exact[name])
-    return rows
+    exact = information_grids(case, request, removals)
+    return [row for name in case.targets for row in _agreement_rows(estimates[name], exact[name])]
+
+
+def exact_request(model: ProbedModel, estimates: GridRequest) -> GridRequest:
+    """The exact grids that estimates are held against: the same windows, at a few of the layers."""
+    layers = checked_layers(np.array(estimates.cuts(model)))
+    return replace(estimates, method="exact", layers=tuple(layers))
 
 
 def checked_layers(cuts: np.ndarray) -> list[int]:
@@ -96,10 +83,11 @@ def _agreement_rows(estimate: InformationGrid, exact: InformationGrid) -> list[R
     places = np.searchsorted(estimate.layers, exact.layers)
     pairs = zip(exact.layers.tolist(), estimate.effects("log_p")[places], exact.effects("log_p"), strict=True)
     for at, (layer, first_order, true) in enumerate(pairs):
-        values = {
-            "gate_rank_correlation": rank_agreement(first_order, true),
-            "gate_top_overlap": top_overlap(first_order, true),
-            "gate_largest_effect": float(np.abs(exact.values[at]).max()),
-        }
-        rows += [(exact.target, exact.context, layer, "", measure, value) for measure, value in values.items()]
+        values = (
+            rank_agreement(first_order, true),
+            top_overlap(first_order, true),
+            float(np.abs(exact.values[at]).max()),
+        )
+        measured = zip(CHECK_MEASURES, values, strict=True)
+        rows += [(exact.target, exact.context, layer, "", measure, value) for measure, value in measured]
     return rows

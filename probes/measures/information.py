@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from analyses.runs import TokenGrids
-from probes.gates.gate import check_method, gate_effects, sum_windows
+from probes.gates.gate import check_method, sum_windows
+from probes.measures.calls import GateCall, ReplayCall
+from probes.measures.case import Case
+from probes.models.grids import Window, choose_window
 from probes.models.probed import ProbedModel
-from probes.models.prompts import removable_windows
+from probes.models.prompts import Prompt, removable_windows
 from probes.models.targets import Target
 from probes.replay.ablations import (
-    Ablations,
     as_numpy,
     check_context,
     check_kind,
@@ -24,8 +26,6 @@ from probes.replay.ablations import (
     window_ablations,
     window_table,
 )
-from probes.replay.capture import Capture
-from probes.replay.replay import replay
 
 
 @dataclass(frozen=True)
@@ -82,27 +82,70 @@ class InformationGrid(TokenGrids):
         return self.information(measure)
 
 
-def removal_curves(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    *,
-    layers: Sequence[int] | None = None,
-    kind: str = "delete",
-    batch_size: int | None = None,
-) -> dict[str, RemovalCurve]:
-    """`removal_curve` for several targets of one captured sample: one sweep over the layers serves all."""
-    cuts = check_layers(model, layers)
+@dataclass(frozen=True)
+class GridRequest:
+    """Which token grids are wanted of a sample.
+
+    Attributes:
+        context: keep-one or leave-one-out.
+        window: side of a window in tokens; None where `max_windows` chooses it for each sample.
+        max_windows: the smallest windows that are at most so many.
+        layers: cuts in 0..L-1; all by default.
+        kind: delete, zero or mean.
+        method: "exact", or first order by "gate".
+        batch_size: ablations at once; as many as fit by default.
+    """
+
+    context: str = "keep-one"
+    window: int | None = 2
+    max_windows: int | None = None
+    layers: tuple[int, ...] | None = None
+    kind: str = "delete"
+    method: str = "exact"
+    batch_size: int | None = None
+
+    def side(self, prompt: Prompt) -> int:
+        """Side of one sample's windows in tokens."""
+        return choose_window(self.window, self.max_windows, prompt.removable_grids)
+
+    def windows(self, prompt: Prompt) -> list[Window]:
+        """The windows of one sample, in the order of the grids' columns."""
+        return removable_windows(prompt, self.side(prompt))
+
+    def cuts(self, model: ProbedModel) -> list[int]:
+        """The layers in ascending order; raises HorizonError unless all lie in 0..L-1."""
+        return check_layers(model, self.layers)
+
+
+def removal_call(
+    case: Case, layers: Sequence[int] | None = None, kind: str = "delete", batch_size: int | None = None
+) -> ReplayCall:
+    """The replays of `removal_curves`: everything that the prompt says is taken away, at every cut."""
+    cuts = check_layers(case.model, layers)
     check_kind(kind)
-    ablations = removal_ablations(captured, cuts, kind)
-    own = captured.log_probs
-    log_probs = own.new_empty(len(cuts), *own.shape)
-    for indices, found in replay(model, captured, ablations, batch_size=batch_size):
+    return ReplayCall(removal_ablations(case.captured, cuts, kind), batch_size, whole=True)
+
+
+def window_call(case: Case, request: GridRequest) -> ReplayCall:
+    """The replays of exact token grids: every window at every cut, cut-major."""
+    windows, cuts = request.windows(case.captured.prompt), request.cuts(case.model)
+    ablations = window_ablations(case.captured, windows, request.context, cuts, request.kind)
+    return ReplayCall(ablations, request.batch_size)
+
+
+def removal_curves(
+    case: Case, *, layers: Sequence[int] | None = None, kind: str = "delete", batch_size: int | None = None
+) -> dict[str, RemovalCurve]:
+    """`removal_curve` for every target of one captured sample: one sweep over the layers serves all."""
+    call = removal_call(case, layers, kind, batch_size)
+    own = case.captured.log_probs
+    log_probs = own.new_empty(len(call.ablations), *own.shape)
+    for indices, found in call.run(case):
         log_probs[indices] = found
     log_probs = torch.cat([log_probs, own[None]])
-    axis = np.array([*cuts, model.n_layers])
-    tokens = captured.prompt.tokens
-    return {name: _removal_curve(target, log_probs, axis, kind, tokens) for name, target in targets.items()}
+    axis = np.array([*call.ablations.layers.tolist(), case.model.n_layers])
+    tokens = case.captured.prompt.tokens
+    return {name: _removal_curve(target, log_probs, axis, kind, tokens) for name, target in case.targets.items()}
 
 
 def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, kind: str, tokens: str) -> RemovalCurve:
@@ -122,48 +165,51 @@ def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, ki
 
 
 def information_grids(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    *,
-    context: str = "keep-one",
-    window: int = 2,
-    layers: Sequence[int] | None = None,
-    kind: str = "delete",
-    method: str = "exact",
-    batch_size: int | None = None,
-    removal: dict[str, RemovalCurve] | None = None,
+    case: Case, request: GridRequest, removals: Mapping[str, RemovalCurve] | None = None
 ) -> dict[str, InformationGrid]:
-    """`token_information` for several targets of one captured sample; `removal` spares measuring the baseline again."""
-    cuts = check_layers(model, layers)
-    check_context(context)
-    check_kind(kind)
-    check_method(method, kind, (context,), model.dtype, tokens=captured.prompt.tokens)
-    windows = removable_windows(captured.prompt, window)
-    removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
-    removed = {name: removal[name].log_p[np.searchsorted(removal[name].layers, cuts)] for name in targets}
-    if method == "gate":
-        effects = gate_effects(model, captured, targets, context, cuts)
-        sums = {name: sum_windows(effects[name], captured.prompt.visual, windows) for name in targets}
-        found = {name: _shifted(removal[name], removed[name], sums[name], context) for name in targets}
+    """`token_information` for every target of one captured sample.
+
+    Args:
+        case: one sample.
+        request: which grids.
+        removals: by target, measured before at these layers at least; measured here by default.
+
+    Returns:
+        By target: (layer, window) grids.
+    """
+    _check_request(case, request)
+    cuts, windows = request.cuts(case.model), request.windows(case.captured.prompt)
+    removals = removals or removal_curves(case, layers=cuts, kind=request.kind, batch_size=request.batch_size)
+    removed = {name: removals[name].log_p[np.searchsorted(removals[name].layers, cuts)] for name in case.targets}
+    if request.method == "gate":
+        effects = GateCall(request.context, tuple(cuts)).run(case)
+        sums = {name: sum_windows(effects[name], case.captured.prompt.visual, windows) for name in case.targets}
+        log_p = {name: _shifted(removals[name], removed[name], sums[name], request.context) for name in sums}
     else:
-        ablations = window_ablations(captured, windows, context, cuts, kind)
-        found = target_log_p(model, captured, ablations, targets, batch_size)
+        log_p = target_log_p(case, window_call(case, request))
     table = window_table(windows)
     return {
         name: InformationGrid(
-            log_p=found[name].reshape(len(cuts), len(windows)).astype(np.float64),
+            log_p=log_p[name].reshape(len(cuts), len(windows)).astype(np.float64),
             removed=removed[name],
-            all=removal[name].log_p_all,
+            all=removals[name].log_p_all,
             layers=np.array(cuts),
             windows=table,
-            context=context,
+            context=request.context,
             target=name,
-            method=method,
-            tokens=captured.prompt.tokens,
+            method=request.method,
+            tokens=case.captured.prompt.tokens,
         )
-        for name in targets
+        for name in case.targets
     }
+
+
+def _check_request(case: Case, request: GridRequest) -> None:
+    """Raise HorizonError unless this sample can give such grids."""
+    check_context(request.context)
+    check_kind(request.kind)
+    tokens = case.captured.prompt.tokens
+    check_method(request.method, request.kind, (request.context,), case.model.dtype, tokens=tokens)
 
 
 def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
@@ -171,12 +217,10 @@ def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, co
     return removed[:, None] + effects if context == "keep-one" else removal.log_p_all - effects
 
 
-def target_log_p(
-    model: ProbedModel, captured: Capture, ablations: Ablations, targets: dict[str, Target], batch_size: int | None
-) -> dict[str, np.ndarray]:
+def target_log_p(case: Case, call: ReplayCall) -> dict[str, np.ndarray]:
     """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""
-    found = {name: np.empty(len(ablations)) for name in targets}
-    for indices, log_probs in replay(model, captured, ablations, batch_size=batch_size):
-        for name, target in targets.items():
-            found[name][indices.cpu().numpy()] = as_numpy(target.log_p(log_probs))
-    return found
+    log_p = {name: np.empty(len(call.ablations)) for name in case.targets}
+    for indices, log_probs in call.run(case):
+        for name, target in case.targets.items():
+            log_p[name][indices.cpu().numpy()] = as_numpy(target.log_p(log_probs))
+    return log_p

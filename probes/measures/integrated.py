@@ -15,7 +15,7 @@ from probes.data.samples import Sample
 from probes.gates.gate import check_method, log_p_at, path_derivatives, sum_windows
 from probes.gates.trajectories import path_trajectory
 from probes.measures.information import removal_curves
-from probes.measures.preparing import chosen_target, prepare
+from probes.measures.preparing import prepare_target
 from probes.models.grids import tile_windows
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target, check_targets
@@ -98,9 +98,9 @@ def integrated_information(
         raise HorizonError(f"steps is {steps}; it must be at least 1")
     check_targets((target,))
     check_method("gate", "delete", (), model.dtype)
-    captured, targets = prepare(model, sample, (target,))
-    chosen = chosen_target(targets, target, sample)
-    curve = removal_curves(model, captured, {target: chosen}, layers=layers)[target]
+    case = prepare_target(model, sample, target)
+    captured, chosen = case.captured, case.targets[target]
+    curve = removal_curves(case, layers=layers)[target]
     cuts = curve.layers[:-1]
     removals = zip(cuts.tolist(), curve.log_p, curve.effects("log_p"), strict=False)  # without the last, L
     starts = [_start(model, captured, chosen, k, removed, effect) for k, removed, effect in removals]

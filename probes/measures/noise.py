@@ -147,12 +147,11 @@ def noise_floor(
             "something happens between or inside its layers that replays do not see, so nothing is measured"
         )
     bound = rounding_bound(model, captured, max((witness.kl or 0.0 for witness in witnesses), default=0.0))
-    spreads = [(bound.p, bound.log_p, bound.kl), far]
+    deviations = [np.array((bound.p, bound.log_p, bound.kl)), np.array(far)]
     for witness in witnesses:
         _, alone = next(replay(model, captured, witness.ablation, batch_size=1))
-        apart = _deviations(target, alone, witness.log_p, own, witness.kl)
-        spreads.append(tuple(WITNESS_MARGIN * value for value in apart))
-    return NoiseFloor(*(float(value) for value in np.max(spreads, axis=0)))
+        deviations.append(WITNESS_MARGIN * np.array(_deviations(target, alone, witness.log_p, own, witness.kl)))
+    return NoiseFloor(*(float(value) for value in np.max(deviations, axis=0)))
 
 
 @torch.no_grad()

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from probes.data.samples import Sample, SampleError
+from probes.measures.case import Case
 from probes.models.probed import ProbedModel
 from probes.models.prompts import Prompt, encode
 from probes.models.targets import Target, fixed_targets, forced_ids, resolve_targets
-from probes.replay.capture import Capture, capture_prompt
+from probes.replay.capture import capture_prompt
 
 
 def prepare(
     model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = (), tokens: str = "visual"
-) -> tuple[Capture, dict[str, Target]]:
+) -> Case:
     """Capture one sample and resolve its targets (none is fine); what they must be read after is forced.
 
     Raises:
@@ -46,7 +47,7 @@ def capture_targets(
     targets: Sequence[str],
     fixed: dict[str, Target],
     streams: Sequence[str] = (),
-) -> tuple[Capture, dict[str, Target]]:
+) -> Case:
     """The second half of `prepare`: run the prompt and resolve the targets that follow from the model's answer.
 
     Raises:
@@ -55,11 +56,16 @@ def capture_targets(
     captured = capture_prompt(model, prompt, streams)
     if not torch.isfinite(captured.log_probs).all():
         raise SampleError(f"sample {sample.id!r}: the model's own output is not finite in {model.dtype}")
-    return captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs, fixed)
+    return Case(model, captured, resolve_targets(targets, model.tokenizer, sample, captured.log_probs, fixed))
 
 
-def chosen_target(targets: dict[str, Target], name: str, sample: Sample) -> Target:
-    """The target of that name; raises SampleError where the sample has none."""
-    if name not in targets:
+def prepare_target(model: ProbedModel, sample: Sample, name: str, tokens: str = "visual") -> Case:
+    """`prepare` for the one target that a caller names.
+
+    Raises:
+        SampleError: the sample cannot be measured, or has no such target.
+    """
+    case = prepare(model, sample, (name,), tokens=tokens)
+    if name not in case.targets:
         raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")
-    return targets[name]
+    return case

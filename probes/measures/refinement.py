@@ -7,114 +7,125 @@ errors rarely leaves; and each step on the way could hide fine windows whose eff
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from probes.data.samples import SampleError
-from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves, target_log_p
+from probes.measures.calls import ReplayCall
+from probes.measures.case import Case
+from probes.measures.information import (
+    GridRequest,
+    InformationGrid,
+    RemovalCurve,
+    information_grids,
+    removal_call,
+    removal_curves,
+    target_log_p,
+    window_call,
+)
 from probes.measures.noise import NoiseFloor, noise_floor, removal_witnesses
 from probes.models.grids import Window
-from probes.models.probed import ProbedModel
-from probes.models.prompts import removable_windows
-from probes.models.targets import Target
-from probes.replay.ablations import (
-    check_context,
-    check_kind,
-    check_layers,
-    removal_ablations,
-    window_ablations,
-    window_table,
-)
-from probes.replay.capture import Capture
+from probes.replay.ablations import check_context, check_kind, window_table
 from probes.replay.replay import most_rows
 
 
 def refined_grids(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    *,
-    context: str = "keep-one",
-    window: int = 2,
+    case: Case,
+    request: GridRequest,
     coarse: int = 8,
-    layers: Sequence[int] | None = None,
-    kind: str = "delete",
-    batch_size: int | None = None,
-    removal: dict[str, RemovalCurve] | None = None,
+    *,
+    removals: Mapping[str, RemovalCurve] | None = None,
     floor: float | None = None,
 ) -> dict[str, InformationGrid]:
     """`information_grids`, but fine windows are measured only inside coarse ones with an effect above the floor.
 
     Args:
-        model: as loaded.
-        captured: one sample.
-        targets: by name; a coarse window is refined for all of them if its effect on any exceeds the floor.
-        context: keep-one or leave-one-out.
-        window: side of the fine windows in tokens.
-        coarse: side of the coarse windows, a multiple of `window`: every fine window lies in one coarse window.
-        layers: cuts in 0..L-1; all by default.
-        kind: delete, zero or mean.
-        batch_size: ablations at once.
-        removal: curves measured before, at these layers at least.
+        case: one sample; a coarse window is refined for all targets if its effect on any exceeds the floor.
+        request: the fine grids, exact.
+        coarse: side of the coarse windows, a multiple of the fine ones': every fine window lies in one coarse window.
+        removals: curves measured before, at these layers at least.
         floor: |effect| in p that a coarse window must exceed at a layer to be refined there; the sample's noise
             floor by default, measured with the removals.
 
     Returns:
         Grids over the fine windows: exact, or NaN where nothing was measured. `coarse` has the coarse values.
     """
-    cuts = check_layers(model, layers)
-    check_context(context)
-    check_kind(kind)
-    how: dict[str, Any] = {"layers": cuts, "kind": kind, "batch_size": batch_size}
-    removal = removal or removal_curves(model, captured, targets, **how)
-    large, small = (removable_windows(captured.prompt, size) for size in (coarse, window))
+    check_context(request.context)
+    check_kind(request.kind)
+    if removals is None:
+        removals = removal_curves(case, layers=request.layers, kind=request.kind, batch_size=request.batch_size)
     if floor is None:
-        floor = floor_before_grids(model, captured, targets, removal, window=window, context=context, **how).p
-    first = information_grids(model, captured, targets, context=context, window=coarse, removal=removal, **how)
-    _check_finite(model, captured, [grid.log_p for grid in first.values()])
-    above = np.any([np.abs(grid.information("p")) > floor for grid in first.values()], axis=0)
-    wanted = torch.from_numpy(above[:, parents(small, large)].ravel().nonzero()[0]).to(model.device)
-    ablations = window_ablations(captured, small, context, cuts, kind)[wanted]
-    found = target_log_p(model, captured, ablations, targets, batch_size)
-    _check_finite(model, captured, found.values())
-    table, at = window_table(small), wanted.cpu().numpy()
+        floor = floor_before_grids(case, request, removals).p
+    large = coarse_request(request, coarse)
+    return refine(case, request, coarse_grids(case, large, removals), large, floor)
+
+
+def coarse_request(request: GridRequest, coarse: int) -> GridRequest:
+    """The same grids over larger windows."""
+    return replace(request, window=coarse, max_windows=None)
+
+
+def coarse_grids(case: Case, request: GridRequest, removals: Mapping[str, RemovalCurve]) -> dict[str, InformationGrid]:
+    """`information_grids` of coarse windows; raises SampleError where one is not a number."""
+    grids = information_grids(case, request, removals)
+    _check_finite(case, [grid.log_p for grid in grids.values()])
+    return grids
+
+
+def refine(
+    case: Case, request: GridRequest, coarse: Mapping[str, InformationGrid], large: GridRequest, floor: float
+) -> dict[str, InformationGrid]:
+    """Grids over the windows of `request`, measured only inside coarse windows whose effect exceeds the floor.
+
+    Args:
+        case: one sample.
+        request: the fine grids.
+        coarse: by target, at the same layers.
+        large: the request for them.
+        floor: in p.
+    """
+    small, blocks = (each.windows(case.captured.prompt) for each in (request, large))
+    above = np.any([np.abs(grid.information("p")) > floor for grid in coarse.values()], axis=0)
+    wanted = above[:, parents(small, blocks)].ravel().nonzero()[0]
+    every = window_call(case, request)
+    chosen = replace(every, ablations=every.ablations[torch.from_numpy(wanted).to(case.model.device)])
+    log_p = target_log_p(case, chosen)
+    _check_finite(case, log_p.values())
+    table = window_table(small)
     refined = {}
-    for name, grid in first.items():
-        log_p = np.full(len(cuts) * len(small), np.nan)
-        log_p[at] = found[name]
-        refined[name] = replace(grid, log_p=log_p.reshape(len(cuts), -1), windows=table, coarse=grid.log_p)
+    for name, grid in coarse.items():
+        values = np.full(len(every.ablations), np.nan)
+        values[wanted] = log_p[name]
+        refined[name] = replace(grid, log_p=values.reshape(len(grid.layers), -1), windows=table, coarse=grid.log_p)
     return refined
 
 
-def _check_finite(model: ProbedModel, captured: Capture, log_p: Iterable[np.ndarray]) -> None:
+def _check_finite(case: Case, log_p: Iterable[np.ndarray]) -> None:
     """NaN says "not measured" in a refined grid, so it must not come out of the model."""
     if any(np.isnan(values).any() for values in log_p):
-        lost = f"without some {'' if captured.prompt.tokens == 'all' else f'{captured.prompt.tokens} '}tokens"
-        raise SampleError(f"the output of {model.name!r} {lost} is not a number in {model.dtype}")
+        tokens = case.captured.prompt.tokens
+        lost = f"without some {'' if tokens == 'all' else f'{tokens} '}tokens"
+        raise SampleError(f"the output of {case.model.name!r} {lost} is not a number in {case.model.dtype}")
 
 
-def floor_before_grids(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    removal: dict[str, RemovalCurve],
-    *,
-    window: int,
-    context: str,
-    layers: Sequence[int],
-    kind: str = "delete",
-    batch_size: int | None = None,
-) -> NoiseFloor:
+def floor_before_grids(case: Case, request: GridRequest, removals: Mapping[str, RemovalCurve]) -> NoiseFloor:
     """Noise floor of the first target before any token grid is measured, by replays as long as the grids' will be."""
-    name, target = next(iter(targets.items()))
-    windows = removable_windows(captured.prompt, window)
-    sets = [removal_ablations(captured, layers, kind), window_ablations(captured, windows, context, layers, kind)]
-    rows = max(most_rows(captured, ablations) for ablations in sets)
-    return noise_floor(model, captured, target, removal_witnesses(captured, removal[name]), rows=rows)
+    name, target = case.first_target
+    rows = longest_rows(case, calls_before_grids(case, request))
+    return noise_floor(case.model, case.captured, target, removal_witnesses(case.captured, removals[name]), rows=rows)
+
+
+def calls_before_grids(case: Case, request: GridRequest) -> list[ReplayCall]:
+    """The replays that the floor before the grids stands for."""
+    return [removal_call(case, request.layers, request.kind, request.batch_size), window_call(case, request)]
+
+
+def longest_rows(case: Case, calls: Sequence[ReplayCall]) -> int:
+    """Tokens that the longest ablation of some calls runs."""
+    return max(most_rows(case.captured, call.ablations) for call in calls)
 
 
 def parents(small: Sequence[Window], large: Sequence[Window]) -> np.ndarray:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from analyses.runs import check_windows
 from probes.data.samples import Sample
 from probes.gates.gate import check_method
-from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves
-from probes.measures.preparing import chosen_target, prepare
+from probes.measures.information import (
+    GridRequest,
+    InformationGrid,
+    RemovalCurve,
+    information_grids,
+    removal_curves,
+)
+from probes.measures.preparing import prepare_target
+from probes.measures.refinement import refined_grids
 from probes.models.families import check_grids
-from probes.models.grids import choose_window
 from probes.models.probed import ProbedModel
 from probes.models.prompts import check_tokens
 from probes.models.targets import check_targets
@@ -41,9 +46,7 @@ def removal_curve(
         HorizonError: a layer, target, kind or choice of tokens is unknown. SampleError: the sample cannot be measured.
     """
     check_targets((target,))
-    captured, targets = prepare(model, sample, (target,), tokens=tokens)
-    chosen = chosen_target(targets, target, sample)
-    return removal_curves(model, captured, {target: chosen}, layers=layers, kind=kind)[target]
+    return removal_curves(prepare_target(model, sample, target, tokens), layers=layers, kind=kind)[target]
 
 
 def token_information(
@@ -89,17 +92,14 @@ def token_information(
         HorizonError: a context, window, layer, target, kind, method or choice of tokens is unknown, the method cannot
             measure this, or the model's family has no grid rule. SampleError: the sample cannot be measured.
     """
-    from probes.measures.refinement import refined_grids  # which is made of the functions below
-
     check_targets((target,))
     check_tokens(tokens)
     check_grids(model.name, model.family, tokens)
     check_method(method, kind, (context,), model.dtype, coarse, tokens)
     window = check_windows(window, max_windows, coarse)
-    captured, targets = prepare(model, sample, (target,), tokens=tokens)
-    chosen = {target: chosen_target(targets, target, sample)}
-    size = choose_window(window, max_windows, captured.prompt.removable_grids)
-    how: dict[str, Any] = {"context": context, "window": size, "layers": layers, "kind": kind, "batch_size": batch_size}
+    cuts = None if layers is None else tuple(layers)
+    request = GridRequest(context, window, max_windows, cuts, kind, method, batch_size)
+    case = prepare_target(model, sample, target, tokens)
     if coarse is not None:
-        return refined_grids(model, captured, chosen, coarse=coarse, **how)[target]
-    return information_grids(model, captured, chosen, method=method, **how)[target]
+        return refined_grids(case, request, coarse)[target]
+    return information_grids(case, request)[target]

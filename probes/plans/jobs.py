@@ -13,8 +13,9 @@ from probes.data.video import frame_rule
 from probes.directory.committed import read_record
 from probes.directory.writer import RunWriter
 from probes.measures.generation import wants_answer
+from probes.parts.forward import Answer
 from probes.plans.options import RunOptions
-from probes.plans.plans import Plan, checks_gates, wanted_probes
+from probes.plans.plans import Parts, Plan, parts_of, wanted_probes
 from probes.plans.progress import RunProgress
 
 
@@ -56,6 +57,12 @@ class Job:
     sample: Sample
     plan: Plan | None
     answer: int | None
+
+
+def job_parts(job: Job, config: RunConfig) -> Parts:
+    """All that a job takes: the parts of its plan, and the answer that is written out."""
+    measured = () if job.plan is None else parts_of(config, job.plan)
+    return measured if job.answer is None else (*measured, Answer(job.answer))
 
 
 def jobs_of(
@@ -154,8 +161,8 @@ def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writ
         spectra=plan.spectra or "spectra" in done,
         gate_check=plan.gate_check or "gate_check" in done,
     )
-    lacks = set(wanted_probes(writer.config, plan)) - done
-    if not lacks <= {"information"} or checks_gates(writer.config, plan):
+    wanted = set(wanted_probes(writer.config, plan))
+    if not wanted - done <= {"information"} or "gate_check" in wanted:
         return plan
     layers = there["token_layers"]
     held = read_record(writer.path, there["part"], row, layers) if read else None

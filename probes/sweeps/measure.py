@@ -1,4 +1,4 @@
-"""Measure one sample: entropies, removals, token grids and noise floor from one capture, as a record to write.
+"""Measure one sample: every part of its plan on one captured forward pass, as a record to write.
 
 In three stages, so that a run can encode the next sample and finish the last one while the model is at work.
 """
@@ -6,42 +6,18 @@ In three stages, so that a run can encode the next sample and finish the last on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial, reduce
 from typing import Any
 
-import torch
-from PIL import Image
-
-from analyses.runs import WRONG, HorizonError, RunConfig
-from probes.data.samples import Sample, pictures_sha256
-from probes.directory.columns import (
-    FLOORS,
-    Grids,
-    entropy_rows,
-    floor_columns,
-    removal_rows,
-    sample_entry,
-    thumbnail,
-    token_arrays,
-)
-from probes.directory.committed import held_removals, merge_grids
+from analyses.runs import HorizonError, RunConfig
+from probes.data.samples import Sample
 from probes.directory.writer import Record
-from probes.measures.entropy import matrix_entropy, matrix_spectrum
-from probes.measures.gate_checks import check_rows
-from probes.measures.information import InformationGrid, RemovalCurve, information_grids, removal_curves
-from probes.measures.noise import NoiseFloor, grid_witnesses, noise_floor, removal_witnesses
 from probes.measures.preparing import capture_targets, encode_targets
-from probes.measures.refinement import floor_before_grids, refined_grids
-from probes.models.grids import choose_window
 from probes.models.probed import ProbedModel
-from probes.models.prompts import Prompt, removable_windows
+from probes.models.prompts import Prompt
 from probes.models.targets import Target, answer_length
-from probes.plans.plans import Plan, checks_gates, wanted_probes
-from probes.replay.ablations import removal_ablations, window_ablations
-from probes.replay.capture import Capture
-from probes.replay.replay import most_rows
+from probes.parts.part import Results
+from probes.plans.plans import Plan, parts_of, wanted_probes, wanted_targets
 
 
 @dataclass(frozen=True)
@@ -75,21 +51,22 @@ class Measured:
 
     Attributes:
         entry: the `SAMPLES` columns that the sample itself gives.
-        record: what the model gave; empty where it could not be measured.
-        states: stream -> (layer, token, dim), whose entropies are still to be taken.
-        images: the decoded image, or all images or frames.
+        results: what its parts gave; nothing where it could not be measured.
         plan: what it gets.
         error: why it could not be measured, or "".
         seconds: spent on it so far, waiting not included.
     """
 
     entry: dict[str, Any]
-    record: Record
-    states: dict[str, torch.Tensor]
-    images: tuple[Image.Image, ...]
+    results: Results
     plan: Plan
     error: str
     seconds: float
+
+    @property
+    def record(self) -> Record:
+        """What the model gave."""
+        return self.results.record
 
 
 def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Encoded:
@@ -108,7 +85,7 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
     prompt, answer_tokens, error = None, None, ""
     fixed: dict[str, Target] = {}
     try:
-        prompt, fixed = encode_targets(model, sample, _wanted_targets(config), config.tokens)
+        prompt, fixed = encode_targets(model, sample, wanted_targets(config), config.tokens)
         answer_tokens = answer_length(model.tokenizer, sample)
     except Exception as caught:  # one bad sample never ends a run
         error = _reason(caught)
@@ -116,22 +93,30 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
 
 
 def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured:
-    """Second stage: the capture and every replay. Only this one traces, so it belongs to one thread."""
+    """Second stage: the capture and every part of the plan. Only this one traces, so it belongs to one thread."""
     started = time.monotonic()
-    record, error = Record({}), encoded.error
-    states: dict[str, torch.Tensor] = {}
-    fresh = encoded.prompt if encoded.plan.held is None else None  # a held record has its picture
-    images = (fresh.images or (fresh.image,)) if fresh else ()
+    results, error = Results(Record({})), encoded.error
     if encoded.prompt is not None and not error:
         try:
-            if encoded.plan.held is None:
-                record, states = _measure(model, encoded, encoded.prompt, config)
-            else:
-                record = _extend(model, encoded, encoded.prompt, config, encoded.plan.held)
+            results = _measured(model, encoded, encoded.prompt, config)
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
-    return Measured(encoded.entry, record, states, images, encoded.plan, error, seconds)
+    return Measured(encoded.entry, results, encoded.plan, error, seconds)
+
+
+def _measured(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig) -> Results:
+    """What the parts give, one after another, on one capture, of which nothing is held afterwards but states."""
+    plan = encoded.plan
+    streams = config.streams if plan.held is None else ()
+    case = capture_targets(model, encoded.sample, prompt, wanted_targets(config), encoded.fixed, streams)
+    results = Results(plan.held or Record({"answer_tokens": encoded.answer_tokens}))
+    for part in parts_of(config, plan):
+        if results.record.excluded:
+            break
+        if case.targets or not part.reads_targets:
+            results = part.run(case, results)
+    return results
 
 
 def finish(measured: Measured, config: RunConfig) -> Record:
@@ -140,7 +125,7 @@ def finish(measured: Measured, config: RunConfig) -> Record:
     error = measured.error
     if not error:
         try:
-            record = _finish(measured, config)
+            record = finished(measured.results)
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = measured.seconds + time.monotonic() - started
@@ -162,143 +147,9 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
 
 
-def _replayed(config: RunConfig) -> bool:
-    return bool({"removal", "information"} & set(config.probes))
-
-
-def _wanted_targets(config: RunConfig) -> tuple[str, ...]:
-    return config.targets if _replayed(config) or config.only_correct else ()
-
-
-def _measure(
-    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig
-) -> tuple[Record, dict[str, torch.Tensor]]:
-    """What the model gives, and the states whose entropies are to be taken."""
-    names, plan = _wanted_targets(config), encoded.plan
-    captured, targets = capture_targets(model, encoded.sample, prompt, names, encoded.fixed, config.streams)
-    entry = sample_entry(model, captured, targets.get(config.targets[0])) | {"answer_tokens": encoded.answer_tokens}
-    if config.only_correct and not _answered_right(captured, targets):
-        return Record({**entry, "status": "excluded", "error": WRONG, "probes": []}), {}
-    curves: list[tuple[str, str, int, str, str, float]] = []
-    grids: Grids = {}
-    before: NoiseFloor | None = None
-    window = choose_window(config.window, config.max_windows, captured.prompt.removable_grids)
-    if targets and _replayed(config):
-        removals = removal_curves(
-            model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
-        )
-        if plan.tokens and "information" in config.probes:
-            if config.coarse is not None:
-                before = _floor_before(model, captured, targets, removals, window, plan.layers, config)
-            grids = _token_grids(model, captured, targets, config, removals, window, plan.layers, before)
-            entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
-            if checks_gates(config, plan):
-                curves += check_rows(model, captured, targets, grids, config, removals)
-        floor = _floor(model, captured, targets, removals, grids, window, config)
-        entry.update(floor_columns(floor if before is None else floor.or_larger(before)))
-        curves += removal_rows(removals)
-    return Record(entry, curves, token_arrays(grids), token_layers=plan.layers), captured.visual.states
-
-
-def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, held: Record) -> Record:
-    """Add token grids at the layers that a held record lacks; everything else stays as it was measured."""
-    plan = encoded.plan
-    captured, targets = capture_targets(model, encoded.sample, prompt, config.targets, encoded.fixed)
-    missing = [layer for layer in plan.layers if layer not in held.token_layers]
-    if not targets or not missing:
-        return held
-    window = choose_window(config.window, config.max_windows, captured.prompt.removable_grids)
-    removals = held_removals(held, targets, config.kind, config.tokens)
-    before = NoiseFloor(*(held.sample[name] for name in FLOORS))
-    if config.coarse is not None and not held.token_layers:  # as in a row that is measured at once
-        before = before.or_larger(_floor_before(model, captured, targets, removals, window, missing, config))
-    grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
-    floor = before
-    if not held.token_layers:  # later grids come in the same batches
-        floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
-    windows = next(iter(grids.values())).windows.to_dict("records")
-    entry = {**held.sample, "windows": windows, **floor_columns(floor)}
-    return merge_grids(replace(held, sample=entry), token_arrays(grids), missing)
-
-
-def _finish(measured: Measured, config: RunConfig) -> Record:
-    states, record = measured.states, measured.record
-    if measured.plan.held is not None:
-        return record
-    entry = dict(record.sample)
-    if measured.images:
-        entry.update(image_sha256=pictures_sha256(measured.images), thumbnail=thumbnail(measured.images[0]))
-    if record.excluded:
-        return replace(record, sample=entry)
-    how = {"center": config.center, "normalize_rows": config.normalize_rows}
-    entropies = {s: matrix_entropy(states[s], alpha=config.alpha, **how).cpu().numpy() for s in config.streams}
-    spectra = {s: matrix_spectrum(states[s], **how).cpu().numpy() for s in config.streams if measured.plan.spectra}
-    return replace(record, sample=entry, curves=[*entropy_rows(entropies), *record.curves], spectra=spectra)
-
-
-def _answered_right(captured: Capture, targets: dict[str, Target]) -> bool:
-    """By the first target that is not the model's own token; `greedy-correct` is absent where the answer is wrong."""
-    judge = next((target for name, target in targets.items() if name != "greedy"), None)
-    return judge is not None and bool(judge.contains(captured.log_probs[judge.place].argmax()))
-
-
-def _token_grids(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    config: RunConfig,
-    removals: dict[str, RemovalCurve],
-    window: int,
-    layers: Sequence[int],
-    floor: NoiseFloor | None,
-) -> Grids:
-    how: dict[str, Any] = {"window": window, "layers": layers, "kind": config.kind, "batch_size": config.batch_size}
-    grids_of: Callable[..., dict[str, InformationGrid]] = partial(information_grids, method=config.method)
-    if config.coarse is not None and floor is not None:
-        grids_of = partial(refined_grids, coarse=config.coarse, floor=floor.p)
-    return {
-        (name, context): grid
-        for context in config.contexts
-        for name, grid in grids_of(model, captured, targets, context=context, removal=removals, **how).items()
-    }
-
-
-def _floor_before(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    removals: dict[str, RemovalCurve],
-    window: int,
-    layers: Sequence[int],
-    config: RunConfig,
-) -> NoiseFloor:
-    """The floor that decides where coarse windows are refined, for all contexts together."""
-    how: dict[str, Any] = {"layers": layers, "kind": config.kind, "batch_size": config.batch_size}
-    first, *others = (
-        floor_before_grids(model, captured, targets, removals, window=window, context=context, **how)
-        for context in config.contexts
-    )
-    return reduce(NoiseFloor.or_larger, others, first)
-
-
-def _floor(
-    model: ProbedModel,
-    captured: Capture,
-    targets: dict[str, Target],
-    removals: dict[str, RemovalCurve],
-    grids: Grids,
-    window: int,
-    config: RunConfig,
-) -> NoiseFloor:
-    """Noise floor of the first target, by witnesses of all that was measured."""
-    name, target = next(iter(targets.items()))
-    curve = removals[name]
-    windows = removable_windows(captured.prompt, window)
-    witnesses = removal_witnesses(captured, curve)
-    sets = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
-    for (measured, context), grid in grids.items():
-        if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
-            witnesses += grid_witnesses(captured, grid, window, config.kind)
-            sets.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
-    rows = max(most_rows(captured, ablations) for ablations in sets)
-    return noise_floor(model, captured, target, witnesses, rows=rows)
+def finished(results: Results) -> Record:
+    """The record, with all that was left for when the model is through."""
+    record = results.whole_record
+    for function in results.later:
+        record = function(record)
+    return record

@@ -7,6 +7,7 @@ exact values is of the shipped models, on the first samples of each task.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import mean, median
 
 import numpy as np
@@ -17,7 +18,7 @@ from timing import cpu_seconds, heading, verdict
 import vlm_horizon as vh
 from probes.gates.gate import gate_effects, sum_windows
 from probes.measures.gate_checks import rank_agreement, top_overlap
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.measures.preparing import prepare
 from probes.models.grids import tile_windows
 from probes.models.targets import Target
@@ -69,7 +70,8 @@ def exact_seconds(model: vh.ProbedModel, captured: Capture, k: int, turn: int, r
 def report_times() -> None:
     """Interleaved rounds of exact ablations and of gates."""
     model, sample = llava.load(), llava.sample()
-    captured, targets = prepare(model, sample, ("greedy",))
+    case = prepare(model, sample, ("greedy",))
+    captured, targets = case.captured, case.targets
     random = np.random.default_rng(0)
     gate_effects(model, captured, targets, "keep-one", [llava.LAYERS - 1])  # fills the caches
     exact = {k: [] for k in CUTS}
@@ -89,12 +91,11 @@ def report_times() -> None:
 
 def _shared(model: vh.ProbedModel, sample: vh.Sample) -> None:
     """What both methods need besides: capture and baselines."""
-    captured, targets = prepare(model, sample, ("greedy",))
-    removal_curves(model, captured, targets, layers=list(CUTS))
+    removal_curves(prepare(model, sample, ("greedy",)), layers=list(CUTS))
 
 
 def _gate_seconds(
-    model: vh.ProbedModel, captured: Capture, targets: dict[str, Target], context: str, cuts: list[int]
+    model: vh.ProbedModel, captured: Capture, targets: Mapping[str, Target], context: str, cuts: list[int]
 ) -> float:
     return cpu_seconds(lambda: gate_effects(model, captured, targets, context, cuts))[0]
 
@@ -138,12 +139,13 @@ def report_agreement(name: str) -> None:
     cuts = list(range(model.n_layers))
     found: dict[tuple[str, int, int], list[tuple[float, float, float]]] = {}
     for sample in _samples():
-        captured, targets = prepare(model, sample, ("gold",))
+        case = prepare(model, sample, ("gold",))
+        captured = case.captured
         for context in CONTEXTS:
-            effects = gate_effects(model, captured, targets, context, cuts)["gold"]
+            effects = gate_effects(model, captured, case.targets, context, cuts)["gold"]
             for side in (1, 2):
                 estimate = sum_windows(effects, captured.prompt.visual, tile_windows(captured.prompt.grids, side))
-                grid = information_grids(model, captured, targets, context=context, window=side)["gold"]
+                grid = information_grids(case, GridRequest(context, side))["gold"]
                 for k, one, other, p in zip(cuts, estimate, grid.effects("log_p"), grid.values, strict=True):
                     row = rank_agreement(one, other), top_overlap(one, other), float(np.abs(p).max())
                     found.setdefault((context, side, k), []).append(row)

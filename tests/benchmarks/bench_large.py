@@ -21,13 +21,16 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import vlm_horizon as vh
 from analyses.runs import RunOptions
-from probes.cost.memory import memory_parts, resident_bytes
-from probes.cost.workload import meet, sample_work
+from probes.cost.memory import resident_bytes
+from probes.cost.meters import memory_parts, part_work
+from probes.cost.workload import meet
 from probes.loading.check import check_model
 from probes.measures.entropy import matrix_entropy
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.measures.preparing import prepare
+from probes.parts.grids import TokenGrids
 from probes.plans.options import run_config
+from probes.plans.plans import Plan, parts_of
 
 ROUNDS = 3
 CONTEXTS = ("keep-one", "leave-one-out")
@@ -118,33 +121,33 @@ def measure(size: Dimensions, dtype: torch.dtype, device: torch.device) -> None:
     asked = RunOptions(targets=("greedy",), contexts=CONTEXTS, streams=("query", "key", "hidden"))
     config, _ = run_config(asked, model, [sample])
     subject = meet(model, sample, config)
-    captured, targets = prepare(model, sample, ("greedy",), config.streams)
-    work = sample_work(model, subject, config)
-    few = RunOptions(probes=("information",), targets=("greedy",), contexts=CONTEXTS[1:], window=1, layers=cuts)
-    single = sample_work(model, subject, run_config(few, model, [sample])[0])
-    inputs, product = captured.prompt.inputs, product_rate(dtype, device)
+    case = prepare(model, sample, ("greedy",), config.streams)
+    every = parts_of(config, Plan(tokens=True, spectra=False, layers=config.grid_layers()))
+    work = {part.name: part_work(subject, part).operations for part in every}
+    few = TokenGrids(GridRequest(CONTEXTS[1], window=1, layers=cuts))
+    inputs, product = case.captured.prompt.inputs, product_rate(dtype, device)
 
     def forward() -> object:
         with torch.no_grad():
             return model.model(**inputs, use_cache=False, logits_to_keep=1)
 
     def grids(context: str, **how: Any) -> object:
-        return information_grids(model, captured, targets, context=context, removal=curves, **how)
+        return information_grids(case, GridRequest(context, **how), curves)
 
-    curves = removal_curves(model, captured, targets)
-    states = captured.visual.states
+    curves = removal_curves(case)
+    states = case.captured.visual.states
     parts: dict[str, tuple[Callable[[], object], float | None, int]] = {
-        "the model's own forward": (forward, work.operations["forward"], ROUNDS),
-        "capture": (lambda: prepare(model, sample, ("greedy",), config.streams), work.operations["forward"], ROUNDS),
+        "the model's own forward": (forward, work["forward"], ROUNDS),
+        "capture": (lambda: prepare(model, sample, ("greedy",), config.streams), work["forward"], ROUNDS),
         "removal, all layers": (
-            lambda: removal_curves(model, captured, targets),
-            work.replays["removal"].operations,
+            lambda: removal_curves(case),
+            work["removal"],
             ROUNDS,
         ),
-        "keep-one, 2 x 2, all layers": (lambda: grids("keep-one"), work.replays["keep-one"].operations, 1),
+        "keep-one, 2 x 2, all layers": (lambda: grids("keep-one"), work["keep-one"], 1),
         f"leave-one-out, single tokens, layer {cuts[0]}": (
             lambda: grids("leave-one-out", window=1, layers=cuts),
-            single.replays["leave-one-out"].operations,
+            part_work(subject, few).operations,
             1,
         ),
         f"gate keep-one, layer {cuts[0]}": (
@@ -155,7 +158,7 @@ def measure(size: Dimensions, dtype: torch.dtype, device: torch.device) -> None:
         "gate leave-one-out, all layers": (lambda: grids("leave-one-out", window=1, method="gate"), None, 1),
         "entropies, three streams": (
             lambda: [matrix_entropy(one).cpu() for one in states.values()],
-            work.operations["entropies"],
+            work["entropies"],
             ROUNDS,
         ),
     }
@@ -166,7 +169,7 @@ def measure(size: Dimensions, dtype: torch.dtype, device: torch.device) -> None:
         rate = 0.0 if operations is None else operations / taken
         counted = f"{operations / 1e9:,.1f} | {rate / 1e9:,.0f} | {rate / product:.2f}" if operations else " | | "
         print(f"| {name} | {taken:.3f} | {counted} |", flush=True)
-    memory, _ = memory_parts(model, subject, config, work)
+    memory, _ = memory_parts(subject, every)
     said = memory["capture"] + max(memory["forward"], memory["entropies"], memory["replays"])
     if device.type == "cuda":
         del subject

@@ -27,12 +27,13 @@ from family_encodings import TEXT, FamilyCase, images, lay_out, positions, token
 from timing import cpu_seconds, heading
 
 import vlm_horizon as vh
-from analyses.runs import RunConfig
-from probes.cost.memory import memory_parts
-from probes.cost.operations import make_batches
+from probes.cost.memory import capture_bytes, entropy_bytes, forward_bytes
+from probes.cost.operations import decoder_weights, make_batches
 from probes.cost.passes import gate_passes, pass_bytes
-from probes.cost.workload import SampleWork, Subject
+from probes.cost.workload import Subject
 from probes.gates.gate import gate_effects
+from probes.measures.calls import ReplayCall
+from probes.measures.case import Case
 from probes.measures.entropy import matrix_entropy
 from probes.measures.information import target_log_p
 from probes.models.grids import choose_window, tile_windows
@@ -89,9 +90,10 @@ def stages(name: str, side: int) -> list[dict[str, Any]]:
     bench = bench_of(CASES[name](side), "sdpa", torch.float32)
     model, prompt = bench.probed, bench.prompt
     captured, row = _measured("capture", lambda: capture_prompt(model, prompt, STREAMS))
-    parts = _memory(model, captured)
-    rows = [row | {"predicted": parts["capture"] + parts["forward"]}]
-    rows.append(_entropies(captured) | {"predicted": parts["entropies"]})
+    subject = Subject(vh.Sample("noise", None, "", ()), Case(model, captured, {}), decoder_weights(model), 0.0, 0, 0.0)
+    rows = [row | {"predicted": capture_bytes(subject)[0] + forward_bytes(subject)[0]}]
+    entropies = max(entropy_bytes(states)[0] for states in captured.visual.states.values())
+    rows.append(_entropies(captured) | {"predicted": entropies})
     rows.append(_replays(model, captured, "removal, every cut", removal_ablations(captured, range(LAYERS))))
     for context, most in MOST_WINDOWS.items():
         windows = tile_windows(prompt.grids, choose_window(None, most, prompt.grids))
@@ -111,16 +113,10 @@ def _entropies(captured: Capture) -> dict[str, Any]:
 
 
 def _replays(model: vh.ProbedModel, captured: Capture, label: str, ablations: Ablations) -> dict[str, Any]:
-    _, row = _measured(label, lambda: target_log_p(model, captured, ablations, GOLD, None))
+    _, row = _measured(label, lambda: target_log_p(Case(model, captured, GOLD), ReplayCall(ablations)))
     batches = make_batches(model, captured, ablations)
     sizes = [batch_bytes(model, shape_of(captured, b.rows, b.columns), len(b.layers)) for b in batches]
     return row | {"predicted": max(sizes)}
-
-
-def _memory(model: vh.ProbedModel, captured: Capture) -> dict[str, int]:
-    config = RunConfig(**model.recorded, weights="", probes=("entropy",), streams=STREAMS, contexts=())
-    subject = Subject(vh.Sample("noise", None, "", ()), captured, {}, 0.0, 0, 0.0)
-    return memory_parts(model, subject, config, SampleWork({}, {}, {}, {}, {}))[0]
 
 
 def _measured(label: str, function: Callable[[], Any]) -> tuple[Any, dict[str, Any]]:

@@ -17,15 +17,14 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 import numpy as np
-import probes.batching
 import torch
 from large_subject import large_forward, large_work
 from random_models import QUESTION, random_image, random_llava, random_processor
 from timing import heading
 
+import probes.replay.batching
 import vlm_horizon as vh
-from probes.cost.workload import FLOORS
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.measures.noise import grid_witnesses, noise_floor, removal_witnesses
 from probes.measures.preparing import prepare
 from probes.models.prompts import removable_windows
@@ -57,15 +56,13 @@ def coverage(model: vh.ProbedModel, samples: list[vh.Sample], cuts: list[int], c
     """One row of the table, but for its first columns."""
     floors, moved = [], []
     for sample in samples:
-        captured, targets = prepare(model, sample, ("gold",))
-        curves = removal_curves(model, captured, targets)
-        how = {"context": context, "layers": cuts, "removal": curves}
-        batched, alone = (
-            information_grids(model, captured, targets, batch_size=size, **how)["gold"] for size in (None, 1)
-        )
+        case = prepare(model, sample, ("gold",))
+        captured, curves = case.captured, removal_curves(case)
+        requests = (GridRequest(context, layers=tuple(cuts), batch_size=size) for size in (None, 1))
+        batched, alone = (information_grids(case, request, curves)["gold"] for request in requests)
         witnesses = [*removal_witnesses(captured, curves["gold"]), *grid_witnesses(captured, batched, 2, "delete")]
         ablations = window_ablations(captured, removable_windows(captured.prompt, 2), context, cuts)
-        floor = noise_floor(model, captured, targets["gold"], witnesses, rows=most_rows(captured, ablations))
+        floor = noise_floor(model, captured, case.targets["gold"], witnesses, rows=most_rows(captured, ablations))
         floors.append((floor.p, floor.log_p))
         moved.append((np.abs(batched.values - alone.values), np.abs(batched.log_p - alone.log_p)))
     parts = []
@@ -99,10 +96,10 @@ def budget() -> None:
             "leave-one-out, 2x2, all 32 layers": {"contexts": CONTEXTS[1:], "window": 2},
         }.items():
             work = large_work(**options)
-            whole = sum(work.replays[context].operations for context in options["contexts"])
-            print(f"| {words} | {most:,} | {work.replays[FLOORS[True]].operations / whole:.2%} |")
+            whole = sum(work[context].operations for context in options["contexts"])
+            print(f"| {words} | {most:,} | {work['noise floor'].operations / whole:.2%} |")
         work = large_work(probes=("removal",), contexts=())
-        floor, sweep = work.replays[FLOORS[False]].operations, work.replays["removal"].operations
+        floor, sweep = work["noise floor"].operations, work["removal"].operations
         shares = f"{floor / sweep:.1%}; {floor / (sweep + large_forward()):.1%} with the forward before it"
         print(f"| removals, all 32 layers | {most:,} | {shares} |")
 

@@ -33,10 +33,10 @@ SAMPLES, TOKEN_SAMPLES, SPECTRA = 60, 22, 5  # of each task
 ROUNDS = 3
 # what runs the model: the capture, the replays and the noise floor's replays
 MODEL_WORK = (
-    "probes.measures.information.capture_prompt",
-    "probes.sweeps.measure.removal_curves",
-    "probes.sweeps.measure.information_grids",
-    "probes.sweeps.measure.noise_floor",
+    "probes.measures.preparing.capture_prompt",
+    "probes.parts.removals.removal_curves",
+    "probes.parts.grids.information_grids",
+    "probes.parts.floors.noise_floor",
 )
 RUNS: dict[str, dict[str, Any]] = {
     "all probes": {"token_samples": TOKEN_SAMPLES, "spectra": SPECTRA, "streams": STREAMS},

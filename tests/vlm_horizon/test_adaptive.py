@@ -11,6 +11,7 @@ from demo_data import demo_model, demo_samples
 from planted_models import cut_from
 from random_models import QUESTION, random_image, random_llava, random_processor
 
+import probes.parts.grids
 import probes.sweeps.sweep
 import vlm_horizon as vh
 from vlm_horizon.cli import main
@@ -130,11 +131,11 @@ def test_a_horizon_planted_in_32_layers_takes_less_than_a_quarter_of_the_replays
 def test_a_spent_budget_claims_nothing_and_a_larger_one_goes_on(tmp_path, capsys, monkeypatch):
     """Six samples: no pilot. The layers that are on disk are not measured again."""
     replayed = []
-    original = probes.sweeps.measure.information_grids
+    original = probes.parts.grids.information_grids
     monkeypatch.setattr(
-        probes.sweeps.measure,
+        probes.parts.grids,
         "information_grids",
-        lambda *a, **k: replayed.append(tuple(k["layers"])) or original(*a, **k),
+        lambda case, request, removals: replayed.append(request.layers) or original(case, request, removals),
     )
     model, samples, out = demo_model(), demo_samples(3, "vqa"), tmp_path / "run"
     how = {**PROBES, "progress": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,18 +14,30 @@ from planted_models import cut_from
 from random_models import random_image, random_llava, random_processor
 from torch.utils.flop_counter import FlopCounterMode
 
-import probes.measures.information
+import probes.measures.calls
 import probes.measures.noise
+import probes.plans.jobs
+import probes.replay.replay
+import probes.sweeps.measure
 import probes.sweeps.sweep
 import vlm_horizon as vh
 from analyses.runs import RunOptions
 from probes.cost.calibration import time_parts
-from probes.cost.memory import memory_parts, resident_bytes
+from probes.cost.memory import resident_bytes
+from probes.cost.meters import memory_parts, part_work
+from probes.cost.operations import decoder_weights, make_batches, replay_work
 from probes.cost.units import duration_text
-from probes.cost.workload import FLOORS, meet, sample_work
+from probes.cost.workload import meet
+from probes.directory.writer import Record
 from probes.loading.loading import load_model
-from probes.models.prompts import encode
+from probes.measures.calls import ReplayCall
+from probes.measures.information import target_log_p
+from probes.models.grids import tile_windows
+from probes.models.prompts import encode, removable_windows
+from probes.parts.part import Outline, Part, Results, outline_of
 from probes.plans.options import run_config
+from probes.plans.plans import Plan, parts_of
+from probes.replay.ablations import Ablations
 
 GATE, COARSE = {"method": "gate"}, {"coarse": 2}
 OPTIONS = {"streams": ("query", "hidden"), "window": 4, "layers": (0, 5)}
@@ -40,13 +52,13 @@ def model():
 def run_replays(monkeypatch) -> list[int]:
     """How many ablations each call of `replay` gets."""
     counts: list[int] = []
-    original = probes.measures.information.replay
+    original = probes.measures.calls.replay
 
     def counting(model, captured, ablations, **how):
         counts.append(len(ablations))
         return original(model, captured, ablations, **how)
 
-    for module in (probes.measures.information, probes.measures.noise):
+    for module in (probes.measures.calls, probes.measures.noise):
         monkeypatch.setattr(module, "replay", counting)
     return counts
 
@@ -131,6 +143,153 @@ def test_estimates_replay_for_their_checks_alone(model, run_replays, tmp_path, c
         assert cost.replays[f"gate {context}"] == 0 < cost.operations[f"gate {context}"]
         assert cost.replays.get(f"{context} check", 0) == checks * 2 * 2 * 4
         assert (f"{context} check" in cost.seconds) == bool(checks)
+
+
+def test_coarse_windows_of_text_are_those_of_the_text(model, tmp_path):
+    """Counted and written: not those of the picture's grids, but of stretches of text, which windows never cross."""
+    sample, how = demo_samples(1, "ocr")[0], {"tokens": "text", "window": 1, "coarse": 4, "layers": (5,)}
+    prompt = encode(model, sample, tokens="text")
+    assert len(removable_windows(prompt, 4)) != len(tile_windows(prompt.grids, 4))
+    cost = vh.estimate_cost(model, sample, **how)
+    grids = vh.run(model, [sample], tmp_path / "run", progress=False, **how).tokens(0)
+    assert cost.replays["keep-one, coarse"] == grids.coarse.size == len(removable_windows(prompt, 4))
+    assert cost.replays["keep-one"] == grids.log_p.size
+    config, _ = RunOptions(**how).config(model, [sample])
+    every = parts_of(config, Plan(tokens=True, spectra=False, layers=(5,)))
+    arrays = outline_of(every, meet(model, sample, config).case).tokens
+    assert arrays["gold/keep-one/coarse"] == grids.coarse.shape
+
+
+@pytest.fixture
+def run_work(monkeypatch):
+    """Ablations that `replay` runs, and rows of tokens that go through the layers for them, layer by layer."""
+    work = {"replays": 0, "rows": 0}
+    original, layer = probes.measures.calls.replay, probes.replay.replay.run_layer
+
+    def counting(model, captured, ablations, **how):
+        for indices, log_probs in original(model, captured, ablations, **how):
+            work["replays"] += len(indices)
+            yield indices, log_probs
+
+    def counting_layer(model, capture, rows, states, k, part=None):
+        if k < model.n_layers - 1:  # the last layer is counted below, whether or not it runs whole
+            work["rows"] += states.shape[0] * states.shape[1]
+        return layer(model, capture, rows, states, k, part)
+
+    last = probes.replay.replay._run_last_layer
+
+    def counting_last(model, capture, rows, states, part):
+        work["rows"] += states.shape[0] * states.shape[1]
+        return last(model, capture, rows, states, part)
+
+    for module in (probes.measures.calls, probes.measures.noise):
+        monkeypatch.setattr(module, "replay", counting)
+    monkeypatch.setattr(probes.replay.replay, "run_layer", counting_layer)
+    monkeypatch.setattr(probes.replay.replay, "_run_last_layer", counting_last)
+    return work
+
+
+def option_combinations() -> list[dict]:
+    """Every choice of what decides which ablations there are, each with every other at least once."""
+    choices = {
+        "tokens": ("visual", "text", "all"),
+        "windows": ({"window": 3}, {"max_windows": 8}, {"window": 1, "coarse": 3}, {"method": "gate"}),
+        "contexts": (("keep-one",), ("leave-one-out",), ("keep-one", "leave-one-out")),
+        "kind": ("delete", "mean"),
+        "batch_size": (None, 5),
+        "token_layers": (None, (2, 7)),
+    }
+    random, names = np.random.default_rng(0), list(choices)
+    found = [{name: options[n % len(options)] for name, options in choices.items()} for n in range(12)]
+    found += [{name: options[random.integers(len(options))] for name, options in choices.items()} for _ in range(4)]
+    assert all(len({repr(one[name]) for one in found}) == len(choices[name]) for name in names)
+    return [{**{key: value for key, value in one.items() if key != "windows"}, **one["windows"]} for one in found]
+
+
+@pytest.mark.parametrize("options", option_combinations(), ids=repr)
+def test_what_is_counted_is_what_runs(model, run_work, tmp_path, options):
+    """Ablations and rows of every part but the noise floor's rows, whose layers lie in the data; and what is left.
+
+    Coarse windows, one of whose effects is above any floor here, are counted for sure, fine ones at most.
+    """
+    if options.get("method") == "gate":
+        options = options | {"tokens": "visual", "kind": "delete"}
+    sample, how = demo_samples(1, "vqa")[0], {"layers": (2, 5, 7), "streams": ("query",), **options}
+    config, _ = RunOptions(**how).config(model, [sample])
+    case = meet(model, sample, config).case
+    results = Results(Record({}))
+    every = parts_of(config, Plan(tokens=True, spectra=True, gate_check=True, layers=config.grid_layers()))
+    for part in every:
+        calls = [call for call in part.calls(case) if isinstance(call, ReplayCall)]
+        batches = [
+            make_batches(model, case.captured, call.ablations, batch_size=call.batch_size, recompute=call.recompute)
+            for call in calls
+        ]
+        counted = replay_work(decoder_weights(model), [batch for made in batches for batch in made], 1)
+        run_work.update(replays=0, rows=0)
+        results = part.run(case, results)
+        if part.less:
+            assert 0 < run_work["replays"] <= counted.replays
+            spared = sum(int(np.isnan(results.grids[name, part.request.context].log_p).sum()) for name in case.targets)
+            assert run_work["replays"] + spared == counted.replays
+            continue
+        assert run_work["replays"] == counted.replays
+        if part.name != "noise floor":
+            assert run_work["rows"] == counted.rows
+    record, outline = probes.sweeps.measure.finished(results), outline_of(every, case)
+    assert set(outline.columns) <= set(record.sample)
+    assert sorted(row[:-1] for row in outline.curves) == sorted(row[:-1] for row in record.curves)
+    for said, arrays in ((outline.tokens, record.tokens), (outline.spectra, record.spectra)):
+        assert dict(said) == {key: array.shape for key, array in arrays.items()}
+    assert outline.token_layers == record.token_layers
+
+
+@dataclass(frozen=True)
+class FirstTokenAlone(Part):
+    """A probe that no module of the project knows: the first visual token is taken away, from two layers on."""
+
+    name = "first token"
+    reads_targets = True
+
+    def calls(self, case):
+        mask = torch.zeros(1, case.captured.prompt.n_tokens, dtype=torch.bool)
+        mask[0, case.captured.prompt.visual[0]] = True
+        return (ReplayCall(Ablations.at_every((1, 6), mask)),)
+
+    def run(self, case, results):
+        (call,) = self.calls(case)
+        log_p = target_log_p(case, call)
+        return results.with_curves(
+            (name, "first", layer, "", "log_p", value)
+            for name, values in log_p.items()
+            for layer, value in zip((1, 6), values.tolist(), strict=True)
+        )
+
+    def outline(self, case):
+        return Outline(curves=tuple((n, "first", layer, "", "log_p", float) for n in case.targets for layer in (1, 6)))
+
+
+def test_a_new_probe_is_counted_timed_sized_and_run_like_any_other(model, run_replays, tmp_path, monkeypatch):
+    """It enters the list of parts, and nothing else is told of it."""
+    fixed = {"probes": ("removal",), "layers": (5,), "streams": ()}
+    samples = demo_samples(1)
+    before = vh.estimate_cost(model, samples, **fixed)
+
+    def with_one_more(config, plan):
+        return (*parts_of(config, plan), FirstTokenAlone())
+
+    monkeypatch.setattr(probes.plans.jobs, "parts_of", with_one_more)
+    monkeypatch.setattr(probes.sweeps.measure, "parts_of", with_one_more)
+    cost = vh.estimate_cost(model, samples, **fixed)
+    assert cost.replays == before.replays | {"first token": 2 * len(samples)}
+    assert cost.operations["first token"] > 0
+    assert cost.seconds["first token"] > 0
+    assert cost.memory["replays"] >= before.memory["replays"]
+    assert cost.disk["samples and curves"] > before.disk["samples and curves"]
+    run_replays.clear()
+    run = vh.run(model, samples, tmp_path / "run", progress=False, **fixed)
+    assert sum(run_replays) == cost.total_replays
+    assert run.matrix("log_p", context="first", target="gold")[2].shape == (len(samples), 2)
 
 
 def test_entropies_alone_replay_nothing(model):
@@ -259,19 +418,16 @@ def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget, 
             return counter.get_total_flops() * 1e-9
 
         subject = meet(small, sample, config, clock)
-        work = sample_work(small, subject, config)
-        asked = {"grids": True, "spectra": False, "checks": True}
-        seconds = time_parts(small, subject, config, work, **asked, budget=budget, clock=clock)
-    assert seconds["forward"] == pytest.approx(
-        work.operations["forward"] * 1e-9, rel=1e-3
-    )  # the first forward also reads off what becomes of the logits
-    parts = [part for part in work.replays if part not in FLOORS.values()]
-    assert len(parts) == (5 if how else 3)
+        every = parts_of(config, Plan(tokens=True, spectra=False, gate_check=True, layers=config.grid_layers()))
+        seconds = time_parts(subject, every, budget=budget, clock=clock)
+    work = {part: part_work(subject, part).operations for part in every}
+    forward, record, *parts = every
+    # the first forward also reads off what becomes of the logits
+    assert seconds[forward] == pytest.approx(work[forward] * 1e-9, rel=1e-3)
+    assert work[record] == 0
+    assert len({part.name for part in parts}) == (6 if how else 4)
     for part in parts:
-        assert seconds[part] == pytest.approx(work.replays[part].operations * 1e-9)
-    if budget == 1:  # where it does not pay for a noise floor, this goes by the fastest of the other rates
-        for part in FLOORS.values():
-            assert seconds[part] == pytest.approx(work.replays[part].operations * 1e-9, rel=0.3)
+        assert seconds[part] == pytest.approx(work[part] * 1e-9)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -281,10 +437,10 @@ def test_a_machine_of_even_speed_is_predicted_exactly_within_any_budget(budget, 
 def test_a_capture_is_as_large_as_its_tensors(model, streams):
     config = configured(model, probes=("removal",), streams=streams, contexts=())
     subject = meet(model, demo_samples(1)[0], config)
-    captured = subject.captured
+    captured = subject.case.captured
     held = [*captured.inputs, captured.final, *captured.keys, *captured.values, captured.log_probs]
     held += captured.visual.states.values()
-    parts, formulas = memory_parts(model, subject, config, sample_work(model, subject, config))
+    parts, formulas = memory_parts(subject, parts_of(config, Plan(tokens=False, spectra=False)))
     assert parts["capture"] == sum(tensor.nbytes for tensor in held)
     assert set(formulas) == set(parts)
 

@@ -35,7 +35,8 @@ def measured(request) -> tuple[ProbedModel, Capture, dict[str, Target]]:
         attn = "eager" if request.param == "eager" else "sdpa"
         model = load_model(random_llava(34, attn=attn), processor=random_processor(), dtype="float32", attn=attn)
         sample = Sample("noise", random_image(), "what is shown ?", ("apple",))
-    return model, *prepare(model, sample, ("gold", "greedy"))
+    case = prepare(model, sample, ("gold", "greedy"))
+    return model, case.captured, case.targets
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
@@ -57,7 +58,7 @@ def test_a_batch_takes_what_its_formula_says(measured, context, together):
 def test_rows_in_parts_take_what_is_said_of_a_part(attn, in_order, share, monkeypatch):
     """The wide shipped model; not in order, as if some rows saw later ones, keys and values are computed first."""
     model = load_model(data_path("demo-models", "tiny-8"), attn=attn, check=False)
-    captured, _ = prepare(model, demo_samples(1, "ocr")[0], ("gold",))
+    captured = prepare(model, demo_samples(1, "ocr")[0], ("gold",)).captured
     captured.__dict__["in_order"] = in_order
     windows = tile_windows(captured.prompt.grids, 1)[:20]
     ablations = window_ablations(captured, windows, "leave-one-out", [0])

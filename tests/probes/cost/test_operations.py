@@ -49,7 +49,7 @@ def model() -> ProbedModel:
 
 @pytest.fixture(scope="module")
 def captured(model) -> Capture:
-    return prepare(model, SAMPLE, ("gold",))[0]
+    return prepare(model, SAMPLE, ("gold",)).captured
 
 
 def counted(function) -> int:
@@ -75,7 +75,7 @@ def test_a_forward_is_counted_with_its_tower(model, targets):
     prepare(model, sample, targets)
     with counted_vision(model) as vision:
         found = counted(lambda: prepare(model, sample, targets))
-    prompt = prepare(model, sample, targets)[0].prompt
+    prompt = prepare(model, sample, targets).captured.prompt
     decoder = forward_operations(decoder_weights(model), prompt.n_tokens, len(prompt.readout))
     assert vision.operations > 0
     assert decoder > 0
@@ -100,7 +100,7 @@ def places(captured: Capture) -> int:
 
 
 def test_several_readout_places_are_counted(model):
-    captured, _ = prepare(model, replace(SAMPLE, answers=("apple bridge candle",)), ("answer",))
+    captured = prepare(model, replace(SAMPLE, answers=("apple bridge candle",)), ("answer",)).captured
     assert places(captured) == 3
     every = ablations_of(captured, "keep-one", CUTS, "delete")
     work = replay_work(decoder_weights(model), make_batches(model, captured, every), places(captured))
@@ -159,7 +159,8 @@ def test_rows_in_parts_are_counted_as_they_run(model, captured, part, ordered, m
 @pytest.mark.parametrize("rows", [None, 5])
 def test_backward_passes_are_counted(model, context, ordered, rows, monkeypatch):
     """With several targets and places, whole and in parts, under a causal mask and one that lets all see all."""
-    captured, targets = prepare(model, replace(SAMPLE, answers=("apple bridge candle",)), ("gold", "answer"))
+    case = prepare(model, replace(SAMPLE, answers=("apple bridge candle",)), ("gold", "answer"))
+    captured, targets = case.captured, case.targets
     n = captured.prompt.n_tokens
     if not ordered:
         everything = torch.zeros(1, 1, n, n)
@@ -175,7 +176,7 @@ def test_backward_passes_are_counted(model, context, ordered, rows, monkeypatch)
 
 def test_the_kind_of_attention_changes_no_count(model, captured):
     fused = small_model("sdpa")
-    again, _ = prepare(fused, SAMPLE, ("gold",))
+    again = prepare(fused, SAMPLE, ("gold",)).captured
     for part in ("removal", "keep-one", "leave-one-out"):
         found = [
             replay_work(decoder_weights(m), make_batches(m, c, ablations_of(c, part, CUTS, "delete")), 1)

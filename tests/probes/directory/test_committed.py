@@ -47,9 +47,9 @@ def test_a_record_is_read_as_it_was_written(run, tmp_path):
 
 def test_removal_curves_come_back_whole(run):
     sample = demo_samples(1)[0]
-    captured, targets = prepare(demo_model(), sample, ("gold", "greedy"))
-    measured = removal_curves(demo_model(), captured, targets)
-    held = held_removals(read_record(run.path, run.samples["part"][0], 0, ()), targets, "delete")
+    case = prepare(demo_model(), sample, ("gold", "greedy"))
+    measured = removal_curves(case)
+    held = held_removals(read_record(run.path, run.samples["part"][0], 0, ()), case.targets, "delete")
     for name, curve in measured.items():
         np.testing.assert_array_equal(held[name].layers, curve.layers)
         np.testing.assert_allclose(held[name].log_p, curve.log_p, atol=1e-5)

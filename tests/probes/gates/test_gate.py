@@ -18,8 +18,9 @@ import probes.gates.trajectories
 import vlm_horizon as vh
 from probes.gates.gate import derivatives, gate_effects, log_p_at, sum_windows
 from probes.gates.trajectories import closed_trajectory, open_trajectory, path_trajectory
+from probes.measures import case as measures
 from probes.measures.gate_checks import checked_layers, rank_agreement, top_overlap
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.models.grids import tile_windows
 from probes.models.prompts import encode as encode_prompt
 from probes.models.targets import Target
@@ -42,6 +43,11 @@ class Case:
     inputs: dict
     targets: dict[str, Target]
     step: float  # of finite differences: transformers' eager softmax is in float32
+
+    @property
+    def measured(self) -> measures.Case:
+        """As measurements take it."""
+        return measures.Case(self.probed, self.captured, self.targets)
 
     def log_p(self, log_gates: torch.Tensor, name: str = "gold") -> float:
         return target_log_p(gated_logits(self.plain, self.inputs, log_gates), self.targets[name].ids)
@@ -236,10 +242,7 @@ def test_windows_sum_their_tokens(sdpa_case):
     case = sdpa_case
     for context in CONTEXTS:
         tokens, windows = (
-            information_grids(case.probed, case.captured, case.targets, context=context, window=w, method="gate")[
-                "gold"
-            ]
-            for w in (1, 2)
+            information_grids(case.measured, GridRequest(context, w, method="gate"))["gold"] for w in (1, 2)
         )
         single = tokens.effects("log_p").reshape(N_LAYERS, GRID, GRID)
         found = windows.effects("log_p")
@@ -251,7 +254,7 @@ def test_windows_sum_their_tokens(sdpa_case):
 def test_effects_in_p_are_linear_too(sdpa_case):
     case = sdpa_case
     for context in CONTEXTS:
-        grid = information_grids(case.probed, case.captured, case.targets, context=context, method="gate")["gold"]
+        grid = information_grids(case.measured, GridRequest(context, method="gate"))["gold"]
         base = np.exp(grid.removed)[:, None] if context == "keep-one" else np.exp(grid.all)
         np.testing.assert_allclose(grid.values, base * grid.effects("log_p"), rtol=1e-12)
         assert grid.method == "gate"
@@ -259,8 +262,8 @@ def test_effects_in_p_are_linear_too(sdpa_case):
 
 def test_baselines_are_those_of_exact_removals(sdpa_case):
     case = sdpa_case
-    removal = removal_curves(case.probed, case.captured, case.targets)["gold"]
-    grid = information_grids(case.probed, case.captured, case.targets, method="gate")["gold"]
+    removal = removal_curves(case.measured)["gold"]
+    grid = information_grids(case.measured, GridRequest(method="gate"))["gold"]
     np.testing.assert_array_equal(grid.removed, removal.log_p[:-1])
     assert grid.all == removal.log_p_all
 

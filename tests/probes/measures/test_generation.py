@@ -161,7 +161,7 @@ def with_wrong(n: int) -> list:
 def test_wrong_answers_are_excluded_before_ablations_and_counted(model, tmp_path, monkeypatch):
     ablated = []
     monkeypatch.setattr(
-        "probes.sweeps.measure.removal_curves", lambda *a, **k: ablated.append(1) or removal_curves(*a, **k)
+        "probes.parts.removals.removal_curves", lambda *a, **k: ablated.append(1) or removal_curves(*a, **k)
     )
     run = removal_run(model, tmp_path / "run", with_wrong(3), only_correct=True, generate=4)
     assert len(ablated) == 2

@@ -14,7 +14,8 @@ from random_models import random_image, random_llava, random_processor
 
 from probes.data.samples import Sample, SampleError
 from probes.loading.loading import load_model
-from probes.measures.information import InformationGrid, information_grids, removal_curves
+from probes.measures.case import Case
+from probes.measures.information import GridRequest, InformationGrid, information_grids, removal_curves
 from probes.measures.noise import (
     REPLAY_TOLERANCE,
     Witness,
@@ -38,8 +39,8 @@ SAMPLE = Sample("noise", random_image(), "what is shown ?", ("apple",))
 
 
 def prepared(model: ProbedModel, sample: Sample) -> tuple[Capture, Target]:
-    captured, targets = prepare(model, sample, ("gold",))
-    return captured, targets["gold"]
+    case = prepare(model, sample, ("gold",))
+    return case.captured, case.targets["gold"]
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +73,8 @@ def recorded_rows(model: ProbedModel, measure) -> dict[int, int]:
 
 def test_exact_arithmetic_has_none(random_model, exact):
     captured, target = exact
-    removal = removal_curves(random_model, captured, {"gold": target})["gold"]
-    grid = information_grids(random_model, captured, {"gold": target})["gold"]
+    removal = removal_curves(Case(random_model, captured, {"gold": target}))["gold"]
+    grid = information_grids(Case(random_model, captured, {"gold": target}), GridRequest())["gold"]
     witnesses = [*removal_witnesses(captured, removal), *grid_witnesses(captured, grid, 2, "delete")]
     floor = noise_floor(random_model, captured, target, witnesses, rows=30)
     assert 0 <= max(floor.p, floor.log_p, floor.kl) < 1e-9
@@ -83,7 +84,7 @@ def test_float32_has_one_far_below_what_is_measured(demo, demo_samples):
     floors = []
     for sample in demo_samples:
         captured, target = prepared(demo, sample)
-        curve = removal_curves(demo, captured, {"gold": target})["gold"]
+        curve = removal_curves(Case(demo, captured, {"gold": target}))["gold"]
         floors.append(noise_floor(demo, captured, target, removal_witnesses(captured, curve), rows=30))
     largest = np.max([(floor.p, floor.log_p, floor.kl) for floor in floors], axis=0)
     assert largest[0] > 0
@@ -106,7 +107,7 @@ def test_it_is_the_farthest_unablated_replay_from_four_layers(random_model, exac
 
 def test_it_is_twice_what_the_worst_witness_strays(random_model, exact):
     captured, target = exact
-    curve = removal_curves(random_model, captured, {"gold": target})["gold"]
+    curve = removal_curves(Case(random_model, captured, {"gold": target}))["gold"]
     witness, _ = removal_witnesses(captured, curve)
     for log_p, kl in ((witness.log_p + 0.02, witness.kl), (witness.log_p, witness.kl + 0.3)):
         stray = replace(witness, log_p=log_p, kl=kl)
@@ -188,7 +189,7 @@ def test_logits_that_shift_by_no_more_than_the_bound_move_p_log_p_and_kl_by_no_m
 @pytest.mark.parametrize("kind", ["delete", "mean"])
 def test_the_removal_witnesses_are_the_cut_that_rounding_moves_most_and_the_most_divergent(random_model, exact, kind):
     captured, target = exact
-    curve = removal_curves(random_model, captured, {"gold": target}, layers=[0, 2, 3], kind=kind)["gold"]
+    curve = removal_curves(Case(random_model, captured, {"gold": target}), layers=[0, 2, 3], kind=kind)["gold"]
     first = min(range(3), key=lambda i: abs(np.exp(curve.log_p[i]) - 0.5))
     second = max((i for i in range(3) if i != first), key=lambda i: curve.kl[i])
     witnesses = removal_witnesses(captured, curve)
@@ -201,7 +202,7 @@ def test_the_removal_witnesses_are_the_cut_that_rounding_moves_most_and_the_most
 
 def test_a_single_cut_has_a_single_witness(random_model, exact):
     captured, target = exact
-    curve = removal_curves(random_model, captured, {"gold": target}, layers=[2])["gold"]
+    curve = removal_curves(Case(random_model, captured, {"gold": target}), layers=[2])["gold"]
     assert len(removal_witnesses(captured, curve)) == 1 == len(removal_witness_layers([2]))
     assert len(removal_witness_layers([0, 1, 2])) == 2
 
@@ -226,7 +227,9 @@ def grid_of(grid: InformationGrid, log_p: np.ndarray) -> InformationGrid:
 @pytest.mark.parametrize("context", ["keep-one", "leave-one-out"])
 def test_the_grid_witnesses_are_the_ablations_of_their_layers_that_rounding_moves_most(random_model, exact, context):
     captured, target = exact
-    grid = information_grids(random_model, captured, {"gold": target}, context=context, layers=[0, 1, 3])["gold"]
+    grid = information_grids(
+        Case(random_model, captured, {"gold": target}), GridRequest(context=context, layers=(0, 1, 3))
+    )["gold"]
     witnesses = grid_witnesses(captured, grid, 2, "delete")
     layers = [int(witness.ablation.layers) for witness in witnesses]
     assert layers == grid_witness_layers([0, 1, 3], 9) == [0, 1, 1, 3] or layers == [0, 0, 1, 3]
@@ -243,7 +246,7 @@ def test_the_grid_witnesses_are_the_ablations_of_their_layers_that_rounding_move
 def test_where_a_layer_reports_nothing_other_layers_give_as_many_witnesses(random_model, exact):
     """As in coarse-to-fine grids, whose unreported windows are NaN."""
     captured, target = exact
-    grid = information_grids(random_model, captured, {"gold": target})["gold"]
+    grid = information_grids(Case(random_model, captured, {"gold": target}), GridRequest())["gold"]
     log_p = np.full((4, 9), np.nan)
     log_p[0, :6] = np.log(np.array([0.1, 0.45, 0.9, 0.3, 0.7, 0.95]))
     few = grid_witnesses(captured, grid_of(grid, log_p), 2, "delete")
@@ -292,10 +295,10 @@ def test_the_floor_holds_what_the_batch_size_does_to_windows(rounded, monkeypatc
     floors, apart, moved = [], [], []
     for seed in range(4):
         captured, target = prepared(rounded, replace(SAMPLE, image=random_image(seed)))
-        how = {"context": context, "window": 1}
+        request = GridRequest(context, window=1)
         with rounding(rounded, unit):
             batched, alone = (
-                information_grids(rounded, captured, {"gold": target}, batch_size=size, **how)["gold"]
+                information_grids(Case(rounded, captured, {"gold": target}), replace(request, batch_size=size))["gold"]
                 for size in (16, 1)
             )
             witnesses = [] if bounded else grid_witnesses(captured, batched, 1, "delete")
@@ -315,7 +318,7 @@ def test_the_floor_holds_what_the_batch_size_does_to_windows(rounded, monkeypatc
 def test_the_floor_is_far_below_what_windows_do_in_any_dtype(dtype):
     model = load_model(data_path("demo-models", "tiny-8"), dtype=dtype, check=False)
     captured, target = prepared(model, demo_samples(1)[0])
-    grid = information_grids(model, captured, {"gold": target}, layers=[1, 5])["gold"]
+    grid = information_grids(Case(model, captured, {"gold": target}), GridRequest(layers=(1, 5)))["gold"]
     floor = noise_floor(model, captured, target, grid_witnesses(captured, grid, 2, "delete"), rows=30)
     assert 0 < floor.p < 0.02 < 0.5 < np.abs(grid.values).max()
 
@@ -341,7 +344,7 @@ def test_replays_that_are_not_finite_are_refused(random_model, exact):
 def test_a_window_witness_with_the_wrong_value_shows(random_model, exact):
     """The floor compares what a batch gave with the same ablation alone, so a batch that mixed them up is seen."""
     captured, target = exact
-    grid = information_grids(random_model, captured, {"gold": target})["gold"]
+    grid = information_grids(Case(random_model, captured, {"gold": target}), GridRequest())["gold"]
     witness = grid_witnesses(captured, grid, 2, "delete")[-1]
     mixed_up = replace(witness, log_p=float(grid.log_p[0, 0]))
     floor = noise_floor(random_model, captured, target, [mixed_up], rows=7)

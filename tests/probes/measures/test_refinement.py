@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlm_horizon as vh
 from analyses.curves.effects import information_curves, information_quantiles
 from probes.data.samples import SampleError
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.measures.preparing import prepare
 from probes.measures.refinement import parents, refined_grids
 from probes.models.grids import tile_windows
@@ -35,11 +35,12 @@ def planted() -> vh.ProbedModel:
 
 def both(model, sample, **how):
     """The refined grid and the exact one, from one capture and one removal curve."""
-    captured, targets = prepare(model, sample, ("gold",))
-    removal = removal_curves(model, captured, targets, kind=how.get("kind", "delete"))
-    shared = {key: value for key, value in how.items() if key not in ("coarse", "floor")}
-    exact = information_grids(model, captured, targets, removal=removal, **shared)["gold"]
-    return refined_grids(model, captured, targets, removal=removal, **how)["gold"], exact, captured
+    case = prepare(model, sample, ("gold",))
+    removals = removal_curves(case, kind=how.get("kind", "delete"))
+    request = GridRequest(**{key: value for key, value in how.items() if key not in ("coarse", "floor")})
+    exact = information_grids(case, request, removals)["gold"]
+    refined = refined_grids(case, request, how["coarse"], removals=removals, floor=how.get("floor"))["gold"]
+    return refined, exact, case.captured
 
 
 @pytest.mark.parametrize(("window", "coarse"), [(2, 4), (1, 3), (1, 4)])
@@ -52,9 +53,9 @@ def test_it_reports_exactly_the_windows_whose_coarse_window_shows_an_effect(
     sample = vh.Sample("s", random_image(), QUESTION, ("apple",))
     how = {"window": window, "context": context, "kind": kind}
     all_of_it, exact, captured = both(random_model, sample, coarse=coarse, floor=-1.0, **how)
-    large = information_grids(
-        random_model, captured, prepare(random_model, sample, ("gold",))[1], **{**how, "window": coarse}
-    )["gold"]
+    large = information_grids(prepare(random_model, sample, ("gold",)), GridRequest(**{**how, "window": coarse}))[
+        "gold"
+    ]
     np.testing.assert_allclose(all_of_it.log_p, exact.log_p, atol=1e-9)
     np.testing.assert_allclose(all_of_it.coarse, large.log_p, atol=1e-9)
 
@@ -93,13 +94,12 @@ def test_planted_tokens_are_found_with_a_third_of_the_replays(planted, demo_samp
 
 def test_two_targets_share_the_windows_that_one_of_them_needs(random_model):
     sample = vh.Sample("s", random_image(), QUESTION, ("apple",))
-    captured, targets = prepare(random_model, sample, ("gold", "greedy"))
-    how = {"window": 1, "coarse": 3}
+    case, request = prepare(random_model, sample, ("gold", "greedy")), GridRequest(window=1)
     alone = {
-        name: refined_grids(random_model, captured, {name: target}, floor=0.02, **how)[name]
-        for name, target in targets.items()
+        name: refined_grids(replace(case, targets={name: target}), request, 3, floor=0.02)[name]
+        for name, target in case.targets.items()
     }
-    together = refined_grids(random_model, captured, targets, floor=0.02, **how)
+    together = refined_grids(case, request, 3, floor=0.02)
     needed = [~np.isnan(grid.log_p) for grid in alone.values()]
     assert (needed[0] != needed[1]).any()
     for grid in together.values():
@@ -108,15 +108,15 @@ def test_two_targets_share_the_windows_that_one_of_them_needs(random_model):
 
 def test_an_output_that_is_no_number_is_not_taken_for_an_unmeasured_window(random_model):
     sample = vh.Sample("s", random_image(), QUESTION, ("apple",))
-    captured, targets = prepare(random_model, sample, ("gold",))
-    removal = removal_curves(random_model, captured, targets)
-    broken = replace(captured, inputs=[rows * float("nan") for rows in captured.inputs])
+    case = prepare(random_model, sample, ("gold",))
+    removals = removal_curves(case)
+    broken = replace(case.captured, inputs=[rows * float("nan") for rows in case.captured.inputs])
     with pytest.raises(SampleError, match="without some visual tokens is not a number"):
-        refined_grids(random_model, broken, targets, removal=removal, floor=0.0, coarse=4)
+        refined_grids(replace(case, captured=broken), GridRequest(), 4, removals=removals, floor=0.0)
 
 
 def test_every_fine_window_has_one_parent(random_model):
-    captured, _ = prepare(random_model, vh.Sample("s", random_image(), QUESTION, ("apple",)), ("gold",))
+    captured = prepare(random_model, vh.Sample("s", random_image(), QUESTION, ("apple",)), ("gold",)).captured
     for window, coarse in ((1, 2), (2, 4), (1, 5)):
         small, large = (tile_windows(captured.prompt.grids, size) for size in (window, coarse))
         for fine, parent in zip(small, parents(small, large), strict=True):

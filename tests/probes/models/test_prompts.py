@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessorPil
 
 from analyses.runs import HorizonError
 from probes.data.samples import Sample, SampleError
+from probes.measures.case import Case
 from probes.measures.information import removal_curves
 from probes.models.families import Family, square_grid
 from probes.models.layouts import Block, Layout, center_crop_box
@@ -157,7 +158,7 @@ def test_a_target_behind_a_forced_prefix_is_read_from_a_plain_forward_with_the_p
     before, after = (demo.tokenizer.convert_tokens_to_ids(word) for word in ("is", "red"))
     target = Target("gold", "red", (after,), prefix=(before,))
     captured = capture_prompt(demo, encode(demo, sample, target.forced), ())
-    curve = removal_curves(demo, captured, {"gold": target})["gold"]
+    curve = removal_curves(Case(demo, captured, {"gold": target}))["gold"]
     plain = dict(encode(demo, sample).inputs)
     plain["input_ids"] = torch.cat([plain["input_ids"], torch.tensor([[before]])], dim=1)
     plain["attention_mask"] = torch.ones_like(plain["input_ids"])

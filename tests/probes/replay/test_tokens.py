@@ -16,7 +16,8 @@ from random_models import random_image
 from analyses.runs import CONTEXTS, HorizonError
 from probes.data.samples import Sample, SampleError
 from probes.loading.check import check_model
-from probes.measures.information import information_grids, removal_curves
+from probes.measures.case import Case
+from probes.measures.information import GridRequest, information_grids, removal_curves
 from probes.measures.preparing import prepare
 from probes.measures.refinement import parents, refined_grids
 from probes.measures.single import removal_curve, token_information
@@ -81,7 +82,7 @@ def test_every_family_loses_text_and_all_tokens_as_the_plain_model_does(bench, t
     case, inputs = bench.case, bench.case.inputs
     captured = capture_prompt(bench.probed, replace(bench.prompt, tokens=tokens), ())
     target = Target("greedy", "", (int(captured.log_probs[0].argmax()),))
-    curve = removal_curves(bench.probed, captured, {"greedy": target})["greedy"]
+    curve = removal_curves(Case(bench.probed, captured, {"greedy": target}))["greedy"]
     chosen, own = chosen_of(case, tokens), last_logits(bench.model, inputs).log_softmax(-1)
     gone = torch.stack([deleted_logits(bench.model, inputs, k, chosen) for k in range(LAYERS)]).log_softmax(-1)
 
@@ -93,9 +94,8 @@ def test_every_family_loses_text_and_all_tokens_as_the_plain_model_does(bench, t
     windows = expected_windows(case, tokens)
     some = range(len(windows)) if case.name in THOROUGH else sorted({0, len(windows) - 1})
     for context in CONTEXTS:
-        grid = information_grids(
-            bench.probed, captured, {"greedy": target}, context=context, window=SIZE, removal={"greedy": curve}
-        )["greedy"]
+        measured = Case(bench.probed, captured, {"greedy": target})
+        grid = information_grids(measured, GridRequest(context, SIZE), {"greedy": curve})["greedy"]
         assert list(grid.windows[PLACE].itertuples(index=False, name=None)) == [place for place, _ in windows]
         for at in some:
             window = mask_of(case, windows[at][1])
@@ -147,8 +147,8 @@ def test_rows_are_replaced_by_zeros_or_by_the_mean_of_the_chosen_tokens(random_m
 
 
 def test_a_forced_answer_and_the_token_that_is_read_stay(random_model):
-    captured, _ = prepare(random_model, replace(SHOWN, answers=("apple bridge candle",)), ("answer",), tokens="all")
-    prompt = captured.prompt
+    case = prepare(random_model, replace(SHOWN, answers=("apple bridge candle",)), ("answer",), tokens="all")
+    prompt = case.captured.prompt
     assert len(prompt.readout) == 3
     assert prompt.removable.tolist() == list(range(prompt.n_tokens - 3))
 
@@ -168,12 +168,11 @@ def test_windows_by_count_and_coarse_windows_tile_text_too(random_model):
 
 @pytest.mark.parametrize("tokens", CHOICES)
 def test_refined_windows_are_the_exact_ones_where_they_are_measured(random_model, tokens):
-    captured, targets = prepare(random_model, SHOWN, ("greedy",), tokens=tokens)
-    exact = information_grids(random_model, captured, targets, window=1)["greedy"]
-    first = information_grids(random_model, captured, targets, window=4)["greedy"]
+    case = prepare(random_model, SHOWN, ("greedy",), tokens=tokens)
+    exact, first = (information_grids(case, GridRequest(window=size))["greedy"] for size in (1, 4))
     floor = float(np.median(np.abs(first.values)))
-    found = refined_grids(random_model, captured, targets, window=1, coarse=4, floor=floor)["greedy"]
-    held = parents(removable_windows(captured.prompt, 1), removable_windows(captured.prompt, 4))
+    found = refined_grids(case, GridRequest(window=1), 4, floor=floor)["greedy"]
+    held = parents(*(removable_windows(case.captured.prompt, size) for size in (1, 4)))
     wanted = np.abs(first.values)[:, held] > floor
     assert 0 < wanted.sum() < wanted.size
     np.testing.assert_array_equal(~np.isnan(found.log_p), wanted)

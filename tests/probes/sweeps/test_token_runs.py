@@ -87,15 +87,15 @@ def test_entropies_follow_the_tokens_unless_streams_are_given(runs, model, tmp_p
 
 
 def test_the_noise_floor_is_that_of_the_tokens_removed(model):
-    captured, targets = prepare(model, demo_samples(1)[0], ("gold",), tokens="text")
-    curve = removal_curves(model, captured, targets)["gold"]
+    case = prepare(model, demo_samples(1)[0], ("gold",), tokens="text")
+    captured, curve = case.captured, removal_curves(case)["gold"]
     witnesses = removal_witnesses(captured, curve)
     for witness in witnesses:
         assert witness.ablation.removed.nonzero()[:, 1].tolist() == captured.prompt.removable.tolist()
     rows = most_rows(captured, witnesses[0].ablation)
     _, recompute = null_ablations(model, captured, rows)
     assert int(recompute.sum()) == rows == len(captured.prompt.visual) + 1  # text begins before the image
-    floor = noise_floor(model, captured, targets["gold"], witnesses, rows=rows)
+    floor = noise_floor(model, captured, case.targets["gold"], witnesses, rows=rows)
     assert 0 < floor.kl < 1e-3
 
 

@@ -1,0 +1,239 @@
+"""What a call takes, kind by kind: its operations, its memory, a shorter version of it, and how it is run.
+
+The kinds of calls are few (`probes.measures.calls`) and every part of a measurement is made of them, so a new probe
+needs no line here; a new kind of call is one entry of `METERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from probes.cost.memory import capture_bytes, entropy_bytes, forward_bytes, replay_bytes
+from probes.cost.operations import (
+    Batch,
+    Work,
+    entropy_operations,
+    forward_operations,
+    make_batches,
+    replay_work,
+)
+from probes.cost.passes import Pass, gate_passes, pass_bytes, pass_work
+from probes.cost.workload import Subject
+from probes.measures.calls import (
+    AnswerCall,
+    Call,
+    EntropyCall,
+    ForwardCall,
+    GateCall,
+    PlainCall,
+    ReplayCall,
+)
+from probes.measures.entropy import matrices_at_once
+from probes.measures.generation import generate_answer
+from probes.measures.information import target_log_p
+from probes.measures.preparing import prepare
+from probes.parts.part import Part
+
+Memory = tuple[str, int, str]  # what it is of, bytes, and the formula behind them
+
+
+class Meter(Protocol):
+    """What calls of one kind take, on one subject."""
+
+    def work(self, subject: Subject, call: Any) -> Work:
+        """Replays, rows and operations of a call."""
+
+    def shortened(self, subject: Subject, call: Any, operations: float) -> Any:
+        """The largest like call of so many operations at most, or the smallest that tells what the whole one takes."""
+
+    def run(self, subject: Subject, call: Any) -> object:
+        """Run a call as a measurement does."""
+
+    def memory(self, subject: Subject, call: Any) -> Memory | None:
+        """What comes and goes with a call beside the capture; None where it is less than a forward pass takes."""
+
+
+class _ForwardMeter:
+    def work(self, subject: Subject, call: ForwardCall) -> Work:
+        n_tokens = subject.case.captured.prompt.n_tokens
+        return Work(operations=subject.vision + forward_operations(subject.weights, n_tokens, subject.places))
+
+    def shortened(self, subject: Subject, call: ForwardCall, operations: float) -> ForwardCall:
+        return call
+
+    def run(self, subject: Subject, call: ForwardCall) -> object:
+        targets = call.targets if subject.case.targets else ()
+        return prepare(subject.case.model, subject.sample, targets, call.streams, call.tokens)
+
+    def memory(self, subject: Subject, call: ForwardCall) -> Memory:
+        return "forward", *forward_bytes(subject)
+
+
+class _ReplayMeter:
+    def work(self, subject: Subject, call: ReplayCall) -> Work:
+        return replay_work(subject.weights, _batches(subject, call), subject.places)
+
+    def shortened(self, subject: Subject, call: ReplayCall, operations: float) -> ReplayCall:
+        """Sets of tokens spread over all, as many as a batch holds, and the deepest cuts, if not everything."""
+        if self.work(subject, call).operations <= operations:
+            return call
+        ablations = call.ablations
+        sets = ablations.of_each(torch.arange(len(ablations.masks), device=ablations.layers.device))
+        widest = max(len(batch.layers) for batch in _batches(subject, call))
+        if len(ablations.masks) > widest:
+            spread = np.linspace(0, len(ablations.masks) - 1, widest).round().astype(int)
+            chosen = torch.isin(sets, torch.from_numpy(spread).to(sets))
+        else:
+            chosen = torch.ones_like(sets, dtype=torch.bool)
+
+        def at(cuts: list[int]) -> ReplayCall:
+            deep = torch.isin(ablations.layers, ablations.layers.new_tensor(cuts))
+            return replace(call, ablations=ablations[(chosen & deep).nonzero()[:, 0]])
+
+        cuts = ablations.layers.unique().tolist()
+        return at(_deepest(cuts, lambda some: self.work(subject, at(some)).operations <= operations))
+
+    def run(self, subject: Subject, call: ReplayCall) -> object:
+        return target_log_p(subject.case, call)
+
+    def memory(self, subject: Subject, call: ReplayCall) -> Memory:
+        return "replays", *max(replay_bytes(subject, call, batch) for batch in _batches(subject, call))
+
+
+def _batches(subject: Subject, call: ReplayCall) -> list[Batch]:
+    return make_batches(
+        subject.case.model,
+        subject.case.captured,
+        call.ablations,
+        batch_size=call.batch_size,
+        recompute=call.recompute,
+    )
+
+
+class _GateMeter:
+    def work(self, subject: Subject, call: GateCall) -> Work:
+        return pass_work(subject.weights, _passes(subject, call), len(subject.case.targets), subject.places)
+
+    def shortened(self, subject: Subject, call: GateCall, operations: float) -> GateCall:
+        """The deepest cuts, if not all."""
+
+        def at(cuts: list[int]) -> GateCall:
+            return replace(call, cuts=tuple(cuts))
+
+        return at(_deepest(list(call.cuts), lambda some: self.work(subject, at(some)).operations <= operations))
+
+    def run(self, subject: Subject, call: GateCall) -> object:
+        return call.run(subject.case)
+
+    def memory(self, subject: Subject, call: GateCall) -> Memory:
+        model, captured, targets = subject.case.model, subject.case.captured, len(subject.case.targets)
+        return "gates", *max(pass_bytes(model, captured, each, targets) for each in _passes(subject, call))
+
+
+def _passes(subject: Subject, call: GateCall) -> list[Pass]:
+    return gate_passes(subject.case.captured, call.context, call.cuts)
+
+
+def _deepest(cuts: list[int], fits: Callable[[list[int]], bool]) -> list[int]:
+    """All cuts, or the deepest of them that fit; more than the last one, if there are more."""
+    fewest = min(2, len(cuts))
+    while len(cuts) > fewest and not fits(cuts):
+        cuts = cuts[-max(fewest, len(cuts) // 2) :]
+    return cuts
+
+
+class _EntropyMeter:
+    def work(self, subject: Subject, call: EntropyCall) -> Work:
+        layers, n, d = call.states.shape
+        return Work(operations=entropy_operations(n, d, layers, eigenvalues=call.alpha != 2))
+
+    def shortened(self, subject: Subject, call: EntropyCall, operations: float) -> EntropyCall:
+        """As many layers, but at least those that go through at once."""
+        layers = len(call.states)
+        affordable = int(operations * layers / self.work(subject, call).operations)
+        return replace(call, states=call.states[: min(layers, max(matrices_at_once(call.states), affordable))])
+
+    def run(self, subject: Subject, call: EntropyCall) -> object:
+        return call.run()
+
+    def memory(self, subject: Subject, call: EntropyCall) -> Memory:
+        return "entropies", *entropy_bytes(call.states)
+
+
+class _AnswerMeter:
+    def work(self, subject: Subject, call: AnswerCall) -> Work:
+        """A forward pass, then a token at a time."""
+        start = subject.case.captured.prompt.n_tokens + 1
+        steps = [Batch(np.zeros(1, int), 1, start + step, start + step) for step in range(call.tokens - 1)]
+        stepwise = replay_work(subject.weights, steps, 1).operations
+        n_tokens = subject.case.captured.prompt.n_tokens
+        forward = subject.vision + forward_operations(subject.weights, n_tokens, subject.places)
+        return Work(operations=forward + stepwise)
+
+    def shortened(self, subject: Subject, call: AnswerCall, operations: float) -> AnswerCall:
+        return call
+
+    def run(self, subject: Subject, call: AnswerCall) -> object:
+        return generate_answer(subject.case.model, subject.sample, max_new_tokens=call.tokens)
+
+    def memory(self, subject: Subject, call: AnswerCall) -> None:
+        return None
+
+
+class _PlainMeter:
+    def work(self, subject: Subject, call: PlainCall) -> Work:
+        return Work()
+
+    def shortened(self, subject: Subject, call: PlainCall, operations: float) -> PlainCall:
+        return call
+
+    def run(self, subject: Subject, call: PlainCall) -> object:
+        return call.function()
+
+    def memory(self, subject: Subject, call: PlainCall) -> None:
+        return None
+
+
+METERS: dict[type, Meter] = {
+    ForwardCall: _ForwardMeter(),
+    ReplayCall: _ReplayMeter(),
+    GateCall: _GateMeter(),
+    EntropyCall: _EntropyMeter(),
+    AnswerCall: _AnswerMeter(),
+    PlainCall: _PlainMeter(),
+}
+
+
+def call_work(subject: Subject, call: Call) -> Work:
+    """What one call takes."""
+    return METERS[type(call)].work(subject, call)
+
+
+def part_work(subject: Subject, part: Part) -> Work:
+    """What a part of a measurement takes; nothing where it reads targets that the subject lacks."""
+    if part.reads_targets and not subject.case.targets:
+        return Work()
+    return sum((call_work(subject, call) for call in part.calls(subject.case)), start=Work())
+
+
+def memory_parts(subject: Subject, parts: Iterable[Part]) -> tuple[dict[str, int], dict[str, str]]:
+    """Bytes that one sample takes at its peak, and the formula behind them, each by what they are of.
+
+    Of the capture, which stays, and of the largest call of each kind, which comes and goes.
+
+    Args:
+        subject: the sample whose shapes count.
+        parts: of a measurement, those that some sample gets.
+    """
+    largest = {"capture": capture_bytes(subject), "forward": forward_bytes(subject)}
+    for call in (call for part in parts for call in part.calls(subject.case)):
+        memory = METERS[type(call)].memory(subject, call)
+        if memory is not None:
+            label, size, text = memory
+            largest[label] = max(largest.get(label, (0, "")), (size, text))
+    return {label: size for label, (size, _) in largest.items()}, {label: text for label, (_, text) in largest.items()}

@@ -1,0 +1,89 @@
+"""The parts that read captured states: entropies of the streams, and the eigenvalues behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from probes.directory.columns import entropy_rows
+from probes.directory.writer import Record
+from probes.measures.calls import Calls, EntropyCall
+from probes.measures.case import Case
+from probes.parts.part import Outline, Part, Results
+
+
+@dataclass(frozen=True)
+class Entropies(Part):
+    """Entropies of every stream at every layer, taken when the model is through.
+
+    Attributes:
+        streams: by name.
+        alpha: Renyi order.
+        center: center tokens before the Gram matrix.
+        normalize_rows: scale tokens to length 1 before it.
+    """
+
+    streams: tuple[str, ...]
+    alpha: float
+    center: bool
+    normalize_rows: bool
+
+    name = "entropies"
+    probe = "entropy"
+
+    def calls(self, case: Case) -> Calls:
+        return tuple(self._by_stream(case).values())
+
+    def _by_stream(self, case: Case) -> dict[str, EntropyCall]:
+        states, how = case.captured.visual.states, (self.alpha, self.center, self.normalize_rows)
+        return {stream: EntropyCall(states[stream], *how) for stream in self.streams}
+
+    def run(self, case: Case, results: Results) -> Results:
+        return results.and_later(partial(_with_entropies, self._by_stream(case)))
+
+    def outline(self, case: Case) -> Outline:
+        states = case.captured.visual.states
+        places = ((stream, layer) for stream in self.streams for layer in range(len(states[stream])))
+        return Outline(curves=tuple(("", "", layer, stream, "entropy", float) for stream, layer in places))
+
+
+def _with_entropies(calls: Mapping[str, EntropyCall], record: Record) -> Record:
+    entropies = {stream: call.run() for stream, call in calls.items()}
+    return replace(record, curves=[*entropy_rows(entropies), *record.curves])
+
+
+@dataclass(frozen=True)
+class Spectra(Part):
+    """Eigenvalues of the Gram matrix of every stream at every layer, kept.
+
+    Attributes:
+        streams: by name.
+        center: center tokens before the Gram matrix.
+        normalize_rows: scale tokens to length 1 before it.
+    """
+
+    streams: tuple[str, ...]
+    center: bool
+    normalize_rows: bool
+
+    name = "spectra"
+    probe = "spectra"
+
+    def calls(self, case: Case) -> Calls:
+        return tuple(self._by_stream(case).values())
+
+    def _by_stream(self, case: Case) -> dict[str, EntropyCall]:
+        states = case.captured.visual.states
+        return {stream: EntropyCall(states[stream], None, self.center, self.normalize_rows) for stream in self.streams}
+
+    def run(self, case: Case, results: Results) -> Results:
+        return results.and_later(partial(_with_spectra, self._by_stream(case)))
+
+    def outline(self, case: Case) -> Outline:
+        shapes = {stream: case.captured.visual.states[stream].shape for stream in self.streams}
+        return Outline(spectra={stream: (layers, min(rest)) for stream, (layers, *rest) in shapes.items()})
+
+
+def _with_spectra(calls: Mapping[str, EntropyCall], record: Record) -> Record:
+    return replace(record, spectra={stream: call.run() for stream, call in calls.items()})
