@@ -96,7 +96,7 @@ def budget() -> None:
             "leave-one-out, 2x2, all 32 layers": {"contexts": CONTEXTS[1:], "window": 2},
         }.items():
             work = large_work(**options)
-            whole = sum(work[context].operations for context in options["contexts"])
+            share = work["noise floor"].operations / sum(work[context].operations for context in options["contexts"])
             print(f"| {words} | {most:,} | {work['noise floor'].operations / whole:.2%} |")
         work = large_work(probes=("removal",), contexts=())
         floor, sweep = work["noise floor"].operations, work["removal"].operations
