@@ -97,7 +97,7 @@ def budget() -> None:
         }.items():
             work = large_work(**options)
             share = work["noise floor"].operations / sum(work[context].operations for context in options["contexts"])
-            print(f"| {words} | {most:,} | {work['noise floor'].operations / whole:.2%} |")
+            print(f"| {words} | {most:,} | {share:.2%} |")
         work = large_work(probes=("removal",), contexts=())
         floor, sweep = work["noise floor"].operations, work["removal"].operations
         shares = f"{floor / sweep:.1%}; {floor / (sweep + large_forward()):.1%} with the forward before it"
