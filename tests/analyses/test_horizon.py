@@ -322,3 +322,11 @@ def test_an_effect_that_only_noise_makes_is_hidden_by_it(rng):
         found = QUICK(values, np.arange(100), criterion="kl", removal=removal, effect_floor=floor)
         assert ("which the noise floor of 0.003 hides" in found.reason) == hidden
     assert math.isnan(QUICK(values, np.arange(100), criterion="kl", removal=removal).noise_floor)
+
+
+def test_whether_there_is_an_effect_is_asked_of_layer_0():
+    """Of the first column of the effects, unless other removal effects are given."""
+    values = np.tile([0.5, 0.0, 0.0, 0.0], (100, 1))
+    assert QUICK(values, np.arange(100)).layer == 1
+    assert QUICK(values, np.arange(100), removal=np.zeros(100)).layer is None
+    assert QUICK(values[:, ::-1], np.arange(100)).layer is None

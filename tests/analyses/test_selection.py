@@ -185,3 +185,20 @@ def test_a_collapse_weighs_tasks_equally_and_ends_before_the_final_norm(tmp_path
     assert loss.reason == accuracy.reason == ""
     assert set(loss.layers) == {3}
     assert loss.in_sample == pytest.approx(0.5)
+
+
+def test_groups_choose_and_score_by_themselves(tmp_path):
+    """Each has its own layer and its own samples; those without a whole curve, or without right and wrong, are out."""
+    steps = {"ocr": 3, "vqa": 6}
+    effects = {name: np.tile(step_curve(L + 1, at, 0.25, 0.75), (20, 1)) for name, at in steps.items()}
+    effects["vqa"][[2, 5], 4] = np.nan
+    run = write_run(tmp_path / "run", effects=effects)
+    found = [one for one in split_estimates(run, repeats=3) if one.measure == "p"]
+    assert [one.group["task_type"] for one in found] == ["ocr", "vqa"]
+    assert [set(one.layers) for one in found] == [{3}, {6}]
+    assert [(one.n_samples, one.n_images, one.chosen_by) for one in found] == [(20, 20, "removal"), (18, 18, "removal")]
+
+
+def test_at_least_two_images_choose_and_two_are_held_out():
+    assert split_images(np.arange(15), 0.001, 4, 0).sum(axis=1).tolist() == [2] * 4
+    assert split_images(np.arange(15), 0.999, 4, 0).sum(axis=1).tolist() == [13] * 4

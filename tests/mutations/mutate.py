@@ -1,9 +1,9 @@
 """Break the source in one place at a time, by seed, and see which tests notice (see `--help`).
 
 A mutant is a copy of the tree with one comparison, operator, constant, bound or condition changed, in a file (nnsight
-reads its source from there). It meets the tests of its module first, then all that import the module, fastest first;
-one JSON line a mutant says where it was, what became what, and which test failed. Mutants that no test notices are
-either equivalent to the source, or show what a test should assert; tests/mutations/RESULTS.md judges them.
+reads its source from there). It meets the tests that call its function: those of its module first, then those of files
+that import the module, fastest first. One JSON line a mutant says where it was, what became what, which test failed.
+Mutants that no test notices are equivalent to the source, or show what a test should assert: RESULTS.md judges them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 COMPARISONS = {
     ast.Lt: ("<", ("<=", ">=")),
@@ -179,8 +181,37 @@ def tests_of(root: Path, file: str) -> tuple[list[str], list[str]]:
     return [*doctests, *(str(path.relative_to(root)) for path in own)], [str(path.relative_to(root)) for path in others]
 
 
-def run_tests(tree: Path, files: list[str], limit: float) -> tuple[str, str, float]:
-    """Run test files in a fork, which finds the heavy libraries imported: status, first failing test, seconds."""
+class Watch:
+    """A plugin of pytest that notes which functions of some files each passing test calls, and how long it takes.
+
+    What a fixture calls counts for every test of its file.
+    """
+
+    def __init__(self, tree: Path, files: Sequence[str]) -> None:
+        self.names = {str(tree / file): file for file in files}
+        self.seen: set[str] = set()
+        self.tests: dict[str, tuple[float, list[str]]] = {}
+        self.shared: set[str] = set()
+        threading.setprofile(self._note)
+        sys.setprofile(self._note)
+
+    def _note(self, frame: Any, event: str, _: Any) -> None:
+        if event == "call" and (file := self.names.get(frame.f_code.co_filename)):
+            self.seen.add(f"{file}:{frame.f_code.co_firstlineno}")
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.when != "call":
+            self.shared |= self.seen
+        elif report.outcome == "passed":
+            self.tests[report.nodeid] = (round(report.duration, 2), sorted(self.seen))
+        self.seen = set()
+
+
+def run_tests(tree: Path, tests: Sequence[str], limit: float, watched: Sequence[str] = ()) -> tuple[str, str, float]:
+    """Run tests in a fork, which finds the heavy libraries imported: status, first failing test, seconds.
+
+    Where files are watched, the tests' calls into them are written to calls.json in the tree.
+    """
     shutil.rmtree(tree / ".hypothesis", ignore_errors=True)  # examples that killed an earlier mutant
     log, start = tree / "mutant.log", time.monotonic()
     child = os.fork()
@@ -194,7 +225,11 @@ def run_tests(tree: Path, files: list[str], limit: float) -> tuple[str, str, flo
         os.environ["PYTHONPATH"] = str(tree)
         import pytest
 
-        code = pytest.main(["-x", "-q", "--tb=no", "-rfE", *QUIET, "--rootdir", str(tree), *files])
+        plugins = [Watch(tree, watched)] if watched else []
+        first = [] if watched else ["-x"]
+        code = pytest.main([*first, "-q", "--tb=no", "-rfE", *QUIET, "--rootdir", str(tree), *tests], plugins)
+        for plugin in plugins:
+            (tree / "calls.json").write_text(json.dumps({"tests": plugin.tests, "shared": sorted(plugin.shared)}))
         sys.stdout.flush()
         os._exit(int(code))
     while (ended := os.waitpid(child, os.WNOHANG))[0] == 0 and time.monotonic() - start < limit:
@@ -208,33 +243,60 @@ def run_tests(tree: Path, files: list[str], limit: float) -> tuple[str, str, flo
     return ("survived" if ended[1] == 0 else "killed"), found[1] if found else "", seconds
 
 
-def judge(tree: Path, mutant: Mutant, stages: list[list[str]], times: dict[str, float]) -> Mutant:
-    """Plant a mutant, run its tests stage by stage until one fails, and take it out again."""
-    path, verdict, total = tree / mutant.file, ("survived", ""), 0.0
+def calls_of(tree: Path, file: str, watched: Sequence[str], folder: Path) -> dict[str, Any]:
+    """What the tests of a file call, from the folder of an earlier run if it is there."""
+    kept = folder / (file.replace("/", "+") + ".json")
+    if not kept.exists():
+        status, by, seconds = run_tests(tree, [file], 900, watched)
+        print(f"{file}: {seconds} s" + (f", {by} fails on the true source" if status == "killed" else ""), flush=True)
+        kept.write_bytes((tree / "calls.json").read_bytes() if (tree / "calls.json").exists() else b'{"tests": {}}')
+        (tree / "calls.json").unlink(missing_ok=True)
+    return json.loads(kept.read_text())
+
+
+def function_at(tree: ast.Module, line: int) -> int:
+    """First line of the innermost function that holds a line, decorators included; 0 outside of any."""
+    starts = {
+        min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)]): node.end_lineno or 0
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    return max((start for start, end in starts.items() if start <= line <= end), default=0)
+
+
+def choose_tests(mutant: Mutant, source: str, files: Sequence[str], calls: dict[str, Any], most: float) -> list[str]:
+    """The tests that call the mutant's function, or all of its module's outside of one: in the order of the files."""
+    tree = ast.parse(source)
+    function, chosen = function_at(tree, mutant.line), []
+    for file in files:
+        found = calls[file]
+
+        def calls_it(names: Sequence[str]) -> bool:
+            places = (name.rpartition(":") for name in names)
+            return any(at == mutant.file and function_at(tree, int(line)) == function for at, _, line in places)
+
+        every = function == 0 or calls_it(found.get("shared", ()))
+        own = {test: seconds for test, (seconds, names) in found["tests"].items() if every or calls_it(names)}
+        chosen += [test for test in sorted(own, key=own.__getitem__) if own[test] <= most]
+    return chosen
+
+
+def judge(tree: Path, mutant: Mutant, tests: Sequence[str]) -> Mutant:
+    """Plant a mutant, run its tests until one fails, and take it out again."""
+    path = tree / mutant.file
     source = path.read_bytes()
-    for stage in filter(None, stages):
-        path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
-        for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):  # Python compares seconds and sizes only
-            stale.unlink()
-        *verdict, seconds = run_tests(tree, stage, 60 + 10 * sum(times[file] for file in stage))
-        total += seconds
-        if verdict[0] != "survived":
-            break
+    path.write_bytes(source[: mutant.start] + mutant.after.encode() + source[mutant.end :])
+    forget(path)
+    status, by, seconds = run_tests(tree, tests, 600) if tests else ("survived", "", 0.0)
     path.write_bytes(source)
+    forget(path)
+    return replace(mutant, status=status, by=by, seconds=seconds)
+
+
+def forget(path: Path) -> None:
+    """Remove a module's bytecode: Python compares whole seconds and sizes only, and mutants differ in neither."""
     for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
         stale.unlink()
-    return replace(mutant, status=verdict[0], by=verdict[1], seconds=round(total, 1))
-
-
-def baseline(tree: Path, files: set[str], cache: Path) -> dict[str, float]:
-    """Seconds that each test file takes on the true source; one that fails there says nothing and is left out."""
-    times = json.loads(cache.read_text()) if cache.exists() else {}
-    for file in sorted(files - times.keys()):
-        status, by, seconds = run_tests(tree, [file], 600)
-        times[file] = seconds if status == "survived" else -1.0
-        print(f"{file}: {seconds} s" if status == "survived" else f"{file} fails on the true source: {by}", flush=True)
-    cache.write_text(json.dumps(times, indent=1))
-    return times
 
 
 def main() -> None:
@@ -244,14 +306,9 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=100, help="mutants to draw; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes, each with a copy of the tree")
-    parser.add_argument(
-        "--out", type=Path, default=Path("mutants.jsonl"), help="appended to; what it holds is not redone"
-    )
-    parser.add_argument("--survivors", type=Path, help="judge again only what survived in this file")
-    parser.add_argument(
-        "--tests", nargs="*", help="test files of the second stage; by default those that import the module"
-    )
-    parser.add_argument("--most", type=float, default=60.0, help="seconds beyond which a test file is left out")
+    parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="what it holds is not judged again")
+    parser.add_argument("--tests", nargs="*", help="test files beside the module's own; by default all that import it")
+    parser.add_argument("--most", type=float, default=60.0, help="seconds beyond which a test is left out")
     options = parser.parse_args()
     chosen = []
     for spec in sorted(options.paths):
@@ -260,10 +317,6 @@ def main() -> None:
     n_all = len(chosen)
     random.Random(options.seed).shuffle(chosen)
     chosen = [m for m in chosen[: options.n or None] if m.before != m.after]  # half of 0.0 is no mutant
-    if options.survivors:
-        lines = map(json.loads, options.survivors.read_text().splitlines())
-        again = {(m["file"], m["start"], m["after"]) for m in lines if m["status"] == "survived"}
-        chosen = [m for m in chosen if (m.file, m.start, m.after) in again]
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     judged = {(m["file"], m["start"], m["end"], m["after"]) for m in done}
     left = [m for m in chosen if (m.file, m.start, m.end, m.after) not in judged]
@@ -273,24 +326,22 @@ def main() -> None:
     trees = [Path(tempfile.mkdtemp(prefix="mutants-")) / "tree" for _ in range(options.jobs)]
     for tree in trees:
         shutil.copytree(ROOT, tree, ignore=NOT_COPIED)
-    stages = {}
+    files = {}
     for file in {m.file for m in left}:
         own, importing = tests_of(ROOT, file)
-        stages[file] = [own, [name for name in options.tests or importing if name not in own]]
-    files = {name for parts in stages.values() for part in parts for name in part}
-    times = baseline(trees[0], files, options.out.with_suffix(".times.json"))
-    ordered: dict[str, list[list[str]]] = {}
-    for file, parts in stages.items():
-        usable = [[name for name in part if 0 <= times[name] <= options.most] for part in parts]
-        ordered[file] = [sorted(part, key=times.__getitem__) for part in usable]
-    if idle := sorted(file for file, parts in ordered.items() if not any(parts)):
-        sys.exit(f"no usable tests for {', '.join(idle)}: name some by --tests")
+        files[file] = [*own, *(name for name in options.tests or importing if name not in own)]
+    folder, watched = options.out.with_suffix(".calls"), sorted({spec.partition(":")[0] for spec in options.paths})
+    folder.mkdir(exist_ok=True)
+    named = sorted({name for names in files.values() for name in names})
+    calls = {name: calls_of(trees[0], name, watched, folder) for name in named}
     workers = []
     for number, tree in enumerate(trees):
         workers.append(os.fork())
         if workers[-1] == 0:
             for mutant in left[number :: options.jobs]:
-                line = json.dumps(asdict(judge(tree, mutant, ordered[mutant.file], times)))
+                source = (ROOT / mutant.file).read_text()
+                tests = choose_tests(mutant, source, files[mutant.file], calls, options.most)
+                line = json.dumps(asdict(judge(tree, mutant, tests)))
                 with options.out.open("a") as out:
                     out.write(line + "\n")
             os._exit(0)
