@@ -65,16 +65,16 @@ def test_the_words_are_means_over_layers_context_by_context():
         agreement("keep-one", 0, 3, 0.9, 0.5),
         agreement("keep-one", 1, 5, 0.5, 0.7),
         agreement("keep-one", 2, 4, math.nan, 0.3),
-        agreement("leave-one-out", 0, 2, math.nan, 0.25),
+        agreement("leave-one-out", 0, 2, math.nan, 1.0),
     ]
     assert describe_agreement(results) == (
         "gate against exact values on 5 samples, mean over layers: keep-one: rank correlation 0.70, top-10 % overlap "
-        "50 %; leave-one-out: rank correlation -, top-10 % overlap 25 %"
+        "50 %; leave-one-out: rank correlation -, top-10 % overlap 100 %"
     )
     table = gate_table(results)
     assert [tuple(row) for row in table.rows] == [
         ("keep-one", "0", "3", "0.90", "0.50", "1.2e-02"),
         ("keep-one", "1", "5", "0.50", "0.70", "1.2e-02"),
         ("keep-one", "2", "4", "-", "0.30", "1.2e-02"),
-        ("leave-one-out", "0", "2", "-", "0.25", "1.2e-02"),
+        ("leave-one-out", "0", "2", "-", "1.00", "1.2e-02"),
     ]
