@@ -9,7 +9,7 @@ WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test check lint format readme options benchmarks notebook clean
+.PHONY: demo test check lint format readme options benchmarks mutants notebook clean
 
 demo: .venv/installed
 	$(BIN)/vlm-horizon demo
@@ -39,6 +39,13 @@ options: .venv/installed
 
 benchmarks: .venv/installed-test
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+
+# what tests notice of changes made on purpose: more by N=300, others by MUTATED='probes/capture.py ...'
+MUTATED ?= $(wildcard analyses/verdicts/*.py analyses/collapse.py analyses/horizon.py analyses/criteria.py)
+N ?= 20
+SEED ?= 0
+mutants: .venv/installed-test
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/mutations/mutate.py --n $(N) --seed $(SEED) --paths $(MUTATED)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

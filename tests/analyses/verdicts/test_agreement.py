@@ -1,5 +1,7 @@
 """One collapse layer for a model, and collapse layers against horizons: planted, restated, refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic_runs import fade_curve, step_curve, write_run
@@ -118,7 +120,7 @@ def test_joint_consistency_restated_by_hand(tmp_path):
 
 
 def test_resamples_in_which_nothing_collapses_move_no_end_of_the_interval(tmp_path):
-    """Three of 40 images make the drop; one resample in twenty draws none of them, and collapses in no stream."""
+    """Three of 40 images make the drop; a resample in twenty draws none of them and collapses nowhere."""
     rng = np.random.default_rng(0)
     steps = rng.permutation(np.linspace(-0.02, 0.02, L - 1))
     values = 4 + np.append(0.0, steps.cumsum()) - 30.0 * (np.arange(40) < 3)[:, None] * (np.arange(L) >= 5)
@@ -252,3 +254,61 @@ def test_another_task_leaves_the_collapse_of_a_task_alone(tmp_path, rule):
 def test_a_run_without_groups_has_nothing_to_compare(tmp_path):
     run = write_run(tmp_path / "run", effects={"ocr": np.empty((0, L + 1))}, entropies={"query": {}})
     assert compare_collapse_to_horizon(run) == []
+
+
+def test_a_joint_layer_may_be_the_first_one(tmp_path, rng):
+    run = entropy_run(tmp_path / "run", rng, {"query": {"ocr": 1}, "key": {"ocr": 1}})
+    found = joint_collapse_layer(run, detector=DROPS)
+    assert (found.layer, found.interval, found.consistency) == (1, (1, 1), 1.0)
+
+
+def test_only_the_gap_of_a_censored_horizon_is_a_lower_bound(tmp_path, rng):
+    for name, half, censored in (("late", 11.5, True), ("early", 7.0, False)):
+        run, *_ = paired_run(tmp_path / name, rng, half=half)
+        (found,) = compare_collapse_to_horizon(run, collapse_detector=DROPS, horizon_detector=QUICK)
+        assert found.horizon.censored == censored
+        assert {gap.quantity: gap.censored for gap in found.gaps} == {"half_depth": False, "horizon": censored}
+
+
+def test_the_interval_of_a_gap_is_that_of_the_fewer_images(tmp_path, rng):
+    """Entropies of twelve of 40 images: the percentiles are moved outward as far as twelve images need."""
+    run, p, entropies = paired_run(tmp_path / "run", rng)
+    known = {"ocr": np.where(np.arange(40)[:, None] < 12, entropies["query"]["ocr"], np.nan)}
+    run = write_run(tmp_path / "few", effects={"ocr": p}, entropies={"query": known})
+    (found,) = compare_collapse_to_horizon(run, collapse_detector=DROPS, horizon_detector=QUICK)
+    assert (found.collapse.n_images, found.horizon.n_images) == (12, 40)
+    codes = np.unique(run.samples["image_sha256"], return_inverse=True)[1]
+    counts = draw_counts(40, 300, 0)
+    drops = -np.diff(resampled_means(known["ocr"][:12], codes[:12], counts), axis=1)
+    places = np.where(np.isfinite(drops).all(axis=1), drops.argmax(axis=1) + 1, np.nan)
+    draws = half_depths(resampled_means(p[:, -1:] - p, codes, counts), np.arange(L + 1)) - places
+    assert found.gaps[0].interval == pytest.approx(tuple(percentile_interval(draws, n_clusters=12)))
+
+
+def test_samples_without_a_removal_effect_at_layer_0_are_in_no_draw(tmp_path, rng):
+    """Their divergences are whole, but no such sample can be part of a horizon by them."""
+    _, p, _ = paired_run(tmp_path / "run", rng)
+    kl = np.tile(0.5 * (np.arange(L + 1) < 6), (40, 1))
+    kl[0] = 5.0 * (np.arange(L + 1) < 11)
+    p[0, 0] = np.nan
+    images = {"ocr": [1, *range(1, 40)]}  # the image of another sample, so that the resamples stay as they are
+    words = {"criterion": "kl", "collapse_detector": DROPS, "horizon_detector": QUICK}
+    gaps = []
+    for name, kept in (("with", slice(0, None)), ("without", slice(1, None))):
+        tables = {"effects": {"ocr": p[kept]}, "kl": {"ocr": kl[kept]}, "images": {"ocr": images["ocr"][kept]}}
+        run = write_run(tmp_path / name, **tables, entropies={"query": step_curve(L, 3)})
+        (found,) = compare_collapse_to_horizon(run, **words)
+        gaps.append(found.gaps[0])
+    assert gaps[0].interval == (3.0, 3.0)
+    assert gaps[0] == gaps[1]
+
+
+def test_exactly_the_share_that_is_asked_for_is_enough(tmp_path, rng):
+    """Four of five tasks collapse at the layer in both streams, and 80 % are needed."""
+    layers = {f"ocr/{name}": 3 if name != "e" else 0 for name in "abcde"}
+    tasks = {key: np.tile(step_curve(L, at, 4, 2) if at else np.full(L, 3.5), (20, 1)) for key, at in layers.items()}
+    run = write_run(tmp_path / "run", entropies={"query": tasks, "key": tasks})
+    found = joint_collapse_layer(run, detector=DROPS)
+    assert (found.layer, found.vote_share) == (3, 0.8)
+    strict = joint_collapse_layer(run, detector=replace(DROPS, consistency=0.85))
+    assert strict.layer is None

@@ -145,6 +145,57 @@ def test_pilot_and_layers_keep_within_the_budget(n_samples, n_layers):
         assert budget * 4 <= n_layers
 
 
+def test_pilots_of_few_samples_and_small_models():
+    assert [pilot_size(n, 32, 8) for n in (15, 16, 32, 64, 256, 10_000)] == [0, 1, 1, 2, 8, 8]
+    assert [pilot_size(100, n_layers, 8) for n_layers in (7, 8, 9)] == [0, 0, 8]
+    assert [layers_left(10, 10, 32, 8), layers_left(11, 10, 32, 40)] == [-240, 120]
+
+
+def bracketed(threshold, bracket, n_layers=4):
+    """A horizon somewhere between two measured layers with an effect of 1 and of 0."""
+    values = np.tile(np.where(np.arange(n_layers + 1) < bracket[1], 1.0, 0.0), (5, 1))
+    found = detect(values, layers=[k for k in (0, *bracket) if k < n_layers])
+    assert found.bracket == bracket
+    return replace(found, threshold=threshold)
+
+
+def test_a_crossing_is_where_the_guide_would_be_gone():
+    """The guide falls by a quarter a layer: an effect of 1 would be 0.75, 0.5, 0.25 at the layers in between."""
+    guide = Guide(np.arange(5), np.array([1.0, 0.75, 0.5, 0.25, 0.0]), 3)
+    for threshold, layer in ((0.8, 1), (0.75, 2), (0.6, 2), (0.5, 3), (0.3, 3), (0.25, 3), (0.1, 3)):
+        assert next_layer(bracketed(threshold, (0, 4)), guide) == layer
+    ends = {at: next_layer(bracketed(0.5, (0, 4)), replace(guide, horizon=at)) for at in (0, 1, 2, 3, 4)}
+    assert ends == {0: 3, 1: 1, 2: 3, 3: 3, 4: 3}
+    flat = Guide(np.arange(5), np.zeros(5), 2)
+    assert next_layer(bracketed(0.5, (0, 4)), flat) == 2
+
+
+def test_a_crossing_keeps_out_of_the_outer_quarters_of_a_wide_bracket():
+    layers = np.arange(17)
+    for drop, layer in ((1, 4), (2, 4), (6, 6), (10, 10), (14, 12), (15, 12)):
+        guide = Guide(layers, np.where(layers < drop, 1.0, 0.0), 20)
+        assert next_layer(bracketed(0.5, (0, 16), 16), guide) == layer
+    rising = Guide(layers, np.where(layers == 9, 3.0, np.where(layers < 11, 0.1, 0.0)), 20)
+    assert next_layer(bracketed(0.5, (0, 16), 16), rising) == 10  # what is still to come counts, up to layer 9
+
+
+def test_the_wider_gap_beside_the_largest_effect_gets_its_middle():
+    """Only if the last effect is less than 1.25 times the threshold, and a layer beside the peak was skipped."""
+    curve = np.array([0.5, *[0.6] * 9, 0.9, 0.6, 0.6, 0.6, 0.03, 0.0, 0.0])
+    values = np.tile(curve, (5, 1))
+    nothing = Guide(np.arange(17), curve, 15)
+    near = detect(values, layers=[0, 10, 13, 14, 15])
+    last = float(abs(near.effect[near.layers == near.layer - 1][0]))
+    assert next_layer(replace(near, threshold=last / 1.25), nothing) is None
+    assert next_layer(replace(near, threshold=last / 1.2499), nothing) == 5
+    other = detect(values, layers=[0, 9, 10, 13, 14, 15])
+    assert next_layer(replace(other, threshold=last), nothing) == 12
+    alone = detect(values, layers=[9, 10, 11, 0, 13, 14, 15])
+    assert next_layer(replace(alone, threshold=last), nothing) is None
+    first = detect(values * np.where(np.arange(17) == 0, 4, 1), layers=[0, 10, 13, 14, 15])
+    assert next_layer(replace(first, threshold=last), nothing) == 5
+
+
 def population(rng, n_layers, n_samples):
     """(sample, L + 1) removal effects and magnitudes of single windows, alike in depth but not in shape."""
     middle, width = rng.uniform(0.3, 0.8) * n_layers, rng.uniform(0.02, 0.06) * n_layers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from synthetic_runs import step_curve, write_run
 
-from analyses.arrays.collapse_rules import sharpness, sharpness_null
+from analyses.arrays.collapse_rules import RULES, sharpness, sharpness_null
 from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
 from analyses.runs import HorizonError
 from analyses.verdicts.collapse import CollapseDetector, find_collapse_layer, task_mean
@@ -240,3 +240,63 @@ def test_a_group_that_failed_as_a_whole_is_reported(tmp_path):
     run = write_run(tmp_path / "run", entropies={"query": {"ocr": np.ones((3, L))}}, failed={"vqa": 2})
     _, vqa = find_collapse_layer(run, detector=QUICK)
     assert (vqa.group, vqa.layer, vqa.reason) == ({"task_type": "vqa"}, None, "no sample was measured")
+
+
+def test_parameters_are_those_of_the_definition():
+    found = CollapseDetector()
+    assert (found.resamples, found.seed, found.level, found.consistency) == (2000, 0, 0.95, 0.8)
+    assert (found.null_draws, found.rule) == (20_000, "drop")
+    assert found.needed(L) == sharpness_null(L - 1, 0.95, 20_000, 0)
+    assert replace(found, level=0.5, null_draws=500, seed=3).needed(L) == sharpness_null(L - 1, 0.5, 500, 3)
+
+
+def test_a_fall_must_stand_out_further_than_chance_does(monkeypatch):
+    """As far and no further is not enough, for the mean curve and for those of resamples and tasks."""
+    curve = step_curve(L, 5) + np.arange(L) ** 2 / 128  # sums of these are exact
+    strength = float(RULES["drop"].read(curve).strengths)
+    values = np.tile(curve, (20, 1))
+    for least, layer in ((strength, None), (np.nextafter(strength, 0), 5)):
+        monkeypatch.setitem(RULES, "drop", replace(RULES["drop"], null=lambda *_, least=least: least))
+        assert int(QUICK.picks(curve)) == (layer or 0)
+        found = QUICK(values, np.arange(20))
+        assert (found.layer, found.sharpness_null) == (layer, least)
+
+
+def test_a_step_that_does_not_fall_is_no_pick():
+    """Entropy that rises everywhere but for one level step: it stands out, and is no drop."""
+    rising = np.cumsum(np.r_[0, np.where(np.arange(L - 1) == 4, 0.0, 1.0)])
+    reading = RULES["drop"].read(rising)
+    assert (int(reading.layers), float(reading.falls)) == (5, 0.0)
+    assert reading.strengths > QUICK.needed(L)
+    assert int(QUICK.picks(rising)) == 0
+
+
+def test_five_layers_are_enough_and_flat_is_judged_by_the_resolution():
+    found = QUICK(np.tile([4.01, 4, 2.02, 2, 2.01], (20, 1)), np.arange(20))
+    assert (found.layer, found.reason) == (2, "")
+    rounding = 3 * (1 - 0.5e-5 * (np.arange(L) >= 4))
+    assert QUICK(np.tile(rounding, (20, 1)), np.arange(20)).reason == "the entropy drops nowhere"
+    assert QUICK(np.tile(3 * (1 - 5e-5 * (np.arange(L) >= 4)), (20, 1)), np.arange(20)).layer == 4
+
+
+def test_enough_resamples_and_tasks_are_exactly_the_share_that_is_asked_for():
+    """Four of five tasks fall at the layer, and 80 % are needed."""
+    tasks = np.repeat(np.arange(5), 20)
+    values = np.where(tasks[:, None] < 4, step_curve(L, 5), np.full(L, 3.0))
+    found = QUICK(values, np.arange(100), tasks)
+    assert (found.layer, found.task_consistency) == (5, 0.8)
+    strict = replace(QUICK, consistency=0.81)(values, np.arange(100), tasks)
+    assert "only 80% of the single tasks have a drop into layer 5 that stands out, needed 81%" in strict.reason
+
+
+def test_a_run_in_which_everything_failed_is_reported(tmp_path):
+    run = write_run(tmp_path / "run", entropies={"query": {"ocr": np.empty((0, L))}}, failed={"ocr": 2})
+    assert [found.reason for found in find_collapse_layer(run)] == ["no sample was measured"]
+
+
+def test_what_rounding_makes_of_a_rising_entropy_is_flat():
+    """Relative to the largest entropy, not to the smallest: the only fall is 2e-5 of 3 nats."""
+    rising = np.linspace(1e-3, 3, L)
+    rising[6] = rising[5] - 2e-5
+    found = QUICK(np.tile(rising, (20, 1)), np.arange(20))
+    assert (found.layer, found.reason) == (None, "the entropy drops nowhere")

@@ -9,7 +9,7 @@ from synthetic_runs import fade_curve, write_run
 
 from analyses.arrays.resampling import draw_counts, simultaneous_band
 from analyses.runs import HorizonError
-from analyses.verdicts.criteria import CRITERIA, is_above, settle
+from analyses.verdicts.criteria import CRITERIA, FIRST_ORDER, is_above, settle
 from analyses.verdicts.horizon import HorizonDetector, find_horizon
 
 L = 8
@@ -312,3 +312,41 @@ def test_a_run_without_grids_says_what_the_spread_needs(tmp_path):
     run = write_run(tmp_path / "run", effects={"ocr": np.tile(fade_curve(L, 4), (5, 1))})
     with pytest.raises(HorizonError, match=r"'spread' needs the probe 'information' in the context 'keep-one'"):
         find_horizon(run, criterion="spread")
+
+
+def test_first_order_token_grids_are_judged_only_when_asked_for(tmp_path):
+    """By the method "gate" they rank windows better than they size them, and the result says so."""
+    p = np.tile(fade_curve(L, 4), (40, 1))
+    tables = {"effects": {"ocr": p}, "grids": {"ocr": uneven_grids(p, np.full(L, 0.05))}}
+    exact, gate = (write_run(tmp_path / method, **tables, method=method) for method in ("exact", "gate"))
+    assert list(by_criterion(exact)) == list(CRITERIA)
+    assert list(by_criterion(gate)) == ["removal", "accuracy", "kl", "vtw"]
+    for criterion in ("information", "spread"):
+        warned, plain = (by_criterion(run, criterion=criterion)[criterion].warning for run in (gate, exact))
+        assert (FIRST_ORDER in warned, FIRST_ORDER in plain) == (True, False)
+    assert FIRST_ORDER not in by_criterion(gate)["removal"].warning
+
+
+def test_what_each_rule_counts():
+    assert {name for name, rule in CRITERIA.items() if rule.signed} == {"accuracy"}
+    assert {name for name, rule in CRITERIA.items() if rule.flips} == {"accuracy"}
+    assert {name for name, rule in CRITERIA.items() if rule.inclusive} == {"accuracy", "kl", "vtw"}
+    assert {name for name, rule in CRITERIA.items() if not rule.settles} == {"vtw"}
+    assert {name for name, rule in CRITERIA.items() if rule.half_depth} == {"removal"}
+
+
+@EVERY_CRITERION
+def test_thresholds_of_many_curves_are_those_of_each(rng, criterion):
+    """Noise floor 0.002: 5 % of R_0 or 0.01 above the floor, 5 % of the largest magnitude, a point, VTW's 0.003."""
+    curves = rng.uniform(0, 0.5, (3, 4, L + 1))
+    found = QUICK.threshold(criterion, curves, 0.002)
+    expected = {
+        "removal": np.maximum(0.05 * curves[..., 0], 0.012),
+        "information": 0.05 * curves.max(axis=2),
+        "spread": 0.05 * curves.max(axis=2),
+        "accuracy": np.full((3, 4), 0.01),
+    }.get(criterion, np.full((3, 4), 0.003))
+    np.testing.assert_allclose(found, expected)
+    if criterion == "removal":
+        assert (expected == 0.012).any()
+        assert (expected > 0.012).any()

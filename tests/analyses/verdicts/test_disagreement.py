@@ -1,5 +1,7 @@
 """Why criteria disagree, said with the numbers that make them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from synthetic_runs import fade_curve, write_run
@@ -132,3 +134,71 @@ def test_another_default_may_be_chosen_but_must_be_there(tmp_path):
     assert [v.criterion for v in found] == ["kl", "removal", "accuracy", "vtw"]
     with pytest.raises(HorizonError, match="no horizon by the criterion 'spread' to hold the others against"):
         explain_criteria(find_horizon(run, detector=QUICK), default="spread")
+
+
+def horizon_of(curve, criterion="removal", **words):
+    """A horizon of 400 equal samples."""
+    values = np.tile(np.asarray(curve, float), (400, 1))
+    found = QUICK(values, np.arange(400), criterion=criterion, removal=np.full(400, 0.8))
+    assert found.layer is not None
+    return replace(found, **words)
+
+
+@pytest.mark.parametrize(
+    ("interval", "reference", "apart"),
+    [
+        ((5, 6), (3, 4), True),
+        ((1, 2), (3, 4), True),
+        ((4, 6), (3, 4), False),
+        ((1, 3), (3, 4), False),
+        ((1, 9), (3, 4), False),
+        ((3, 3), (2, 4), False),
+        (None, (3, 4), None),
+        ((3, 4), None, None),
+    ],
+)
+def test_intervals_are_apart_if_they_share_no_layer(interval, reference, apart):
+    steps = [horizon_of([0.8, 0.8, 0.8, 0, 0], name) for name in ("removal", "kl")]
+    pair = [replace(steps[0], interval=reference), replace(steps[1], interval=interval)]
+    default, other = explain_criteria(pair)
+    assert (default.criterion, other.criterion, other.apart) == ("removal", "kl", apart)
+
+
+def test_one_layer_deeper_or_shallower_is_told_from_the_layer_before():
+    default = horizon_of([0.8, 0.8, 0.8, 0, 0, 0])
+    deeper, shallower = horizon_of([0.8, 0.8, 0.8, 0.8, 0, 0], "kl"), horizon_of([0.8, 0.8, 0, 0, 0, 0], "kl")
+    (_, after), (_, before) = explain_criteria([default, deeper]), explain_criteria([default, shallower])
+    assert (after.shift, before.shift) == (1, -1)
+    assert after.why.startswith("deeper: at layer 3 the mean KL divergence over the vocabulary is still 0.8")
+    assert before.why.startswith("shallower: at layer 2 the mean removal effect is still 0.8 (gone below 0.04), while")
+    assert "overlap" in replace_interval(default, deeper, (2, 4)).why
+    assert "overlap" not in replace_interval(default, deeper, (4, 4)).why
+
+
+def replace_interval(default, other, interval):
+    return explain_criteria([replace(default, interval=(3, 3)), replace(other, interval=interval)])[1]
+
+
+def test_a_rise_in_accuracy_is_told_where_it_is_one():
+    """At the horizon itself it counts, as large as the threshold it does not, and of none nothing is said."""
+    default = horizon_of([0.8, 0.8, 0, 0, 0, 0])
+    rise, none = horizon_of([0.5, 0.5, -0.25, 0, 0, 0], "accuracy"), horizon_of([0.5, 0.5, 0, 0, 0, 0], "accuracy")
+    assert (rise.layer, none.layer) == (2, 2)
+    assert explain_criteria([default, rise])[1].why == (
+        "the same layer; only a fall in accuracy counts, not that it rises by up to 0.25 there"
+    )
+    assert explain_criteria([default, none])[1].why == "the same layer"
+    level = replace(none, effect=np.array([0.5, 0.5, -none.threshold, 0, 0, 0]))
+    assert explain_criteria([default, level])[1].why == "the same layer"
+
+
+def test_a_layer_that_was_not_measured_is_told_by_the_one_before():
+    """The default was measured at layers 0, 2 and 4 only, so that of layer 3 the effect at 2 is told."""
+    values = np.tile([0.8, 0.8, 0.0, 0.0], (400, 1))
+    default = QUICK(values, np.arange(400), layers=np.array([0, 2, 4, 5]))
+    other = horizon_of([0.8, 0.8, 0.8, 0.8, 0.8, 0], "kl")
+    assert (default.layer, other.layer) == (4, 5)
+    why = explain_criteria([replace(default, layer=3), replace(other, layer=4, censored=False)])[1].why
+    assert "while the mean removal effect is still 0.8 (gone below 0.04) at layer 2, where it was last measured" in why
+    assert "not before the end" not in why
+    assert explain_criteria([default, other])[1].why.endswith("; not before the end")

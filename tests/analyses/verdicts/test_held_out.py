@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from synthetic_runs import fade_curve, step_curve, write_run
 
+from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
 from analyses.runs import HorizonError
+from analyses.verdicts.collapse import CollapseDetector
 from analyses.verdicts.held_out import SAME_SAMPLES, split_estimates, split_images
 
 L = 8
@@ -135,3 +137,68 @@ def test_a_layer_that_cannot_be_claimed_is_not_scored(tmp_path, effect, entropy,
         assert reason in found.reason
         assert found.in_sample is None
         assert found.held_out is None
+
+
+def test_defaults_and_the_one_part_without_a_split(tmp_path):
+    run = make_run(tmp_path / "run", fading_effects(np.random.default_rng(7), 30))
+    loss, _ = split_estimates(run)
+    same, _ = split_estimates(run, split=0.5, repeats=20, seed=0)
+    assert len(loss.layers) == 20
+    np.testing.assert_array_equal(loss.layers, same.layers)
+    assert (loss.held_out, loss.held_out_interval) == (same.held_out, same.held_out_interval)
+    whole, _ = split_estimates(run, split=None)
+    assert whole.layers.shape == (1,)
+    assert split_images(np.arange(5), None, 3, 0).tolist() == [[True] * 5]
+    four, _ = split_estimates(make_run(tmp_path / "four", np.tile(np.where(LAYERS < 4, 0.5, 0.0), (4, 1))))
+    assert (four.reason, four.n_images, set(four.layers)) == ("", 4, {4})
+
+
+def test_intervals_are_those_of_common_resamples_at_the_layers_chosen(tmp_path):
+    """One split restated: draws of both parts by the same counts, so that their difference has an interval too."""
+    rng = np.random.default_rng(8)
+    effects, names = fading_effects(rng, 60), np.repeat(np.arange(30), 2)
+    run = make_run(tmp_path / "run", effects, images={"ocr": names})
+    loss, _ = split_estimates(run, repeats=1, seed=3)
+    codes = np.unique(run.ok["image_sha256"], return_inverse=True)[1]
+    (part,) = split_images(codes, 0.5, 1, 3)
+    counts = draw_counts(30, 2000, 3)
+    chosen = effects[:, loss.layers[0]][:, None]
+    inside, outside = (resampled_means(chosen[mask], codes[mask], counts)[:, 0] for mask in (part, ~part))
+    for interval, draws in (
+        (loss.in_sample_interval, inside),
+        (loss.held_out_interval, outside),
+        (loss.shift_interval, outside - inside),
+    ):
+        np.testing.assert_allclose(interval, percentile_interval(draws, n_clusters=30), atol=1e-9)
+
+
+def test_a_collapse_weighs_tasks_equally_and_ends_before_the_final_norm(tmp_path):
+    """The small task falls at layer 3 by more than the large one at 6; a still larger fall into L does not count."""
+    big, small = step_curve(L + 1, 6, 4, 3.2), step_curve(L + 1, 3, 4, 3)
+    tables = {"ocr/big": np.tile(big, (30, 1)), "ocr/small": np.tile(small, (10, 1))}
+    for table in tables.values():
+        table[:, L] -= 3
+    effects = {key: np.tile(0.75 - np.where(LAYERS < 4, 0.5, 0.0), (len(table), 1)) for key, table in tables.items()}
+    run = write_run(tmp_path / "run", effects=effects, entropies={"hidden": tables}, n_layers=L)
+    loose = CollapseDetector(resamples=200, level=0.1, consistency=0.0)
+    loss, accuracy = split_estimates(run, criterion="hidden", repeats=5, detector=loose)
+    assert loss.reason == accuracy.reason == ""
+    assert set(loss.layers) == {3}
+    assert loss.in_sample == pytest.approx(0.5)
+
+
+def test_groups_choose_and_score_by_themselves(tmp_path):
+    """Each has its own layer and its own samples; those without a whole curve, or without right and wrong, are out."""
+    steps = {"ocr": 3, "vqa": 6}
+    effects = {name: np.tile(step_curve(L + 1, at, 0.25, 0.75), (20, 1)) for name, at in steps.items()}
+    effects["vqa"][[2, 5], 4] = np.nan
+    run = write_run(tmp_path / "run", effects=effects)
+    found = [one for one in split_estimates(run, repeats=3) if one.measure == "p"]
+    assert [one.group["task_type"] for one in found] == ["ocr", "vqa"]
+    assert [set(one.layers) for one in found] == [{3}, {6}]
+    assert [(one.n_samples, one.n_images, one.chosen_by) for one in found] == [(20, 20, "removal"), (18, 18, "removal")]
+
+
+def test_at_least_two_images_choose_and_two_are_held_out():
+    assert split_images(np.arange(15), 0.001, 4, 0).sum(axis=1).tolist() == [2] * 4
+    assert split_images(np.arange(15), 0.999, 4, 0).sum(axis=1).tolist() == [13] * 4

@@ -90,7 +90,12 @@ def test_the_lower_end_of_an_interval_reaches_back_over_skipped_layers():
     found = QUICK(values, np.arange(n), layers=layers, skipped=skipped)
     assert found.low[2] < found.threshold < found.effect[2]
     assert (found.layer, found.interval) == (8, (5, 8))
-    assert QUICK(values, np.arange(n), layers=layers).interval == (7, 8)
+    assert found.warning == (
+        "not measured at every layer, the mean removal effect is taken to be no larger at layers 1-3, 5-6 and gone at "
+        "layer 9 as well"
+    )
+    every = QUICK(values, np.arange(n), layers=layers)
+    assert (every.interval, every.skipped.tolist(), every.warning) == ((7, 8), [], "")
 
 
 def test_information_takes_the_absolute_value_of_every_window(tmp_path, rng):
@@ -293,3 +298,35 @@ def test_results_carry_their_parameters(tmp_path, rng):
     assert (loose.detector, tight.detector) == (QUICK, strict)
     assert tight.layer > loose.layer
     assert (loose.model, loose.target, loose.measure) == ("synthetic", "gold", "p")
+
+
+def test_parameters_are_those_of_the_definition():
+    found = HorizonDetector()
+    assert (found.resamples, found.seed, found.level) == (2000, 0, 0.95)
+    assert (found.share, found.margin, found.fall, found.precision) == (0.05, 0.01, 0.01, 0.01)
+    assert (found.eta, found.eligible_p, found.eligible_log) == (0.003, 0.01, 0.05)
+
+
+def test_an_effect_that_turns_negative_is_an_effect():
+    """|R_k| is held against the threshold: removing the tokens helps at layers 3 to 5, so they are not dead there."""
+    values = np.tile([0.8, 0.8, 0.0, -0.2, -0.2, -0.2, 0.0, 0.0], (400, 1))
+    found = QUICK(values, np.arange(400))
+    assert (found.layer, found.interval) == (6, (6, 6))
+
+
+def test_an_effect_that_only_noise_makes_is_hidden_by_it(rng):
+    """The threshold of a criterion with a measure of its own must lie above that measure's noise floor."""
+    values = np.tile([0.5, 0.2, 0.0, 0.0], (100, 1))
+    removal = np.full(100, 0.5)
+    for floor, hidden in ((0.003, True), (np.nextafter(0.003, 0), False)):
+        found = QUICK(values, np.arange(100), criterion="kl", removal=removal, effect_floor=floor)
+        assert ("which the noise floor of 0.003 hides" in found.reason) == hidden
+    assert math.isnan(QUICK(values, np.arange(100), criterion="kl", removal=removal).noise_floor)
+
+
+def test_whether_there_is_an_effect_is_asked_of_layer_0():
+    """Of the first column of the effects, unless other removal effects are given."""
+    values = np.tile([0.5, 0.0, 0.0, 0.0], (100, 1))
+    assert QUICK(values, np.arange(100)).layer == 1
+    assert QUICK(values, np.arange(100), removal=np.zeros(100)).layer is None
+    assert QUICK(values[:, ::-1], np.arange(100)).layer is None

@@ -82,3 +82,21 @@ def test_half_depths_restated(tmp_path, rng):
     for name, half in zip(found["id"], found["half_depth"], strict=True):
         curve = p[int(name.split("-")[1])]
         assert half == pytest.approx(float(half_depths(curve[-1] - curve, np.arange(L + 1))))
+
+
+@pytest.mark.parametrize(("measure", "least"), [("p", 0.01), ("log_p", 0.05)])
+def test_a_sample_is_eligible_above_the_margin_of_its_measure(tmp_path, measure, least):
+    """The margin lies above the noise floor of 0.001, and the reason names both together."""
+    sizes = least + 0.001 + np.array([-1e-4, 1e-4, 0.5])
+    m = np.where(np.arange(L + 1) < 4, -sizes[:, None], 0.0)
+    effects = m - 0.1 if measure == "log_p" else np.log(0.9 + m)
+    run = write_run(tmp_path / "run", effects={"ocr": effects}, log=True, noise_floor=0.001)
+    found = sample_depths(run, measure=measure)
+    np.testing.assert_allclose(found["effect"], sizes)
+    assert found["eligible"].tolist() == [False, True, True]
+    assert found["reason"].tolist() == [
+        f"removing all visual tokens at layer 0 has no effect to speak of: at most {least + 0.001:.3g}",
+        "",
+        "",
+    ]
+    assert found["horizon"].fillna(-1).tolist() == [-1, 4, 4]

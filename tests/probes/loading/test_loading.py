@@ -131,7 +131,7 @@ def test_a_built_model_is_wrapped_as_it_is():
 HUB_SCRIPT = """
 import json, sys
 from analyses.runs import HorizonError
-from probes.models import load_model
+from probes.loading.loading import load_model
 
 def outcome(name, revision):
     try:

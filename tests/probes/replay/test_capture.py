@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 from deletion_oracle import deleted_logits, recorded_states
-from random_models import GRID, PATCH, SPECIAL, random_image, random_processor
+from random_models import GRID, PATCH, SPECIAL, random_image, random_llava, random_processor
 from random_models import encode as random_inputs
 from transformers import CLIPVisionConfig, Gemma3TextConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen3Config
 
@@ -174,3 +174,15 @@ def test_replays_of_such_a_model_are_exact():
         for k, log_probs in zip(indices.tolist(), found[:, 0], strict=True):
             oracle = deleted_logits(model.model, inputs, k, visual).log_softmax(-1)
             torch.testing.assert_close(log_probs, oracle, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("k", [0, 2, 3])
+def test_what_a_model_adds_behind_a_layer_is_kept_with_that_layer(k):
+    """Before the next layer, or behind the last one before the final norm."""
+    model = load_model(random_llava(34), processor=random_processor(), dtype="float64", check=False)
+    following = [*model.layers[1:], model.norm][k]
+    hook = following.register_forward_pre_hook(lambda _m, args: (args[0] + 0.25, *args[1:]))
+    found = capture_prompt(model, encode(model, SAMPLE), ())
+    hook.remove()
+    assert list(found.additions) == [k]
+    torch.testing.assert_close(found.additions[k], torch.full_like(found.inputs[0], 0.25))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,10 +18,20 @@ from probes.data.samples import Sample
 from probes.loading.loading import load_model
 from probes.models.prompts import encode
 from probes.replay.ablations import Ablations, visual_mask
-from probes.replay.batching import BATCH_ROWS, MEMORY_SHARE, Shape, batch_bytes
+from probes.replay.batching import (
+    BATCH_ROWS,
+    CHUNK_BYTES,
+    MEMORY_SHARE,
+    UNKNOWN_FREE,
+    Shape,
+    batch_bytes,
+    free_memory,
+    is_out_of_memory,
+    rows_at_once,
+)
 from probes.replay.capture import Capture, capture_prompt
 from probes.replay.replay import batches_of, replay
-from probes.replay.visibility import affected_rows
+from probes.replay.visibility import affected_rows, in_order
 
 QUESTION = "what is shown ?"
 SAMPLE = Sample("noise", random_image(), QUESTION, ("apple",))
@@ -172,6 +184,71 @@ def test_what_memory_did_not_hold_bounds_batches_of_other_shapes_too(captured, c
     most = 10 * rows // (rows - 1)
     assert ran == [10, 10, most, 20 - most]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_a_batch_of_one_stays_one_where_memory_holds_no_more(captured, caplog):
+    """20, 10, 5 and 2 ablations at once are too many; whatever follows runs alone, without another attempt."""
+    model = load_model(random_llava(34), processor=random_processor(), check=False)
+    visual = captured.prompt.visual
+    masks = visual_mask(captured).expand(24, -1).clone()
+    masks[:20, visual[0]] = masks[:20, visual[1]] = masks[20:, visual[2]] = False
+    hook, ran = failing_above(model, 1)
+    gathered(model, captured, Ablations(torch.zeros(24, dtype=torch.long), masks), batch_size=20)
+    hook.remove()
+    assert ran == [1] * 24
+    assert len(caplog.records) == 4
+
+
+def test_what_says_that_memory_ran_out():
+    assert is_out_of_memory(MemoryError())
+    for words in ("CUDA error: out of memory", "DefaultCPUAllocator: can't allocate memory", "Not enough memory"):
+        assert is_out_of_memory(RuntimeError(words))
+        assert not is_out_of_memory(ValueError(words))
+    assert not is_out_of_memory(RuntimeError("the size of tensor a must match"))
+
+
+def test_free_memory_is_in_bytes(monkeypatch):
+    assert 2**26 < free_memory(torch.device("cpu")) < 2**46
+
+    def unknown(_name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr("os.sysconf", unknown)
+    assert free_memory(torch.device("cpu")) == UNKNOWN_FREE
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager", "flash"])
+@pytest.mark.parametrize("own_mask", [True, False])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_a_batch_in_bytes_restated_by_hand(random_model, attn, own_mask, key_heads):
+    """Three ablations of 10 rows over 30 columns: 4 heads of 8 dimensions, stream 32, feed-forward 48, float64."""
+    model, keys = replace(random_model, attn=attn, n_key_value_heads=key_heads), 8 * key_heads
+    shape, n, item = Shape(10, 30, 2, own_mask), 3, 8
+    masks = n if own_mask else 1
+    pairs = {"sdpa": masks * (1 + item), "eager": n * 4 * (2 * item + 4), "flash": 0}[attn]
+    outside = {"sdpa": masks, "eager": masks * item, "flash": 0}[attn]
+    vocabulary = n * 2 * model.vocab_size * (item + 8)
+    cache, repeated, context = 2 * keys * 30, 0 if key_heads == 4 else 2 * 32 * 30, item * 2 * keys * 20
+    projected = 96 if key_heads == 4 else 64  # queries, keys and values, or queries and what attention gives
+    for part in (10, 4):
+        kept = n * 32 * 10 if part < 10 else 0
+        attention = n * item * (part * (2 * 32 + projected) + cache + repeated) + part * 30 * pairs
+        forward = n * item * (part * 3 * (32 + 48) + (cache if part < 10 else 0)) + part * 30 * outside
+        expected = max(attention, forward) + item * kept + context + vocabulary
+        assert batch_bytes(model, shape, n, part=part) == expected
+    assert batch_bytes(model, shape, n) == batch_bytes(model, shape, n, part=10)
+
+
+def test_rows_at_once_keep_masks_below_their_bound(random_model, monkeypatch):
+    shape = Shape(10, 30, 1, own_mask=True)
+    for attn, each in (("sdpa", 3 * 9), ("eager", 3 * 4 * 20)):
+        model = replace(random_model, attn=attn)
+        for rows in (1, 4, 10, 11):
+            monkeypatch.setitem(CHUNK_BYTES, attn, rows * 30 * each)
+            assert rows_at_once(model, shape, 3) == min(rows, 10)
+            monkeypatch.setitem(CHUNK_BYTES, attn, rows * 30 * each - 1)
+            assert rows_at_once(model, shape, 3) == max(1, rows - 1)
+    assert rows_at_once(replace(random_model, attn="flash"), shape, 3) == 10
 
 
 def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
@@ -328,3 +405,17 @@ def test_nothing_changed_affects_nothing():
 def test_an_unknown_kind_is_named(random_model, captured):
     with pytest.raises(HorizonError, match="removal kind 'blur' is unknown; choose from delete, zero, mean"):
         next(replay(random_model, captured, mixed(captured, 2, "blur")))
+
+
+@pytest.mark.parametrize("block", [1, 12, 40, 2**22])
+def test_layers_are_in_order_if_no_token_sees_a_later_one(monkeypatch, block):
+    """Whatever the number of pairs looked at at once; one pair above the diagonal, anywhere, is enough."""
+    monkeypatch.setattr("probes.replay.visibility.BLOCK_PAIRS", block)
+    causal = np.tril(np.ones((12, 12), bool))
+    assert in_order(with_masks(None, None))
+    for form in (additive, lambda visible: torch.from_numpy(visible)[None, None]):
+        assert in_order(with_masks(form(causal), None, form(np.eye(12, dtype=bool))))
+        for row, column in ((0, 1), (5, 6), (10, 11), (0, 11), (3, 9)):
+            seeing = causal.copy()
+            seeing[row, column] = True
+            assert not in_order(with_masks(form(causal), form(seeing)))

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from demo_data import demo_model, demo_samples
 from PIL import Image
-from probes.prompts import encode
 
 import probes.directory.writer
 import probes.sweeps.sweep
 import vlm_horizon as vh
+from probes.models.prompts import encode
 
 STAGES = ("encode_sample", "measure", "finish")
 
