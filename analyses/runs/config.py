@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from analyses.runs.schema import CONVENTIONS, PROBES, SCHEMA_VERSION, short_name, split_stream
+from analyses.runs.vocabulary import STREAM_WIDTHS
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,5 @@ class RunConfig:
 
     def stream_dim(self, stream: str) -> int:
         """Width of one token in a stream."""
-        _, stream = split_stream(stream)
-        if stream == "hidden":
-            return self.hidden_size
-        return self.head_dim * (self.n_heads if stream.startswith("query") else self.n_key_value_heads)
+        _, plain = split_stream(stream)
+        return STREAM_WIDTHS[plain](self)

@@ -17,15 +17,28 @@ removal "from layer L on" removes nothing and holds the model's own forward. If 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 
 import pyarrow as pa
 
 
-def check_choice(what: str, value: str, choices: Sequence[str] | dict[str, str]) -> None:
-    """Raise HorizonError with all choices if `value` is none of them."""
-    if value not in choices:
-        raise HorizonError(f"unknown {what} {value!r}; choose one of: {', '.join(choices) or '(none was measured)'}")
+def check_choice(what: str, value: str, choices: Sequence[str] | Mapping[str, object]) -> None:
+    """Raise HorizonError, with the nearest choice and all of them, if `value` is none of them."""
+    if value in choices:
+        return
+    near = get_close_matches(str(value), choices, 1)
+    question = f"did you mean {near[0]!r}? " if near else ""
+    named = ", ".join(choices) or "(none was measured)"
+    raise HorizonError(f"{what} {value!r} is unknown; {question}choose from {named}")
+
+
+def check_choices(what: str, values: Sequence[str], choices: Sequence[str] | Mapping[str, object]) -> None:
+    """Raise HorizonError if there are no values, or where one of them is none of the choices."""
+    if not values:
+        raise HorizonError(f"no {what} is given; choose from {', '.join(choices)}")
+    for value in values:
+        check_choice(what, value, choices)
 
 
 SCHEMA_VERSION = 1

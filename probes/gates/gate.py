@@ -13,19 +13,21 @@ is that of cut k. At gates 0 visual tokens do not see each other from k on, so e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from analyses.runs import METHODS, HorizonError
+from analyses.runs import HorizonError, check_choice
 from probes.gates.trajectories import Part, Trajectory, closed_trajectory, open_trajectory, parts_of, run_layer, step_of
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target
 from probes.replay.capture import Capture
+from probes.replay.kinds import KIND_TABLE, check_kind
 from probes.replay.readout import read_out
 
 # Log 0 is no number, so derivatives at gate 0 are taken at these log gates: that by log g, over g, is the one at 0
@@ -34,6 +36,55 @@ from probes.replay.readout import read_out
 LOG_GATES = (-80.0, -40.0)
 # Derivatives are scaled up by this in float16, which has no small numbers.
 HALF_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """Token grids as they are asked for: the removal kind, contexts, dtype of the model, coarse side and tokens."""
+
+    kind: str
+    contexts: Sequence[str]
+    dtype: torch.dtype
+    coarse: int | None
+    tokens: str
+
+
+Obstacles = Callable[[GridRequest], Iterator[str]]
+
+
+def _no_obstacles(_request: GridRequest) -> Iterator[str]:
+    return iter(())
+
+
+def _gate_obstacles(request: GridRequest) -> Iterator[str]:
+    """What the gates cannot do, in whole sentences, one a reason."""
+    if not KIND_TABLE[request.kind].deletes:
+        yield (
+            "method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of "
+            f"{request.kind!r}"
+        )
+    if request.tokens != "visual":
+        yield (
+            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {request.tokens!r}: "
+            "take the method 'exact', or visual tokens"
+        )
+    if request.coarse is not None:
+        yield (
+            f"method 'gate' takes one backward pass for all windows, so coarse windows ({request.coarse}) spare it "
+            "nothing: leave coarse out"
+        )
+    for context in request.contexts:
+        if context not in GATED_CONTEXTS:
+            yield f"method 'gate' has no derivatives for the context {context!r}: take the method 'exact'"
+        elif GATED_CONTEXTS[context].needs_range and request.dtype == torch.float16:
+            yield (
+                f"{context} by method 'gate' needs smaller numbers than float16 has: load the model in bfloat16 or "
+                "float32, or measure leave-one-out"
+            )
+
+
+# By method of token grids: why it cannot measure what is asked for, nothing where it can.
+METHOD_OBSTACLES: dict[str, Obstacles] = {"exact": _no_obstacles, "gate": _gate_obstacles}
 
 
 def check_method(
@@ -45,27 +96,10 @@ def check_method(
     tokens: str = "visual",
 ) -> None:
     """Raise HorizonError unless token grids can be measured by this method."""
-    if method not in METHODS:
-        raise HorizonError(f"method {method!r} is unknown; choose from {', '.join(METHODS)}")
-    if method == "gate" and kind != "delete":
-        raise HorizonError(
-            f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
-        )
-    if method == "gate" and tokens != "visual":
-        raise HorizonError(
-            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {tokens!r}: take the "
-            "method 'exact', or visual tokens"
-        )
-    if method == "gate" and coarse is not None:
-        raise HorizonError(
-            f"method 'gate' takes one backward pass for all windows, so coarse windows ({coarse}) spare it nothing: "
-            "leave coarse out"
-        )
-    if method == "gate" and "keep-one" in contexts and dtype == torch.float16:
-        raise HorizonError(
-            "keep-one by method 'gate' needs smaller numbers than float16 has: load the model in bfloat16 or float32, "
-            "or measure leave-one-out"
-        )
+    check_choice("method", method, METHOD_OBSTACLES)
+    check_kind(kind)
+    for obstacle in METHOD_OBSTACLES[method](GridRequest(kind, contexts, dtype, coarse, tokens)):
+        raise HorizonError(obstacle)
 
 
 def gate_effects(
@@ -86,12 +120,7 @@ def gate_effects(
     Raises:
         HorizonError: a derivative is not finite in the model's precision.
     """
-    chosen = list(targets.values())
-    if context == "leave-one-out":
-        by_layer = derivatives(model, captured, chosen, open_trajectory(captured, cuts[0]), _equal_gates(captured, 0.0))
-        by_cut = by_layer.flip(1).cumsum(1).flip(1)[:, [k - cuts[0] for k in cuts]]
-    else:
-        by_cut = torch.stack([_at_zero(model, captured, chosen, k) for k in cuts], 1)
+    by_cut = GATED_CONTEXTS[context].effects(model, captured, list(targets.values()), cuts)
     return {name: effects.cpu().numpy() for name, effects in zip(targets, by_cut, strict=True)}
 
 
@@ -162,6 +191,39 @@ def _at_zero(model: ProbedModel, captured: Capture, targets: Sequence[Target], c
     apart = torch.where(lost.any(0), second, -math.inf).to(effects)
     again = derivatives(model, captured, targets, closed, apart).sum(1) * math.exp(-second)
     return torch.where(lost, again, effects)
+
+
+def _all_open(model: ProbedModel, captured: Capture, targets: Sequence[Target], cuts: Sequence[int]) -> torch.Tensor:
+    """(target, cut, visual token) derivative where all gates are 1: sums over the layers from each cut on."""
+    by_layer = derivatives(model, captured, targets, open_trajectory(captured, cuts[0]), _equal_gates(captured, 0.0))
+    return by_layer.flip(1).cumsum(1).flip(1)[:, [k - cuts[0] for k in cuts]]
+
+
+def _all_shut(model: ProbedModel, captured: Capture, targets: Sequence[Target], cuts: Sequence[int]) -> torch.Tensor:
+    """(target, cut, visual token) derivative where all gates are 0: a pass of its own for every cut."""
+    return torch.stack([_at_zero(model, captured, targets, k) for k in cuts], 1)
+
+
+Effects = Callable[[ProbedModel, Capture, Sequence[Target], Sequence[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GatedContext:
+    """How the effects of one context are estimated by gates.
+
+    Attributes:
+        effects: from the model, a capture, targets and ascending cuts, (target, cut, visual token) effects in nats.
+        needs_range: whether it takes numbers smaller than float16 has.
+    """
+
+    effects: Effects
+    needs_range: bool
+
+
+GATED_CONTEXTS = {
+    "keep-one": GatedContext(_all_shut, needs_range=True),
+    "leave-one-out": GatedContext(_all_open, needs_range=False),
+}
 
 
 def _at_the_end(model: ProbedModel, captured: Capture, targets: Sequence[Target], path: Trajectory) -> torch.Tensor:

@@ -12,6 +12,7 @@ from probes.measures.information import InformationGrid, RemovalCurve, informati
 from probes.models.grids import choose_window
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target
+from probes.replay.batching import BatchPolicy
 from probes.replay.capture import Capture
 
 CHECKED_LAYERS = 4
@@ -26,6 +27,7 @@ def check_rows(
     grids: Mapping[tuple[str, str], InformationGrid],
     config: RunConfig,
     removals: dict[str, RemovalCurve],
+    batches: BatchPolicy,
 ) -> list[Row]:
     """Rows of the curves: how well estimates agree with exact effects at up to `CHECKED_LAYERS` of the cuts.
 
@@ -36,6 +38,7 @@ def check_rows(
         grids: estimates by target and context.
         config: of the run.
         removals: by target, measured already.
+        batches: how many replays run at once.
     """
     rows: list[Row] = []
     for context in config.contexts:
@@ -47,7 +50,7 @@ def check_rows(
             context=context,
             window=choose_window(config.window, config.max_windows, captured.prompt.grids),
             layers=cuts,
-            batch_size=config.batch_size,
+            batch_size=batches,
             removal=removals,
         )
         for name in targets:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analyses.runs import TokenGrids
+from analyses.runs import CONTEXT_TABLE, METHOD_TABLE, TokenGrids
 from probes.gates.gate import check_method, gate_effects, sum_windows
 from probes.models.probed import ProbedModel
 from probes.models.prompts import removable_windows
@@ -17,14 +17,15 @@ from probes.replay.ablations import (
     Ablations,
     as_numpy,
     check_context,
-    check_kind,
     check_layers,
     kl_divergence,
     removal_ablations,
     window_ablations,
     window_table,
 )
+from probes.replay.batching import BatchPolicy
 from probes.replay.capture import Capture
+from probes.replay.kinds import check_kind
 from probes.replay.replay import replay
 
 
@@ -89,7 +90,7 @@ def removal_curves(
     *,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
-    batch_size: int | None = None,
+    batch_size: BatchPolicy | int | None = None,
 ) -> dict[str, RemovalCurve]:
     """`removal_curve` for several targets of one captured sample: one sweep over the layers serves all."""
     cuts = check_layers(model, layers)
@@ -131,7 +132,7 @@ def information_grids(
     layers: Sequence[int] | None = None,
     kind: str = "delete",
     method: str = "exact",
-    batch_size: int | None = None,
+    batch_size: BatchPolicy | int | None = None,
     removal: dict[str, RemovalCurve] | None = None,
 ) -> dict[str, InformationGrid]:
     """`token_information` for several targets of one captured sample; `removal` spares measuring the baseline again."""
@@ -142,7 +143,7 @@ def information_grids(
     windows = removable_windows(captured.prompt, window)
     removal = removal or removal_curves(model, captured, targets, layers=cuts, kind=kind, batch_size=batch_size)
     removed = {name: removal[name].log_p[np.searchsorted(removal[name].layers, cuts)] for name in targets}
-    if method == "gate":
+    if METHOD_TABLE[method].first_order:
         effects = gate_effects(model, captured, targets, context, cuts)
         sums = {name: sum_windows(effects[name], captured.prompt.visual, windows) for name in targets}
         found = {name: _shifted(removal[name], removed[name], sums[name], context) for name in targets}
@@ -168,11 +169,16 @@ def information_grids(
 
 def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
     """(layer, window) log p that a context's effects, in nats, are the differences of."""
-    return removed[:, None] + effects if context == "keep-one" else removal.log_p_all - effects
+    rule = CONTEXT_TABLE[context]
+    return rule.values(effects, rule.baseline(removed, np.asarray(removal.log_p_all)))
 
 
 def target_log_p(
-    model: ProbedModel, captured: Capture, ablations: Ablations, targets: dict[str, Target], batch_size: int | None
+    model: ProbedModel,
+    captured: Capture,
+    ablations: Ablations,
+    targets: dict[str, Target],
+    batch_size: BatchPolicy | int | None,
 ) -> dict[str, np.ndarray]:
     """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""
     found = {name: np.empty(len(ablations)) for name in targets}

@@ -23,13 +23,14 @@ from probes.models.prompts import removable_windows
 from probes.models.targets import Target
 from probes.replay.ablations import (
     check_context,
-    check_kind,
     check_layers,
     removal_ablations,
     window_ablations,
     window_table,
 )
+from probes.replay.batching import BatchPolicy
 from probes.replay.capture import Capture
+from probes.replay.kinds import check_kind
 from probes.replay.replay import largest_batch
 
 
@@ -43,7 +44,7 @@ def refined_grids(
     coarse: int = 8,
     layers: Sequence[int] | None = None,
     kind: str = "delete",
-    batch_size: int | None = None,
+    batch_size: BatchPolicy | int | None = None,
     removal: dict[str, RemovalCurve] | None = None,
     floor: float | None = None,
 ) -> dict[str, InformationGrid]:
@@ -107,7 +108,7 @@ def floor_before_grids(
     context: str,
     layers: Sequence[int],
     kind: str = "delete",
-    batch_size: int | None = None,
+    batch_size: BatchPolicy | int | None = None,
 ) -> NoiseFloor:
     """Noise floor of the first target before any token grid is measured, in batches as large as the grids' will be."""
     name, target = next(iter(targets.items()))

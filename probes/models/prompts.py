@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from analyses.runs import TOKENS, HorizonError
+from analyses.runs import TOKENS, HorizonError, check_choice
 from probes.data.samples import Sample, SampleError
 from probes.models.grids import TokenGrid, Window, text_stretches, tile_windows
 from probes.models.layouts import Layout
@@ -80,8 +80,7 @@ class Prompt:
 
 def check_tokens(tokens: str) -> None:
     """Raise HorizonError unless these tokens can be taken away."""
-    if tokens not in TOKENS:
-        raise HorizonError(f"tokens {tokens!r} is unknown; choose from {', '.join(TOKENS)}")
+    check_choice("tokens", tokens, TOKENS)
 
 
 def removable_windows(prompt: Prompt, size: int) -> list[Window]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from analyses.runs import PROBES, HorizonError, RunConfig, default_streams
+from analyses.runs import PROBES, HorizonError, RunConfig, check_choices, default_streams
 from probes.data.readers import SampleStream
 from probes.data.samples import Sample, check_template, with_template
 from probes.data.video import frame_rule
@@ -26,8 +26,9 @@ from probes.models.grids import check_windows
 from probes.models.probed import ProbedModel, fingerprint
 from probes.models.prompts import chat_text, check_tokens
 from probes.models.targets import check_targets
-from probes.replay.ablations import check_context, check_kind, check_layers
-from probes.replay.capture import check_streams
+from probes.replay.ablations import check_context, check_layers
+from probes.replay.kinds import check_kind
+from probes.replay.streams import check_streams
 
 
 @dataclass(frozen=True)
@@ -138,10 +139,7 @@ class RunOptions:
 
 def check_probes(probes: Sequence[str], streams: Sequence[str], contexts: Sequence[str]) -> None:
     """Raise HorizonError unless all probes, streams and contexts are known, and none lacks what it needs."""
-    unknown = [probe for probe in probes if probe not in PROBES]
-    if unknown or not probes:
-        named = ", ".join(map(repr, unknown)) or "()"
-        raise HorizonError(f"probe {named} is unknown; choose from {', '.join(PROBES)}")
+    check_choices("probe", probes, PROBES)
     if "entropy" in probes and not streams:
         raise HorizonError("the probe 'entropy' needs at least one stream")
     if "information" in probes and not contexts:

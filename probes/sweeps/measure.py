@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from analyses.runs import WRONG, HorizonError, RunConfig
+from analyses.runs import METHOD_TABLE, WRONG, HorizonError, RunConfig
 from probes.data.samples import Sample, pictures_sha256
 from probes.directory.columns import (
     FLOORS,
@@ -40,6 +40,7 @@ from probes.models.prompts import Prompt, removable_windows
 from probes.models.targets import Target, answer_length
 from probes.plans.plans import Plan, checks_gates, wanted_probes
 from probes.replay.ablations import removal_ablations, window_ablations
+from probes.replay.batching import BatchPolicy
 from probes.replay.capture import Capture
 from probes.replay.replay import largest_batch
 
@@ -115,8 +116,12 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
     return Encoded(entry, sample, plan, prompt, fixed, answer_tokens, error, time.monotonic() - started)
 
 
-def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured:
-    """Second stage: the capture and every replay. Only this one traces, so it belongs to one thread."""
+def measure(model: ProbedModel, encoded: Encoded, config: RunConfig, batches: BatchPolicy | None = None) -> Measured:
+    """Second stage: the capture and every replay. Only this one traces, so it belongs to one thread.
+
+    What memory did not hold under `batches` bounds the later batches of this sample, and of all that share the policy.
+    """
+    batches = batches or BatchPolicy(config.batch_size)
     started = time.monotonic()
     record, error = Record({}), encoded.error
     states: dict[str, torch.Tensor] = {}
@@ -125,9 +130,9 @@ def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured
     if encoded.prompt is not None and not error:
         try:
             if encoded.plan.held is None:
-                record, states = _measure(model, encoded, encoded.prompt, config)
+                record, states = _measure(model, encoded, encoded.prompt, config, batches)
             else:
-                record = _extend(model, encoded, encoded.prompt, config, encoded.plan.held)
+                record = _extend(model, encoded, encoded.prompt, config, encoded.plan.held, batches)
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
@@ -171,7 +176,7 @@ def _wanted_targets(config: RunConfig) -> tuple[str, ...]:
 
 
 def _measure(
-    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig
+    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, batches: BatchPolicy
 ) -> tuple[Record, dict[str, torch.Tensor]]:
     """What the model gives, and the states whose entropies are to be taken."""
     names, plan = _wanted_targets(config), encoded.plan
@@ -184,23 +189,23 @@ def _measure(
     before: NoiseFloor | None = None
     window = choose_window(config.window, config.max_windows, captured.prompt.removable_grids)
     if targets and _replayed(config):
-        removals = removal_curves(
-            model, captured, targets, layers=config.layers, kind=config.kind, batch_size=config.batch_size
-        )
+        removals = removal_curves(model, captured, targets, layers=config.layers, kind=config.kind, batch_size=batches)
         if plan.tokens and "information" in config.probes:
             if config.coarse is not None:
-                before = _floor_before(model, captured, targets, removals, window, plan.layers, config)
-            grids = _token_grids(model, captured, targets, config, removals, window, plan.layers, before)
+                before = _floor_before(model, captured, targets, removals, window, plan.layers, config, batches)
+            grids = _token_grids(model, captured, targets, config, removals, window, plan.layers, before, batches)
             entry["windows"] = next(iter(grids.values())).windows.to_dict("records")
             if checks_gates(config, plan):
-                curves += check_rows(model, captured, targets, grids, config, removals)
-        floor = _floor(model, captured, targets, removals, grids, window, config)
+                curves += check_rows(model, captured, targets, grids, config, removals, batches)
+        floor = _floor(model, captured, targets, removals, grids, window, config, batches)
         entry.update(floor_columns(floor if before is None else floor.or_larger(before)))
         curves += removal_rows(removals)
     return Record(entry, curves, token_arrays(grids), token_layers=plan.layers), captured.visual.states
 
 
-def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, held: Record) -> Record:
+def _extend(
+    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, held: Record, batches: BatchPolicy
+) -> Record:
     """Add token grids at the layers that a held record lacks; everything else stays as it was measured."""
     plan = encoded.plan
     captured, targets = capture_targets(model, encoded.sample, prompt, config.targets, encoded.fixed)
@@ -211,11 +216,11 @@ def _extend(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunCon
     removals = held_removals(held, targets, config.kind, config.tokens)
     before = NoiseFloor(*(held.sample[name] for name in FLOORS))
     if config.coarse is not None and not held.token_layers:  # as in a row that is measured at once
-        before = before.or_larger(_floor_before(model, captured, targets, removals, window, missing, config))
-    grids = _token_grids(model, captured, targets, config, removals, window, missing, before)
+        before = before.or_larger(_floor_before(model, captured, targets, removals, window, missing, config, batches))
+    grids = _token_grids(model, captured, targets, config, removals, window, missing, before, batches)
     floor = before
     if not held.token_layers:  # later grids come in the same batches
-        floor = _floor(model, captured, targets, removals, grids, window, config).or_larger(before)
+        floor = _floor(model, captured, targets, removals, grids, window, config, batches).or_larger(before)
     windows = next(iter(grids.values())).windows.to_dict("records")
     entry = {**held.sample, "windows": windows, **floor_columns(floor)}
     return merge_grids(replace(held, sample=entry), token_arrays(grids), missing)
@@ -251,8 +256,9 @@ def _token_grids(
     window: int,
     layers: Sequence[int],
     floor: NoiseFloor | None,
+    batches: BatchPolicy,
 ) -> Grids:
-    how: dict[str, Any] = {"window": window, "layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    how: dict[str, Any] = {"window": window, "layers": layers, "kind": config.kind, "batch_size": batches}
     grids_of: Callable[..., dict[str, InformationGrid]] = partial(information_grids, method=config.method)
     if config.coarse is not None and floor is not None:
         grids_of = partial(refined_grids, coarse=config.coarse, floor=floor.p)
@@ -271,9 +277,10 @@ def _floor_before(
     window: int,
     layers: Sequence[int],
     config: RunConfig,
+    batches: BatchPolicy,
 ) -> NoiseFloor:
     """The floor that decides where coarse windows are refined, for all contexts together."""
-    how: dict[str, Any] = {"layers": layers, "kind": config.kind, "batch_size": config.batch_size}
+    how: dict[str, Any] = {"layers": layers, "kind": config.kind, "batch_size": batches}
     first, *others = (
         floor_before_grids(model, captured, targets, removals, window=window, context=context, **how)
         for context in config.contexts
@@ -289,16 +296,17 @@ def _floor(
     grids: Grids,
     window: int,
     config: RunConfig,
+    batches: BatchPolicy,
 ) -> NoiseFloor:
     """Noise floor of the first target, in the batches that were in use."""
     name, target = next(iter(targets.items()))
     curve = removals[name]
     windows = removable_windows(captured.prompt, window)
     witnesses: list[Witness | None] = [removal_witness(captured, curve)]
-    batches = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
+    ablations = [removal_ablations(captured, curve.layers[:-1].tolist(), config.kind)]
     for (measured, context), grid in grids.items():
-        if measured == name and grid.method == "exact":  # an estimate is off by more than rounding
+        if measured == name and METHOD_TABLE[grid.method].has_floor:  # an estimate is off by more than rounding
             witnesses.append(grid_witness(captured, grid, window, config.kind))
-            batches.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
-    rows = max(largest_batch(model, captured, batch, config.batch_size) for batch in batches)
+            ablations.append(window_ablations(captured, windows, context, grid.layers.tolist(), config.kind))
+    rows = max(largest_batch(model, captured, batch, batches) for batch in ablations)
     return noise_floor(model, captured, target, [one for one in witnesses if one], batch_rows=rows)

@@ -208,5 +208,5 @@ def test_a_run_is_read_by_the_rule_asked_for(tmp_path, rule):
 
 def test_unknown_rules_name_the_choices(tmp_path):
     run = write_run(tmp_path / "run", entropies={"query": {"ocr": np.ones((3, L))}})
-    with pytest.raises(HorizonError, match="unknown rule 'elbow'; choose one of: drop, relative-drop, two-segment"):
+    with pytest.raises(HorizonError, match="rule 'elbow' is unknown; choose from drop, relative-drop, two-segment"):
         find_collapse_layer(run, rule="elbow")

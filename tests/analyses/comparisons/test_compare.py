@@ -286,13 +286,13 @@ def test_other_criteria_compare_horizons_only(tmp_path):
     [
         (
             {"between": "color"},
-            "unknown comparison 'color'; choose one of: task_type, task, category, model, revision, prompt",
+            "comparison 'color' is unknown; choose from task_type, task, category, model, revision, prompt",
         ),
         ({"between": "model"}, "needs at least 2 run"),
-        ({"between": "task", "within": ("task",)}, "unknown comparison 'task'; choose one of: task_type, category"),
-        ({"criterion": "elbow"}, "unknown criterion 'elbow'"),
-        ({"measure": "kl"}, "unknown measure of the criterion 'removal' 'kl'"),
-        ({"within": ("color",)}, "unknown column to group by 'color'"),
+        ({"between": "task", "within": ("task",)}, "comparison 'task' is unknown; choose from task_type, category"),
+        ({"criterion": "elbow"}, "criterion 'elbow' is unknown"),
+        ({"measure": "kl"}, "measure of the criterion 'removal' 'kl' is unknown"),
+        ({"within": ("color",)}, "column to group by 'color' is unknown"),
     ],
 )
 def test_unknown_words_name_the_choices(tmp_path, words, message):

@@ -73,7 +73,7 @@ def test_any_column_and_any_series_can_be_a_covariate(run, rng):
     assert (p.rho, p.reason) == (None, "the covariate is the same for all 157 samples")
     assert (ready.covariate, ready.rho, ready.n_missing, ready.n_ineligible) == ("font size", pytest.approx(1), 5, 3)
     assert sample_covariate(run, "n_prompt").to_list() == run.samples["n_prompt"].to_list()
-    with pytest.raises(HorizonError, match="unknown covariate 'question'; choose one of: answer_characters, answer_e"):
+    with pytest.raises(HorizonError, match="covariate 'question' is unknown; choose from answer_characters, answer_e"):
         correlate_half_depth(run, ("question",))
 
 

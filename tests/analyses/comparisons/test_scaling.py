@@ -94,5 +94,5 @@ def test_each_group_has_its_own_models(runs, tmp_path):
 
 
 def test_unknown_words_name_the_choices(runs):
-    with pytest.raises(HorizonError, match=r"unknown covariate of models 'color'; choose one of: accuracy, n_layers"):
+    with pytest.raises(HorizonError, match=r"covariate of models 'color' is unknown; choose from accuracy, n_layers"):
         correlate_models(runs, ("color",))

@@ -196,13 +196,16 @@ def test_without_a_measured_sample_curves_are_empty_but_layers_known(tmp_path):
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda run: removal_effects(run, measure="logit"), "unknown measure 'logit'; choose one of: p, log_p, kl"),
-        (lambda run: removal_effects(run, target="silver"), "unknown target 'silver'; choose one of: gold"),
-        (lambda run: entropy_curves(run, "value"), "unknown stream 'value'; choose one of: query, hidden"),
-        (lambda run: information_effects(run, context="removal"), "unknown context 'removal'"),
-        (lambda run: information_effects(run, measure="kl"), "unknown measure 'kl'; choose one of: p, log_p"),
-        (lambda run: split_groups(run.samples, ("color",)), "unknown column to group by 'color'"),
-        (lambda run: noise_floor(run, "correct"), "unknown measure 'correct'"),
+        (
+            lambda run: removal_effects(run, measure="logit"),
+            "measure 'logit' is unknown; did you mean 'log_p'? choose from p, log_p, kl",
+        ),
+        (lambda run: removal_effects(run, target="silver"), "target 'silver' is unknown; choose from gold"),
+        (lambda run: entropy_curves(run, "value"), "stream 'value' is unknown; choose from query, hidden"),
+        (lambda run: information_effects(run, context="removal"), "context 'removal' is unknown"),
+        (lambda run: information_effects(run, measure="kl"), "measure 'kl' is unknown; choose from p, log_p"),
+        (lambda run: split_groups(run.samples, ("color",)), "column to group by 'color' is unknown"),
+        (lambda run: noise_floor(run, "correct"), "measure 'correct' is unknown"),
     ],
 )
 def test_unknown_words_name_the_choices(run, call, words):

@@ -176,10 +176,10 @@ def test_greedy_correct_tells_who_was_right(tmp_path):
 @pytest.mark.parametrize(
     ("words", "config", "message"),
     [
-        ({"balance": "image"}, {}, "unknown column to balance 'image'"),
+        ({"balance": "image"}, {}, "column to balance 'image' is unknown"),
         ({"balance": "category"}, {}, "no sample has a category to balance over"),
-        ({"only_effective": True, "measure": "kl"}, {}, "unknown measure 'kl'"),
-        ({"only_correct": True, "target": "answer"}, {}, "unknown target 'answer'"),
+        ({"only_effective": True, "measure": "kl"}, {}, "measure 'kl' is unknown"),
+        ({"only_correct": True, "target": "answer"}, {}, "target 'answer' is unknown"),
         ({"only_correct": True}, {"targets": ("greedy",)}, "right by definition"),
         ({"only_effective": True}, {"layers": (2, 3)}, r"no effect at layer 0 \(its first cut is 2\)"),
         ({"only_effective": True}, {"noise_floor": float("nan")}, "measured no noise floor"),

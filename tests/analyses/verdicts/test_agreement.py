@@ -123,7 +123,7 @@ def test_joint_consistency_restated_by_hand(tmp_path):
 
 def test_unknown_streams_are_named(tmp_path, rng):
     run = entropy_run(tmp_path / "run", rng, {"query": {"ocr": 3}, "key": {"ocr": 3}})
-    with pytest.raises(HorizonError, match="unknown stream 'value'"):
+    with pytest.raises(HorizonError, match="stream 'value' is unknown"):
         joint_collapse_layer(run, streams=("query", "value"))
 
 

@@ -229,7 +229,7 @@ def test_hidden_ends_before_the_final_norm(tmp_path):
 def test_streams_may_be_chosen_and_unknown_ones_are_named(tmp_path):
     run = write_run(tmp_path / "run", entropies={"query": {"ocr": np.ones((3, L))}, "key": np.ones(L)})
     assert [r.stream for r in find_collapse_layer(run, streams=("key",), detector=QUICK)] == ["key"]
-    with pytest.raises(HorizonError, match="unknown stream 'value'; choose one of: query, key"):
+    with pytest.raises(HorizonError, match="stream 'value' is unknown; choose from query, key"):
         find_collapse_layer(run, streams=("value",))
     removal = write_run(tmp_path / "removal", effects={"ocr": np.ones((3, L + 1))})
     with pytest.raises(HorizonError, match="holds no entropies"):

@@ -113,9 +113,9 @@ def test_what_cannot_be_split_says_so(tmp_path):
     for share in (0.0, 1.0, -0.5, 2.0):
         with pytest.raises(HorizonError, match="between 0 and 1"):
             split_estimates(run, split=share)
-    with pytest.raises(HorizonError, match="unknown criterion or stream 'query'"):
+    with pytest.raises(HorizonError, match="criterion or stream 'query' is unknown"):
         split_estimates(run, criterion="query")
-    with pytest.raises(HorizonError, match="unknown measure 'kl'"):
+    with pytest.raises(HorizonError, match="measure 'kl' is unknown"):
         split_estimates(run, measure="kl")
 
 

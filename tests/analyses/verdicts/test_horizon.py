@@ -227,10 +227,10 @@ def test_a_run_offers_the_criteria_it_can_carry(tmp_path, rng):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"criterion": "elbow"}, "unknown criterion 'elbow'; choose one of: removal, information"),
-        ({"measure": "kl"}, "unknown measure of the criterion 'removal' 'kl'; choose one of: p, log_p"),
-        ({"target": "silver"}, "unknown target 'silver'; choose one of: gold"),
-        ({"by": ("color",)}, "unknown column to group by 'color'; choose one of: task_type, task, category"),
+        ({"criterion": "elbow"}, "criterion 'elbow' is unknown; choose from removal, information"),
+        ({"measure": "kl"}, "measure of the criterion 'removal' 'kl' is unknown; choose from p, log_p"),
+        ({"target": "silver"}, "target 'silver' is unknown; choose from gold"),
+        ({"by": ("color",)}, "column to group by 'color' is unknown; choose from task_type, task, category"),
     ],
 )
 def test_unknown_words_name_the_choices(tmp_path, rng, words, message):
