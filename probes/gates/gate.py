@@ -22,7 +22,15 @@ import torch
 from torch import nn
 
 from analyses.runs import HorizonError, check_choice
-from probes.gates.trajectories import Part, Trajectory, closed_trajectory, open_trajectory, parts_of, run_layer, step_of
+from probes.gates.trajectories import (
+    Part,
+    Trajectory,
+    closed_trajectory,
+    open_trajectory,
+    parts_of,
+    run_gated_layer,
+    step_of,
+)
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target
@@ -284,12 +292,12 @@ def _differentiable(
     step, states = step_of(part, path.rows, path.fixed), path.inputs[k - path.cut][part.rows]
     if part.seen is None:
         leaves = [states.detach().requires_grad_()]
-        return leaves, run_layer(model, captured, k, leaves[0], step, [], gates)
+        return leaves, run_gated_layer(model, captured, k, leaves[0], step, [], gates)
     leaves = [states, *(one[:, path.rows[part.seen]] for one in cache), gates]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     seen = [torch.cat([one[:, path.fixed], leaf], 1) for one, leaf in zip(cache, leaves[1:3], strict=True)]
     by_token = gates.new_zeros(captured.prompt.n_tokens).index_put((visual,), leaves[3])
-    return leaves, run_layer(model, captured, k, leaves[0], step, seen, by_token)
+    return leaves, run_gated_layer(model, captured, k, leaves[0], step, seen, by_token)
 
 
 @contextmanager

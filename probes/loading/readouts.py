@@ -53,7 +53,8 @@ def find_readout(name: str, model: nn.Module, norm: nn.Module, head: nn.Module, 
 def known_forms(model: nn.Module) -> list[Readout]:
     """The forms that a model's configuration names, and their combinations; the plain output embedding first."""
     config: Any = model.config
-    scales, caps = [1.0], [None]
+    scales: list[float] = [1.0]
+    caps: list[float | None] = [None]
     for part in (config, config.get_text_config(decoder=True)):
         scale, divisor = getattr(part, "logit_scale", None), getattr(part, "logits_scaling", None)
         scales += [float(scale)] if isinstance(scale, int | float) and scale else []

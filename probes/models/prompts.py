@@ -14,7 +14,7 @@ from transformers.video_utils import VideoMetadata
 from analyses.runs import TOKENS, HorizonError, check_choice
 from probes.data.samples import Sample, SampleError
 from probes.models.grids import TokenGrid, Window, text_stretches, tile_windows
-from probes.models.layouts import Layout
+from probes.models.layouts import VisualLayout
 from probes.models.probed import ProbedModel
 
 NO_INPUT = ("labels",)  # what a processor adds for training
@@ -246,7 +246,7 @@ def _grids(
 ) -> list[TokenGrid]:
     """The family's grids over the visual tokens, all of which it must explain."""
     video = bool(sample.frames)
-    layout = Layout(
+    layout = VisualLayout(
         config=model.model.config,
         inputs=inputs,
         positions=visual.cpu().numpy(),

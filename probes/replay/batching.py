@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -56,7 +56,7 @@ class Shrink:
         return self.ablations // 2
 
 
-@dataclass
+@dataclass(eq=False)
 class BatchPolicy:
     """How many ablations run at once, and what memory has not held so far.
 
@@ -79,6 +79,10 @@ class BatchPolicy:
     def of(cls, batch_size: BatchPolicy | int | None) -> BatchPolicy:
         """The policy itself, or a fresh one of this size."""
         return batch_size if isinstance(batch_size, BatchPolicy) else cls(batch_size)
+
+    def sized(self, size: int | None) -> BatchPolicy:
+        """The same policy for another number of ablations: what memory does not hold under one bounds the other."""
+        return replace(self, size=size)
 
     def ablations_at_once(self, model: ProbedModel, shape: Shape) -> int:
         """How many ablations of one shape run together on the model's device."""

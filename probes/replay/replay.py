@@ -276,13 +276,39 @@ def _call(
     cache: FrozenContext | Recorder,
 ) -> torch.Tensor:
     """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
-    arguments = dict(capture.arguments[k])
-    cos, sin = (part[0][queries] for part in arguments["position_embeddings"])
     allowed = None
     if rows is not None and model.attn != "flash":  # which is causal, its last rows at the last columns, by itself
-        allowed = attention_mask(arguments["attention_mask"], rows, queries)
+        allowed = attention_mask(capture.arguments[k]["attention_mask"], rows, queries)
         allowed = additive(allowed, states.dtype) if model.attn == "eager" else allowed
+    return call_layer(model, capture, k, states, queries, allowed, cache)
+
+
+def call_layer(
+    model: ProbedModel,
+    capture: Capture,
+    k: int,
+    states: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: FrozenContext | Recorder,
+) -> torch.Tensor:
+    """The output of decoder layer k on some rows, called as in the capture but for what is given here.
+
+    Args:
+        model: the captured model.
+        capture: one prompt.
+        k: the layer.
+        states: (ablation, row, hidden) its input.
+        positions: (ablation or 1, row) long, the rows' positions in the prompt.
+        mask: as the model's attention takes it, over the columns that the cache gives; None for none.
+        cache: what stands where the layer expects its cache.
+
+    Returns:
+        (ablation, row, hidden).
+    """
+    arguments = dict(capture.arguments[k])
+    cos, sin = (part[0][positions] for part in arguments["position_embeddings"])
     # The rotary embedding carries the positions; gapped position ids would be read as packed sequences.
-    arguments.update(position_embeddings=(cos, sin), attention_mask=allowed, past_key_values=cache, position_ids=None)
+    arguments.update(position_embeddings=(cos, sin), attention_mask=mask, past_key_values=cache, position_ids=None)
     output = model.layers[k](states, **arguments)
     return output[0] if isinstance(output, tuple) else output

@@ -289,7 +289,10 @@ def test_other_criteria_compare_horizons_only(tmp_path):
             "comparison 'color' is unknown; choose from task_type, task, category, model, revision, prompt",
         ),
         ({"between": "model"}, "needs at least 2 run"),
-        ({"between": "task", "within": ("task",)}, "comparison 'task' is unknown; choose from task_type, category"),
+        (
+            {"between": "task", "within": ("task",)},
+            r"'task' is unknown; did you mean 'task_type'\? choose from task_type, category",
+        ),
         ({"criterion": "elbow"}, "criterion 'elbow' is unknown"),
         ({"measure": "kl"}, "measure of the criterion 'removal' 'kl' is unknown"),
         ({"within": ("color",)}, "column to group by 'color' is unknown"),

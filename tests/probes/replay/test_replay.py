@@ -164,11 +164,9 @@ def test_a_lack_of_memory_reaches_no_further_than_its_policy(captured):
     gathered(model, captured, ablations, batch_size=policy)
     assert (ran, policy.shrinks) == ([2, 2, 2, 2], [Shrink(4, rows)])
     hook.remove()
-    assert [largest_batch(model, captured, ablations, size) for size in (policy, 4, None)] == [
-        2 * rows,
-        4 * rows,
-        8 * rows,
-    ]
+    sizes = (policy, policy.sized(3), policy.sized(1), 4, None)
+    largest = [largest_batch(model, captured, ablations, size) for size in sizes]
+    assert largest == [2 * rows, 2 * rows, rows, 4 * rows, 8 * rows]
 
 
 def test_a_single_replay_that_memory_does_not_hold_is_named(captured):
