@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from analyses.curves.effects import MEASURES
-from analyses.runs import HorizonError, as_runs
+from analyses.runs import CONTEXT_TABLE, METHOD_TABLE, HorizonError, as_runs
 from analyses.verdicts.token_information import QUANTILES, TokenInformation, gather_information
 from figures.horizon import mark_horizons, mark_keys
 from figures.panels import (
@@ -30,8 +30,6 @@ from figures.panels import (
 )
 from figures.style import GRAY, Look, assign_looks, group_label, paper_style
 
-SYMBOLS = {"keep-one": "I_k", "leave-one-out": "D_k"}
-QUANTITY = {"exact": "Token information", "gate": "First-order information"}  # by method
 # outermost first; each pair of quantiles bounds one band
 BANDS = (((0.0, 1.0), 0.13, "full range"), ((0.05, 0.95), 0.3, "middle 90 %"), ((0.25, 0.75), 0.5, "middle 50 %"))
 
@@ -65,8 +63,8 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
     if horizon is not None:
         mark_horizons(ax, [horizon], {group_label(horizon.group, horizon.tokens): look})
     ax.axhline(0, color=GRAY, linewidth=0.5, zorder=0)
-    symbol, unit = SYMBOLS[information.context], MEASURES[information.measure]
-    value_axis(ax, f"{QUANTITY[information.method]} ${symbol}$ ({unit})")
+    symbol, unit = CONTEXT_TABLE[information.context].symbol, MEASURES[information.measure]
+    value_axis(ax, f"{METHOD_TABLE[information.method].quantity} ${symbol}$ ({unit})")
     retitle(ax, label)
     if alone:
         shared_legend(ax.figure.get_figure(root=True), (), information_keys())

@@ -19,9 +19,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from analyses.curves.effects import MEASURES, removal_effects
-from analyses.runs import HorizonError, Run, TokenGrids, as_runs, tokens_text
+from analyses.runs import CONTEXT_TABLE, METHOD_TABLE, HorizonError, Run, TokenGrids, as_runs, tokens_text
 from figures.horizon import NO_BREAK
-from figures.information import QUANTITY, SYMBOLS
 from figures.panels import Runs, finish, new_axes, new_figure, retitle
 from figures.style import GRAY, WIDTHS, figure_width, paper_style
 
@@ -210,9 +209,9 @@ def figure_token_heatmap(
         shown = choose_layers(grids.layers, most) if layers is None else _measured(grids, layers)
         blocks += _blocks_of(run, row, grids, shown, measure, several=len(found) > 1)
     title = _question_words([_record(run, row) for run, row in found], width)
-    methods = {run.config.method for run, _ in found}
-    quantity = QUANTITY["gate" if "gate" in methods else "exact"]
-    label = f"{quantity}\n${SYMBOLS[context]}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
+    method = max((METHOD_TABLE[run.config.method] for run, _ in found), key=lambda method: method.first_order)
+    symbol = CONTEXT_TABLE[context].symbol
+    label = f"{method.quantity}\n${symbol}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
     return finish(_draw_blocks(blocks, width, n_columns, label, title))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from analyses.reports.text import Table, to_record, with_notes
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, check_choice
 
 FORMATS = ("text", "markdown", "latex")
 
@@ -31,8 +31,7 @@ def render(table: Table, form: str = "text") -> str:
     Raises:
         HorizonError: the format is unknown.
     """
-    if form not in FORMATS:
-        raise HorizonError(f"table format {form!r} is unknown; choose from {', '.join(FORMATS)}")
+    check_choice("table format", form, FORMATS)
     shown = with_notes(table)
     if form == "text":
         return str(shown)

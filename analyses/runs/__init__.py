@@ -41,9 +41,11 @@ from analyses.runs.schema import (
     split_stream,
     tokens_text,
 )
+from analyses.runs.vocabulary import CONTEXT_TABLE, METHOD_TABLE, STREAM_WIDTHS, Context, Method
 
 __all__ = [
     "CONTEXTS",
+    "CONTEXT_TABLE",
     "CONVENTIONS",
     "CROP",
     "CURVES",
@@ -51,17 +53,21 @@ __all__ = [
     "GROUP_COLUMNS",
     "KINDS",
     "METHODS",
+    "METHOD_TABLE",
     "PROBES",
     "SAMPLES",
     "SCHEMA_VERSION",
     "STREAMS",
+    "STREAM_WIDTHS",
     "TARGETS",
     "TOKENS",
     "WINDOW",
     "WRONG",
     "AdaptiveOptions",
+    "Context",
     "HorizonError",
     "Measurement",
+    "Method",
     "Run",
     "RunConfig",
     "RunOptions",

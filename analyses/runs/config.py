@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from analyses.runs.options import Entry, Measurement, hints_of
 from analyses.runs.schema import CONVENTIONS, PROBES, SCHEMA_VERSION, short_name, split_stream
+from analyses.runs.vocabulary import STREAM_WIDTHS
 
 REMARK = Entry(estimand=False)  # recorded only
 
@@ -102,10 +103,8 @@ class RunConfig(Measurement, ModelFacts):
 
     def stream_dim(self, stream: str) -> int:
         """Width of one token in a stream."""
-        _, stream = split_stream(stream)
-        if stream == "hidden":
-            return self.hidden_size
-        return self.head_dim * (self.n_heads if stream.startswith("query") else self.n_key_value_heads)
+        _, plain = split_stream(stream)
+        return STREAM_WIDTHS[plain](self)
 
 
 RunConfig.NOT_ESTIMAND = tuple(

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from analyses.runs.options import RunOptions, choices_of, hints_of, options_of
-from analyses.runs.schema import METHODS, PROBES, TARGETS, HorizonError, check_choice, check_choices
+from analyses.runs.schema import KINDS, METHODS, PROBES, TARGETS, HorizonError, check_choice, check_choices
+from analyses.runs.vocabulary import METHOD_TABLE
 
 DEFAULT_WINDOW = 2  # tokens a side, the paper's
 OF_GRIDS = ("method", "coarse", "max_windows", "token_layers")  # options that only token grids have
@@ -107,17 +108,6 @@ def check_windows(window: int | None, max_windows: int | None, coarse: int | Non
 def check_grid_method(method: str, kind: str, tokens: str = "visual", coarse: int | None = None) -> None:
     """Raise HorizonError unless token grids can be measured by this method on some model."""
     check_choice("method", method, METHODS)
-    if method == "gate" and kind != "delete":
-        raise HorizonError(
-            f"method 'gate' takes tokens away as the removal kind 'delete' does and has no counterpart of {kind!r}"
-        )
-    if method == "gate" and tokens != "visual":
-        raise HorizonError(
-            f"method 'gate' has gates on visual tokens only and cannot measure those of tokens {tokens!r}: take the "
-            "method 'exact', or visual tokens"
-        )
-    if method == "gate" and coarse is not None:
-        raise HorizonError(
-            f"method 'gate' takes one backward pass for all windows, so coarse windows ({coarse}) spare it nothing: "
-            "leave coarse out"
-        )
+    check_choice("removal kind", kind, KINDS)
+    for obstacle in METHOD_TABLE[method].obstacles(kind, tokens, coarse):
+        raise HorizonError(obstacle)

@@ -24,6 +24,7 @@ from analyses.runs.schema import (
     check_choice,
     short_name,
 )
+from analyses.runs.vocabulary import CONTEXT_TABLE, METHOD_TABLE
 
 GROUP_COLUMNS = ("task_type", "task", "category")
 
@@ -97,19 +98,17 @@ class TokenGrids:
     def information(self, measure: str = "p") -> np.ndarray:
         """(layer, window) effect: I_k(v) for keep-one, D_k(v) for leave-one-out, in p or in nats of log p.
 
-        NaN where `log_p` is: not measured, since below the noise floor. Of the method "gate" it is linear in the
-        change of log p, in p as well.
+        NaN where `log_p` is: not measured, since below the noise floor. Where the method is of first order it
+        is linear in the change of log p, in p as well.
         """
-        if measure not in ("p", "log_p"):
-            raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
+        check_choice("measure", measure, ("p", "log_p"))
+        context, first_order = CONTEXT_TABLE[self.context], METHOD_TABLE[self.method].first_order
         value, removed, everything = (np.asarray(part, float) for part in (self.log_p, self.removed, self.all))
-        alone = self.context == "keep-one"
-        if measure == "p" and self.method == "exact":
+        if measure == "p" and not first_order:
             value, removed, everything = np.exp(value), np.exp(removed), np.exp(everything)
-        effect = value - removed[:, None] if alone else everything - value
-        if measure == "p" and self.method == "gate":
-            effect *= np.exp(removed)[:, None] if alone else np.exp(everything)
-        return effect
+        baseline = context.baseline(removed, everything)
+        effects = context.effects(value, baseline)
+        return effects * np.exp(baseline) if measure == "p" and first_order else effects
 
 
 @dataclass(frozen=True)

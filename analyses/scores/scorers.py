@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, check_choice
 from analyses.scores.normalization import evalai_answer, plain_answer, spaced_answer
 
 RELAXED = 0.05  # ChartQA's tolerance, relative to the reference
@@ -275,8 +275,7 @@ def score_answer(
     Raises:
         HorizonError: the scorer is unknown, or the references are not what it expects.
     """
-    if scorer not in SCORERS:
-        raise HorizonError(f"scorer {scorer!r} is unknown; choose from {', '.join(SCORERS)}")
+    check_choice("scorer", scorer, SCORERS)
     if scorer == "letter":
         return letter(prediction, answers, options=options)
     if scorer == "ocrbench":

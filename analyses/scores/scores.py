@@ -11,7 +11,7 @@ import pandas as pd
 from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
 from analyses.curves.effects import image_codes
 from analyses.curves.findings import Finding
-from analyses.runs import HorizonError, Run, split_groups
+from analyses.runs import HorizonError, Run, check_choice, split_groups
 from analyses.scores.scorers import SCORERS, mme_label, pope_label, score_answer, scorer_of
 
 RESAMPLES = 2000
@@ -109,8 +109,8 @@ def score_run(
     Raises:
         HorizonError: an unknown scorer or column, or a reference that the scorer does not expect.
     """
-    if scorer is not None and scorer not in SCORERS:
-        raise HorizonError(f"scorer {scorer!r} is unknown; choose from {', '.join(SCORERS)}")
+    if scorer is not None:
+        check_choice("scorer", scorer, SCORERS)
     samples = run.ok
     if not samples["generation"].notna().any():
         return []

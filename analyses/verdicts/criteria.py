@@ -14,7 +14,7 @@ import numpy as np
 
 from analyses.arrays.depths import settled_layer
 from analyses.curves.effects import EffectCurves, information_curves, removal_effects
-from analyses.runs import HorizonError, Run, check_choice
+from analyses.runs import METHOD_TABLE, HorizonError, Run, check_choice
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,9 @@ class Criterion:
     half_depth: bool = False
 
 
-FIRST_ORDER = "its token grids are first-order estimates (method gate), not exact effects"
-
-
 def method_warning(run: Run, criterion: str) -> str:
     """What a criterion's numbers must not be taken for because of how the run's token grids were measured, or ""."""
-    estimated = CRITERIA[criterion].probe == "information" and run.config.method == "gate"
-    return FIRST_ORDER if estimated else ""
+    return METHOD_TABLE[run.config.method].caution if CRITERIA[criterion].probe == "information" else ""
 
 
 def settle(rule: Criterion, curves: np.ndarray, threshold: np.ndarray | float, layers: np.ndarray) -> np.ndarray:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.curves.findings import RemovalFinding
-from analyses.runs import HorizonError, Run, as_runs, tokens_text
-from analyses.verdicts.criteria import CRITERIA, FIRST_ORDER, is_above
+from analyses.runs import METHOD_TABLE, HorizonError, Run, as_runs, tokens_text
+from analyses.verdicts.criteria import CRITERIA, is_above
 from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+
+CAUTIONS = tuple(method.caution for method in METHOD_TABLE.values() if method.caution)
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,7 @@ def _why(one: Horizon, reference: Horizon, shift: int | None, apart: bool | None
             parts.append("the intervals overlap, so the difference may be chance")
     if one.layer is not None:
         parts += _peculiarities(one, said=reference.censored)
-    if FIRST_ORDER in one.warning:
-        parts.append(FIRST_ORDER)
+    parts += [caution for caution in CAUTIONS if caution in one.warning]
     if one.n_samples != reference.n_samples:
         parts.append(f"it rests on {one.n_samples} samples, the default on {reference.n_samples}")
     return "; ".join(parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analyses.curves.effects import information_quantiles
-from analyses.runs import Run, split_groups
+from analyses.runs import METHOD_TABLE, Run, split_groups
 from analyses.verdicts.horizon import Horizon, find_horizon
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -56,7 +56,7 @@ def gather_information(
     if not rows:
         return []
     horizons: list[Horizon] = []
-    if context == "keep-one" and run.config.method == "exact":  # what the criterion is defined on
+    if context == "keep-one" and not METHOD_TABLE[run.config.method].first_order:  # what the criterion is defined on
         horizons = find_horizon(run, by=tuple(by), criterion="information", measure=measure)
     found = []
     for group, members in split_groups(run.samples.loc[rows], by):

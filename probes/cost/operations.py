@@ -18,8 +18,9 @@ from torch import nn
 
 from probes.models.probed import ProbedModel
 from probes.replay.ablations import Ablations, first_removed, removed_counts
-from probes.replay.batching import rows_at_once
+from probes.replay.batching import BatchPolicy, rows_at_once
 from probes.replay.capture import Capture
+from probes.replay.kinds import KIND_TABLE
 from probes.replay.replay import batches_of, shape_of
 from probes.replay.visibility import affected_rows
 
@@ -146,7 +147,7 @@ def make_batches(
     ablations: Ablations,
     *,
     cuts: Sequence[int] | None = None,
-    batch_size: int | None = None,
+    batch_size: BatchPolicy | int | None = None,
     recompute: torch.Tensor | None = None,
 ) -> list[Batch]:
     """Divide ablations as `replay` does.
@@ -168,7 +169,7 @@ def make_batches(
     first, gone = ablations.of_each(first), ablations.of_each(removed_counts(ablations.masks))
     batches = []
     for indices, _ in batches_of(model, captured, ablations, batch_size):
-        run = captured.prompt.n_tokens - (int(gone[indices[0]]) if ablations.kind == "delete" else 0)
+        run = captured.prompt.n_tokens - (int(gone[indices[0]]) if KIND_TABLE[ablations.kind].deletes else 0)
         shared = int(first[indices].min())  # rows before the first change of any are those of the capture
         layers = ablations.layers[indices].cpu().numpy()
         batches.append(Batch(layers, run - shared, run, *_pairs(model, captured, run - shared, run, len(layers))))

@@ -13,15 +13,24 @@ is that of cut k. At gates 0 visual tokens do not see each other from k on, so e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from analyses.runs import HorizonError, check_grid_method
-from probes.gates.trajectories import Part, Trajectory, closed_trajectory, open_trajectory, parts_of, run_layer, step_of
+from analyses.runs import METHOD_TABLE, HorizonError, check_grid_method
+from probes.gates.trajectories import (
+    Part,
+    Trajectory,
+    closed_trajectory,
+    open_trajectory,
+    parts_of,
+    run_gated_layer,
+    step_of,
+)
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target
@@ -44,12 +53,21 @@ def check_method(
     coarse: int | None = None,
     tokens: str = "visual",
 ) -> None:
-    """Raise HorizonError unless token grids can be measured by this method in this dtype."""
+    """Raise HorizonError unless token grids can be measured by this method, of these contexts and in this dtype."""
     check_grid_method(method, kind, tokens, coarse)
-    if method == "gate" and "keep-one" in contexts and dtype == torch.float16:
+    if METHOD_TABLE[method].first_order:
+        for context in contexts:
+            _check_gated(context, dtype)
+
+
+def _check_gated(context: str, dtype: torch.dtype) -> None:
+    """Raise HorizonError unless gates have derivatives of this context, in this dtype."""
+    if context not in GATED_CONTEXTS:
+        raise HorizonError(f"method 'gate' has no derivatives for the context {context!r}: take the method 'exact'")
+    if GATED_CONTEXTS[context].needs_range and dtype == torch.float16:
         raise HorizonError(
-            "keep-one by method 'gate' needs smaller numbers than float16 has: load the model in bfloat16 or float32, "
-            "or measure leave-one-out"
+            f"{context} by method 'gate' needs smaller numbers than float16 has: load the model in bfloat16 or "
+            "float32, or measure leave-one-out"
         )
 
 
@@ -71,12 +89,7 @@ def gate_effects(
     Raises:
         HorizonError: a derivative is not finite in the model's precision.
     """
-    chosen = list(targets.values())
-    if context == "leave-one-out":
-        by_layer = derivatives(model, captured, chosen, open_trajectory(captured, cuts[0]), _equal_gates(captured, 0.0))
-        by_cut = by_layer.flip(1).cumsum(1).flip(1)[:, [k - cuts[0] for k in cuts]]
-    else:
-        by_cut = torch.stack([_at_zero(model, captured, chosen, k) for k in cuts], 1)
+    by_cut = GATED_CONTEXTS[context].effects(model, captured, list(targets.values()), cuts)
     return {name: effects.cpu().numpy() for name, effects in zip(targets, by_cut, strict=True)}
 
 
@@ -149,6 +162,39 @@ def _at_zero(model: ProbedModel, captured: Capture, targets: Sequence[Target], c
     return torch.where(lost, again, effects)
 
 
+def _all_open(model: ProbedModel, captured: Capture, targets: Sequence[Target], cuts: Sequence[int]) -> torch.Tensor:
+    """(target, cut, visual token) derivative where all gates are 1: sums over the layers from each cut on."""
+    by_layer = derivatives(model, captured, targets, open_trajectory(captured, cuts[0]), _equal_gates(captured, 0.0))
+    return by_layer.flip(1).cumsum(1).flip(1)[:, [k - cuts[0] for k in cuts]]
+
+
+def _all_shut(model: ProbedModel, captured: Capture, targets: Sequence[Target], cuts: Sequence[int]) -> torch.Tensor:
+    """(target, cut, visual token) derivative where all gates are 0: a pass of its own for every cut."""
+    return torch.stack([_at_zero(model, captured, targets, k) for k in cuts], 1)
+
+
+Effects = Callable[[ProbedModel, Capture, Sequence[Target], Sequence[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GatedContext:
+    """How the effects of one context are estimated by gates.
+
+    Attributes:
+        effects: from the model, a capture, targets and ascending cuts, (target, cut, visual token) effects in nats.
+        needs_range: whether it takes numbers smaller than float16 has.
+    """
+
+    effects: Effects
+    needs_range: bool
+
+
+GATED_CONTEXTS = {
+    "keep-one": GatedContext(_all_shut, needs_range=True),
+    "leave-one-out": GatedContext(_all_open, needs_range=False),
+}
+
+
 def _at_the_end(model: ProbedModel, captured: Capture, targets: Sequence[Target], path: Trajectory) -> torch.Tensor:
     """(target, row, hidden) derivative of log p by what leaves the last layer."""
     final = path.final.detach().requires_grad_()
@@ -207,12 +253,12 @@ def _differentiable(
     step, states = step_of(part, path.rows, path.fixed), path.inputs[k - path.cut][part.rows]
     if part.seen is None:
         leaves = [states.detach().requires_grad_()]
-        return leaves, run_layer(model, captured, k, leaves[0], step, [], gates)
+        return leaves, run_gated_layer(model, captured, k, leaves[0], step, [], gates)
     leaves = [states, *(one[:, path.rows[part.seen]] for one in cache), gates]
     leaves = [leaf.detach().requires_grad_() for leaf in leaves]
     seen = [torch.cat([one[:, path.fixed], leaf], 1) for one, leaf in zip(cache, leaves[1:3], strict=True)]
     by_token = gates.new_zeros(captured.prompt.n_tokens).index_put((visual,), leaves[3])
-    return leaves, run_layer(model, captured, k, leaves[0], step, seen, by_token)
+    return leaves, run_gated_layer(model, captured, k, leaves[0], step, seen, by_token)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from probes.models.probed import ProbedModel
 from probes.replay.ablations import visual_mask
 from probes.replay.caches import FrozenContext, KnownContext
 from probes.replay.capture import Capture
-from probes.replay.replay import keys_and_values
+from probes.replay.replay import call_layer, keys_and_values
 from probes.replay.visibility import affected_rows, visible_at
 
 # (query, key) pairs of one call: bounds the attention scores that the backward pass of a long prompt keeps.
@@ -77,12 +77,12 @@ class Step:
     own: bool
 
 
-class _Recorder(FrozenContext):
+class _KeepingContext(FrozenContext):
     """Also keeps the keys and values that a layer computes of the rows at hand."""
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """(1, head, row, dim) of the rows at hand -> the same with the context's rows in front."""
-        self.own = keys[0], values[0]
+        self.kept = keys[0], values[0]
         return super().update(keys, values)
 
 
@@ -146,7 +146,7 @@ def _rows_at_once(captured: Capture) -> int:
     return max(1, CHUNK_PAIRS // captured.prompt.n_tokens)
 
 
-def run_layer(
+def run_gated_layer(
     model: ProbedModel,
     captured: Capture,
     k: int,
@@ -173,21 +173,12 @@ def run_layer(
     if step.context is None:
         return tuple(part[0] for part in keys_and_values(model, captured, k, states[None], step.rows[None]))
     columns = torch.cat([step.context, step.rows]) if step.own else step.context
-    arguments = dict(captured.arguments[k])
-    cos, sin = (part[:, step.rows] for part in arguments["position_embeddings"])
-    cache = (_Recorder if step.own else KnownContext)(*(part[None] for part in seen))
-    # As in replays: the rotary embedding carries the positions.
-    arguments.update(
-        position_embeddings=(cos, sin),
-        attention_mask=_bias(arguments["attention_mask"], step.rows, columns, gates, states.dtype),
-        past_key_values=cache,
-        position_ids=None,
-    )
-    output = model.layers[k](states[None], **arguments)
-    output = (output[0] if isinstance(output, tuple) else output)[0]
+    cache = (_KeepingContext if step.own else KnownContext)(*(part[None] for part in seen))
+    mask = _bias(captured.arguments[k]["attention_mask"], step.rows, columns, gates, states.dtype)
+    output = call_layer(model, captured, k, states[None], step.rows[None], mask, cache)[0]
     added = captured.additions.get(k)
     output = output if added is None else output + added[step.rows]
-    return (output, *cache.own) if isinstance(cache, _Recorder) else (output,)
+    return (output, *cache.kept) if isinstance(cache, _KeepingContext) else (output,)
 
 
 @torch.no_grad()
@@ -207,7 +198,7 @@ def _propagate(
         following, keys, values = states.clone(), captured.keys[k].clone(), captured.values[k].clone()
         for step in steps:
             seen = [] if step.context is None else [part[:, step.context] for part in (keys, values)]
-            found = run_layer(model, captured, k, states[step.rows], step, seen, gates)
+            found = run_gated_layer(model, captured, k, states[step.rows], step, seen, gates)
             if step.own:
                 keys[:, step.rows], values[:, step.rows] = found[-2:]
             if step.context is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -81,13 +82,24 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
     Raises:
         HorizonError: there are several.
     """
-    found = {str(device).removeprefix("cuda:") for device in (device_map or {}).values()} - {"cpu", "disk", "meta"}
-    if len(found) > 1:
-        raise HorizonError(
-            f"model {name!r} is spread over {len(found)} GPUs ({', '.join(sorted(found))}), where replays have not "
-            "been proved: make one visible (CUDA_VISIBLE_DEVICES=0), and with device_map='auto' what does not fit "
-            "waits in main memory"
-        )
+    gpus = {str(device).removeprefix("cuda:") for device in (device_map or {}).values()} - {"cpu", "disk", "meta"}
+    if len(gpus) > 1:
+        raise several_gpus(name, len(gpus), sorted(gpus))
+
+
+def several_gpus(name: str, n_gpus: int, gpus: Sequence[str] = ()) -> HorizonError:
+    """The refusal of a model whose layers lie, or would lie, on several GPUs.
+
+    Args:
+        name: of the model.
+        n_gpus: how many.
+        gpus: their names, where they are known.
+    """
+    named = f" ({', '.join(gpus)})" if gpus else ""
+    return HorizonError(
+        f"model {name!r} is spread over {n_gpus} GPUs{named}, where replays have not been proved: make one visible "
+        "(CUDA_VISIBLE_DEVICES=0), and with device_map='auto' what does not fit waits in main memory"
+    )
 
 
 def check_processor(name: str, processor: Any, visual_token_ids: tuple[int, ...], n_embeddings: int) -> None:
@@ -134,7 +146,7 @@ def find_parts(name: str, model: nn.Module) -> tuple[nn.Module, nn.Module]:
     return decoder, head  # type: ignore[return-value]
 
 
-def check_layers(name: str, layers: nn.ModuleList) -> None:
+def check_attending(name: str, layers: nn.ModuleList) -> None:
     """Refuse decoders from whose layers tokens cannot be removed.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,25 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, check_choice
 from probes.loading.admission import (
+    check_attending,
     check_attention,
     check_config,
     check_device_map,
-    check_layers,
     check_processor,
     find_parts,
     find_visual_tokens,
+    several_gpus,
 )
+from probes.loading.check import check_model
+from probes.loading.readouts import find_readout
 from probes.models.families import Family, find_family
 from probes.models.probed import ATTENTION, ProbedModel
+from probes.replay.capture import Tracer
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+QUANTIZATIONS = ("4bit", "8bit")
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps over all GPUs that are visible
 NO_PROCESSOR = "copy its processor and tokenizer files beside the weights, or pass processor="
 
@@ -64,39 +71,58 @@ def load_model(
         HorizonError: nothing is there, it has no processor or that of another model, it is no decoder-only
             vision-language model, it is of a family that is refused, or it fails the self-test.
     """
-    model = _load(name_or_path_or_model, processor, name, revision, device_map, dtype, attn, quantization)
-    if check:
-        from probes.loading.check import check_model  # it runs captures and replays, which know this module
-
-        if refusal := check_model(model).refusal:
-            raise HorizonError(refusal)
+    options = LoadOptions(dtype, attn, device_map, quantization)
+    if isinstance(name_or_path_or_model, nn.Module):
+        model = _wrap_built(name_or_path_or_model, processor, name, options)
+    else:
+        model = _load(str(name_or_path_or_model), processor, name, revision, options)
+    if check and (refusal := check_model(model).refusal):
+        raise HorizonError(refusal)
     return model
 
 
-def _load(
-    name_or_path_or_model: str | Path | nn.Module,
-    processor: Any,
-    name: str | None,
-    revision: str | None,
-    device_map: Any,
-    dtype: str | torch.dtype,
-    attn: str,
-    quantization: str | None,
-) -> ProbedModel:
-    if attn not in ATTENTION:
-        raise HorizonError(f"attention {attn!r} is not supported; choose one of {', '.join(ATTENTION)}")
-    if isinstance(name_or_path_or_model, nn.Module):
-        return _wrap_built(name_or_path_or_model, processor, name, dtype, attn)
-    place = str(name_or_path_or_model)
+@dataclass(frozen=True)
+class LoadOptions:
+    """How weights are loaded, as `load_model` explains.
+
+    Attributes:
+        dtype: a torch dtype or its name, or "auto".
+        attn: one of `ATTENTION`.
+        device_map: as in transformers, or None.
+        quantization: one of `QUANTIZATIONS`, or None.
+    """
+
+    dtype: str | torch.dtype
+    attn: str
+    device_map: Any
+    quantization: str | None
+
+    def __post_init__(self) -> None:
+        """Raise HorizonError where a word is unknown, before anything is read."""
+        check_choice("attention", self.attn, ATTENTION)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where weights are: the place as the user named it, the directory or hub id, and the commit of a hub model."""
+
+    place: str
+    source: str
+    commit: str | None
+
+
+def _load(place: str, processor: Any, name: str | None, revision: str | None, options: LoadOptions) -> ProbedModel:
+    """The probed model of a directory or hub id."""
     source, commit = _resolve(place, revision)
-    config = _load_config(place, source, commit)
+    checkpoint = Checkpoint(place, source, commit)
+    config = _load_config(checkpoint)
     family = find_family(config)
     check_config(place, config, family)
-    check_attention(place, attn, config, family)
-    processor = processor or _load_processor(place, source, commit)
-    model = _load_weights(place, source, commit, device_map, dtype, attn, quantization)
+    check_attention(place, options.attn, config, family)
+    processor = processor or _load_processor(checkpoint)
+    model = _load_weights(checkpoint, options)
     _keep_unpacked(name or place, model)
-    return _checked(_probed(model, processor, name or place, commit, family, attn, quantization))
+    return _checked(_probed(model, processor, name or place, commit, family, options.attn, options.quantization))
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -123,16 +149,18 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, Path(config).parent.name  # .../snapshots/<commit>/config.json
 
 
-def _load_config(name: str, source: str, commit: str | None) -> Any:
+def _load_config(checkpoint: Checkpoint) -> Any:
+    name = checkpoint.place
     try:
-        return AutoConfig.from_pretrained(source, revision=commit)
+        return AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
         raise HorizonError(f"the configuration of model {name!r} cannot be read: {_first(error)}") from error
 
 
-def _load_processor(name: str, source: str, commit: str | None) -> Any:
+def _load_processor(checkpoint: Checkpoint) -> Any:
+    name = checkpoint.place
     try:
-        processor = AutoProcessor.from_pretrained(source, revision=commit)
+        processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.commit)
     except (OSError, ValueError, ImportError) as error:
         if "torchvision" in str(error).lower():
             raise HorizonError(
@@ -147,43 +175,19 @@ def _load_processor(name: str, source: str, commit: str | None) -> Any:
     return processor
 
 
-def _load_weights(
-    name: str,
-    source: str,
-    commit: str | None,
-    device_map: Any,
-    dtype: str | torch.dtype,
-    attn: str,
-    quantization: str | None,
-) -> nn.Module:
-    cuda = torch.cuda.is_available()
-    wanted = _as_dtype(dtype)
-    if dtype == "auto" and (quantization == "8bit" or not cuda):
-        wanted = torch.float16 if quantization == "8bit" else torch.float32
-    extra: dict[str, Any] = {}
-    if device_map is not None:
-        if find_spec("accelerate") is None:
-            raise HorizonError(
-                f"device_map {device_map!r} needs accelerate: pip install 'vlm-horizon[quantized]', or leave it out"
-            )
-        check_device_map(name, device_map if isinstance(device_map, dict) else None)
-        if device_map in SPREADING and torch.cuda.device_count() > 1:
-            raise HorizonError(
-                f"device_map {device_map!r} spreads {name!r} over {torch.cuda.device_count()} GPUs, where replays have "
-                "not been proved: make one visible (CUDA_VISIBLE_DEVICES=0), and what does not fit waits in main memory"
-            )
-        extra["device_map"] = device_map
-    if quantization is not None:
-        extra["quantization_config"] = _quantization_config(quantization)
+def _load_weights(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
+    """The transformers model of a checkpoint, where it shall be."""
+    name, cuda = checkpoint.place, torch.cuda.is_available()
+    placing = _placing_arguments(name, options)
     try:
         with _quiet_loading():
             model, report = AutoModelForImageTextToText.from_pretrained(
-                source,
-                revision=commit,
-                dtype=wanted,
-                attn_implementation=ATTENTION[attn],
+                checkpoint.source,
+                revision=checkpoint.commit,
+                dtype=_loaded_dtype(options),
+                attn_implementation=ATTENTION[options.attn],
                 output_loading_info=True,
-                **extra,
+                **placing,
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
@@ -194,23 +198,49 @@ def _load_weights(
             "which would be random: take a complete checkpoint"
         )
     check_device_map(name, getattr(model, "hf_device_map", None))
-    if not extra and cuda:
-        model = model.to("cuda")
-    return model
+    return model.to("cuda") if cuda and not placing else model
+
+
+def _placing_arguments(name: str, options: LoadOptions) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that say where weights lie and in how many bits; none by default.
+
+    Raises:
+        HorizonError: what they need is not installed, or the layers would lie on several GPUs.
+    """
+    device_map, arguments = options.device_map, {}
+    if device_map is not None:
+        if find_spec("accelerate") is None:
+            raise HorizonError(
+                f"device_map {device_map!r} needs accelerate: pip install 'vlm-horizon[quantized]', or leave it out"
+            )
+        check_device_map(name, device_map if isinstance(device_map, dict) else None)
+        if device_map in SPREADING and torch.cuda.device_count() > 1:
+            raise several_gpus(name, torch.cuda.device_count())
+        arguments["device_map"] = device_map
+    if options.quantization is not None:
+        arguments["quantization_config"] = _quantization_config(options.quantization)
+    return arguments
+
+
+def _loaded_dtype(options: LoadOptions) -> Any:
+    """The dtype that weights are loaded in: where it is "auto", the checkpoint's on a GPU alone."""
+    dtype = _as_dtype(options.dtype)
+    if dtype == "auto" and options.quantization == "8bit":
+        return torch.float16
+    return torch.float32 if dtype == "auto" and not torch.cuda.is_available() else dtype
 
 
 def _as_dtype(dtype: str | torch.dtype) -> Any:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
-    found = getattr(torch, dtype, None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise HorizonError(f"dtype {dtype!r} is unknown; choose auto, float32, bfloat16, float16 or float64")
-    return found
+    named = getattr(torch, dtype, None)
+    if not isinstance(named, torch.dtype) or not named.is_floating_point:  # other names that torch has pass too: half
+        check_choice("dtype", dtype, DTYPES)
+    return named
 
 
 def _quantization_config(quantization: str) -> Any:
-    if quantization not in {"4bit", "8bit"}:
-        raise HorizonError(f"quantization {quantization!r} is unknown; choose 4bit or 8bit")
+    check_choice("quantization", quantization, QUANTIZATIONS)
     if find_spec("bitsandbytes") is None:
         raise HorizonError(
             f"quantization {quantization!r} needs bitsandbytes: pip install 'vlm-horizon[quantized]', or leave it out"
@@ -252,22 +282,24 @@ def _quiet_loading() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
-def _wrap_built(model: nn.Module, processor: Any, name: str | None, dtype: str | torch.dtype, attn: str) -> ProbedModel:
+def _wrap_built(model: nn.Module, processor: Any, name: str | None, options: LoadOptions) -> ProbedModel:
+    """The probed model of one that is built already."""
     if processor is None:
         raise HorizonError(f"a built model needs its processor: load_model({type(model).__name__}, processor=...)")
     config: Any = model.config
     name = name or type(model).__name__
     family = find_family(config)
     check_config(name, config, family)
-    check_attention(name, attn, config, family)
+    check_attention(name, options.attn, config, family)
     check_device_map(name, getattr(model, "hf_device_map", None))
+    dtype = options.dtype
     if dtype != "auto" and _quantized(model):
         raise HorizonError(f"model {name!r} is quantized, so its dtype cannot be changed to {dtype}: leave dtype out")
     if dtype != "auto":
         model = model.to(_as_dtype(dtype))
     _keep_unpacked(name, model)
-    model.set_attn_implementation(ATTENTION[attn])  # type: ignore[operator]
-    return _checked(_probed(model, processor, name, None, family, attn, _quantized(model)))
+    model.set_attn_implementation(ATTENTION[options.attn])  # type: ignore[operator]
+    return _checked(_probed(model, processor, name, None, family, options.attn, _quantized(model)))
 
 
 def _probed(
@@ -279,22 +311,25 @@ def _probed(
     attn: str,
     quantization: str | None,
 ) -> ProbedModel:
+    """A model with its parts by role, once its layers are known to be of use."""
     config: Any = model.config
     decoder, head = find_parts(name, model)
     text = config.get_text_config(decoder=True)
     ids = find_visual_tokens(name, config)
     layers: Any = decoder.layers
-    check_layers(name, layers)
+    norm: Any = decoder.norm
+    check_attending(name, layers)
     vocabulary: Any = head.weight
+    model = model.eval()
     return ProbedModel(
-        model=model.eval(),
+        model=model,
         processor=processor,
         name=name,
         revision=revision,
         family=family,
         decoder=decoder,
         layers=layers,
-        norm=decoder.norm,  # type: ignore[arg-type]
+        norm=norm,
         head=head,
         n_layers=len(layers),
         n_heads=text.num_attention_heads,
@@ -305,11 +340,13 @@ def _probed(
         visual_token_ids=ids,
         attn=attn,
         quantization=quantization,
+        readout=find_readout(name, model, norm, head, ids),
+        tracer=Tracer(model, decoder),
     )
 
 
 def _checked(probed: ProbedModel) -> ProbedModel:
-    """The same, once its layers and its processor are known to be of use."""
+    """The same model, once its processor is known to belong to it."""
     embeddings = probed.model.get_input_embeddings().weight  # type: ignore[operator]
     check_processor(probed.name, probed.processor, probed.visual_token_ids, embeddings.shape[0])
     return probed

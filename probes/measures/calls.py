@@ -52,7 +52,8 @@ class ReplayCall:
 
     def run(self, case: Case) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Indices of ablations and their (batch, place, vocabulary) log-softmax, batch by batch."""
-        return replay(case.model, case.captured, self.ablations, batch_size=self.batch_size, recompute=self.recompute)
+        batches = case.batches.sized(self.batch_size)
+        return replay(case.model, case.captured, self.ablations, batch_size=batches, recompute=self.recompute)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, check_choice
 
 PRESETS = ("paper", "released")
 # Float64 values in one block: 4 MB, so that a block stays in a CPU's caches from its first pass to its last.
@@ -112,8 +112,7 @@ def token_entropy(states: torch.Tensor, heads: int, *, preset: str = "paper") ->
 
     Source: arXiv 2602.17196, Eq. 7-14, and its released code.
     """
-    if preset not in PRESETS:
-        raise HorizonError(f"preset {preset!r} is unknown; choose from {', '.join(PRESETS)}")
+    check_choice("preset", preset, PRESETS)
     if heads < 1 or states.shape[-1] % heads:
         raise HorizonError(f"states of shape {tuple(states.shape)} do not split into {heads} heads")
     per_head = states.unflatten(-1, (heads, -1))

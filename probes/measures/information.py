@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analyses.runs import TokenGrids
+from analyses.runs import CONTEXT_TABLE, METHOD_TABLE, TokenGrids
 from probes.gates.gate import check_method, sum_windows
 from probes.measures.calls import GateCall, ReplayCall
 from probes.measures.case import Case
@@ -19,13 +19,13 @@ from probes.models.targets import Target
 from probes.replay.ablations import (
     as_numpy,
     check_context,
-    check_kind,
     check_layers,
     kl_divergence,
     removal_ablations,
     window_ablations,
     window_table,
 )
+from probes.replay.kinds import check_kind
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def information_grids(
     cuts, windows = request.cuts(case.model), request.windows(case.captured.prompt)
     removals = removals or removal_curves(case, layers=cuts, kind=request.kind, batch_size=request.batch_size)
     removed = {name: removals[name].log_p[np.searchsorted(removals[name].layers, cuts)] for name in case.targets}
-    if request.method == "gate":
+    if METHOD_TABLE[request.method].first_order:
         effects = GateCall(request.context, tuple(cuts)).run(case)
         sums = {name: sum_windows(effects[name], case.captured.prompt.visual, windows) for name in case.targets}
         log_p = {name: _shifted(removals[name], removed[name], sums[name], request.context) for name in sums}
@@ -214,7 +214,8 @@ def _check_request(case: Case, request: GridRequest) -> None:
 
 def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
     """(layer, window) log p that a context's effects, in nats, are the differences of."""
-    return removed[:, None] + effects if context == "keep-one" else removal.log_p_all - effects
+    rule = CONTEXT_TABLE[context]
+    return rule.values(effects, rule.baseline(removed, np.asarray(removal.log_p_all)))
 
 
 def target_log_p(case: Case, call: ReplayCall) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analyses.runs import HorizonError
+from analyses.runs import HorizonError, check_choice
 from probes.data.samples import Sample
 from probes.gates.gate import check_method, log_p_at, path_derivatives, sum_windows
 from probes.gates.trajectories import path_trajectory
@@ -92,8 +92,7 @@ def integrated_information(
 
     Source: integrated gradients, Sundararajan et al. 2017, arXiv 1703.01365, on the gates of the visual tokens.
     """
-    if measure not in ("p", "log_p"):
-        raise HorizonError(f"measure {measure!r} is unknown; choose p or log_p")
+    check_choice("measure", measure, ("p", "log_p"))
     if steps < 1:
         raise HorizonError(f"steps is {steps}; it must be at least 1")
     check_targets((target,))

@@ -28,7 +28,8 @@ from probes.measures.information import (
 )
 from probes.measures.noise import NoiseFloor, noise_floor, removal_witnesses
 from probes.models.grids import Window
-from probes.replay.ablations import check_context, check_kind, window_table
+from probes.replay.ablations import check_context, window_table
+from probes.replay.kinds import check_kind
 from probes.replay.replay import most_rows
 
 

@@ -15,8 +15,8 @@ from analyses.runs import HorizonError
 from probes.models.grids import TokenGrid
 from probes.models.layouts import (
     WHOLE,
-    Block,
-    Layout,
+    GridBlock,
+    VisualLayout,
     anyres_block,
     idefics_tiling,
     padded_square_box,
@@ -25,7 +25,7 @@ from probes.models.layouts import (
     tile_boxes,
 )
 
-GridRule = Callable[[Layout], list[Block]]
+GridRule = Callable[[VisualLayout], list[GridBlock]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Family:
         """Names that the encoded inputs must hold."""
         return self.inputs + (self.video_inputs if video else self.image_inputs)
 
-    def grids(self, layout: Layout) -> list[TokenGrid]:
+    def grids(self, layout: VisualLayout) -> list[TokenGrid]:
         """The patch grids of a prompt; every visual token outside of them is a placeless one that the rule names.
 
         Raises:
@@ -77,52 +77,52 @@ class Family:
         return [] if self.blocks is None else place_blocks(self.blocks(layout), layout.positions)
 
 
-def square_grid(layout: Layout) -> list[Block]:
+def square_grid(layout: VisualLayout) -> list[GridBlock]:
     """One square grid an image, over what resizing and center cropping leave of it; behind a CLS token if kept."""
     each = layout.share()
     kept = getattr(layout.config, "vision_feature_select_strategy", "default") == "full"
     cls = int(kept and math.isqrt(each) ** 2 != each)
     side = square_side(each - cls, layout.config.model_type)
-    return [Block(side, side, layout.box(i), i, before=cls) for i in range(len(layout.sizes))]
+    return [GridBlock(side, side, layout.box(i), i, before=cls) for i in range(len(layout.sizes))]
 
 
-def llava_grid(layout: Layout) -> list[Block]:
+def llava_grid(layout: VisualLayout) -> list[GridBlock]:
     """LLaVA: a square grid, or with a Pixtral tower the image's own shape."""
     pixtral = getattr(layout.config.vision_config, "model_type", "") == "pixtral"
     return pixtral_grid(layout) if pixtral else square_grid(layout)
 
 
-def pixtral_grid(layout: Layout) -> list[Block]:
+def pixtral_grid(layout: VisualLayout) -> list[GridBlock]:
     """Pixtral: the resized image in merged patches, row-major; the row markers are text."""
     step = layout.config.vision_config.patch_size * getattr(layout.config, "spatial_merge_size", 1)
     sizes = layout.counts("image_sizes")
-    return [Block(height // step, width // step, WHOLE, i) for i, (height, width) in enumerate(sizes)]
+    return [GridBlock(height // step, width // step, WHOLE, i) for i, (height, width) in enumerate(sizes)]
 
 
-def anyres_grids(layout: Layout) -> list[Block]:
+def anyres_grids(layout: VisualLayout) -> list[GridBlock]:
     """LLaVA-NeXT: the whole image on a square base grid, then its tiles as one grid with newline tokens."""
     return _base_and_tiles(layout, shrink=False)
 
 
-def onevision_grids(layout: Layout) -> list[Block]:
+def onevision_grids(layout: VisualLayout) -> list[GridBlock]:
     """LLaVA-OneVision: as NeXT, pooled where too large; several images one square each; a video's frames pooled."""
     side = _tower_side(layout.config)
     n = len(layout.sizes)
     if layout.video:
         pooled = math.ceil(side / 2)
-        return [Block(pooled, pooled, WHOLE, i, after=int(i == n - 1)) for i in range(n)]
+        return [GridBlock(pooled, pooled, WHOLE, i, after=int(i == n - 1)) for i in range(n)]
     counts = layout.inputs.get("batch_num_images")
     if counts is not None and int(counts[0]) > 1:
-        return [Block(side, side, padded_square_box(size), i, after=1) for i, size in enumerate(layout.sizes)]
+        return [GridBlock(side, side, padded_square_box(size), i, after=1) for i, size in enumerate(layout.sizes)]
     return _base_and_tiles(layout, shrink=True)
 
 
-def _base_and_tiles(layout: Layout, *, shrink: bool) -> list[Block]:
+def _base_and_tiles(layout: VisualLayout, *, shrink: bool) -> list[GridBlock]:
     side = _tower_side(layout.config)
     return [
         block
         for i, size in enumerate(layout.sizes)
-        for block in (Block(side, side, WHOLE, i), anyres_block(layout.config, size, i, shrink=shrink))
+        for block in (GridBlock(side, side, WHOLE, i), anyres_block(layout.config, size, i, shrink=shrink))
     ]
 
 
@@ -130,19 +130,19 @@ def _tower_side(config: Any) -> int:
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
-def merged_grids(layout: Layout) -> list[Block]:
+def merged_grids(layout: VisualLayout) -> list[GridBlock]:
     """Qwen-VL: merged patches, row-major; of a video one grid for each group of frames that is encoded together."""
     vision = layout.config.vision_config
     sizes = layout.counts("video_grid_thw" if layout.video else "image_grid_thw")
     together = vision.temporal_patch_size if layout.video else 1
     return [
-        Block(rows // vision.spatial_merge_size, columns // vision.spatial_merge_size, WHOLE, i + group * together)
+        GridBlock(rows // vision.spatial_merge_size, columns // vision.spatial_merge_size, WHOLE, i + group * together)
         for i, (groups, rows, columns) in enumerate(sizes)
         for group in range(groups)
     ]
 
 
-def internvl_tiles(layout: Layout) -> list[Block]:
+def internvl_tiles(layout: VisualLayout) -> list[GridBlock]:
     """InternVL: square tiles, row-major, then the whole image as a thumbnail if there is more than one."""
     # here, since only this family needs it
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
@@ -153,15 +153,15 @@ def internvl_tiles(layout: Layout) -> list[Block]:
     blocks = []
     for i, (width, height) in enumerate(layout.sizes):
         if i >= len(runs) or runs[i] <= seen:
-            blocks.append(Block(side, side, layout.box(i), i))
+            blocks.append(GridBlock(side, side, layout.box(i), i))
             continue
         tile = processor.size["height"], processor.size["width"]
         columns, rows = get_optimal_tiled_canvas((height, width), tile, processor.min_patches, processor.max_patches)
-        blocks += [Block(side, side, box, i) for box in [*tile_boxes(rows, columns), WHOLE]]
+        blocks += [GridBlock(side, side, box, i) for box in [*tile_boxes(rows, columns), WHOLE]]
     return blocks
 
 
-def idefics_tiles(layout: Layout) -> list[Block]:
+def idefics_tiles(layout: VisualLayout) -> list[GridBlock]:
     """Idefics3 and SmolVLM: square tiles, row-major, each behind its text marker, then the whole image."""
     vision = layout.config.vision_config
     side = vision.image_size // vision.patch_size // layout.config.scale_factor
@@ -169,15 +169,15 @@ def idefics_tiles(layout: Layout) -> list[Block]:
     for i, size in enumerate(layout.sizes):
         rows, columns = (1, 1) if layout.video else idefics_tiling(layout.image_processor, size)
         tiles = tile_boxes(rows, columns) if rows * columns > 1 else []
-        blocks += [Block(side, side, box, i) for box in [*tiles, WHOLE]]
+        blocks += [GridBlock(side, side, box, i) for box in [*tiles, WHOLE]]
     return blocks
 
 
-def gemma3_grids(layout: Layout) -> list[Block]:
+def gemma3_grids(layout: VisualLayout) -> list[GridBlock]:
     """Gemma 3: one square grid an image; with pan and scan, behind it one for each crop along the longer side."""
     each = layout.config.mm_tokens_per_image
     side = square_side(each, layout.config.model_type)
-    blocks = [Block(side, side, layout.box(i), i) for i in range(len(layout.sizes))]
+    blocks = [GridBlock(side, side, layout.box(i), i) for i in range(len(layout.sizes))]
     crops = len(layout.positions) // each - 1
     if len(layout.sizes) > 1 or crops < 1:
         return blocks
@@ -186,15 +186,15 @@ def gemma3_grids(layout: Layout) -> list[Block]:
     step = math.ceil(length / crops)
     ends = [(i * step / length, min((i + 1) * step, length) / length) for i in range(crops)]
     boxes = [(first, 0.0, last, 1.0) if across else (0.0, first, 1.0, last) for first, last in ends]
-    return [*blocks, *(Block(side, side, box) for box in boxes)]
+    return [*blocks, *(GridBlock(side, side, box) for box in boxes)]
 
 
-def video_llava_grids(layout: Layout) -> list[Block]:
+def video_llava_grids(layout: VisualLayout) -> list[GridBlock]:
     """Video-LLaVA: a square grid an image; of a video one a frame, behind its CLS token."""
     if not layout.video:
         return square_grid(layout)
     side = square_side(layout.share() - 1, layout.config.model_type)
-    return [Block(side, side, layout.box(i), i, before=1) for i in range(len(layout.sizes))]
+    return [GridBlock(side, side, layout.box(i), i, before=1) for i in range(len(layout.sizes))]
 
 
 _QWEN = Family(

@@ -17,7 +17,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Layout:
+class VisualLayout:
     """What a grid rule may look at.
 
     Attributes:
@@ -75,7 +75,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Block:
+class GridBlock:
     """A stretch of visual tokens in the order of the prompt: one grid, row by row, and the placeless tokens around it.
 
     Attributes:
@@ -107,7 +107,7 @@ class Block:
         return self.rows * self.columns + self.placeless
 
 
-def place_blocks(blocks: Sequence[Block], positions: np.ndarray) -> list[TokenGrid]:
+def place_blocks(blocks: Sequence[GridBlock], positions: np.ndarray) -> list[TokenGrid]:
     """Lay blocks over the visual tokens, in order.
 
     Args:
@@ -117,7 +117,7 @@ def place_blocks(blocks: Sequence[Block], positions: np.ndarray) -> list[TokenGr
     Raises:
         HorizonError: the blocks hold more or fewer tokens than the prompt.
 
-    >>> [grid.positions.tolist() for grid in place_blocks([Block(2, 2, row_end=1)], np.arange(5, 11))]
+    >>> [grid.positions.tolist() for grid in place_blocks([GridBlock(2, 2, row_end=1)], np.arange(5, 11))]
     [[[5, 6], [8, 9]]]
     """
     told = sum(block.n_tokens for block in blocks)
@@ -189,7 +189,7 @@ def padded_square_box(image_size: tuple[int, int]) -> Box:
     return -left / width, -top / height, (side - left) / width, (side - top) / height
 
 
-def anyres_block(config: Any, image_size: tuple[int, int], image: int, *, shrink: bool) -> Block:
+def anyres_block(config: Any, image_size: tuple[int, int], image: int, *, shrink: bool) -> GridBlock:
     """The tiles of one image as one grid, cut back to the image, with a newline token after every row (LLaVA-NeXT).
 
     The image is scaled into the best of the configured resolutions and padded; rows or columns of patches that hold
@@ -218,7 +218,7 @@ def anyres_block(config: Any, image_size: tuple[int, int], image: int, *, shrink
         ratio = math.sqrt(rows * columns / (most * side**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)
-    return Block(rows, columns, (across[0], down[0], across[1], down[1]), image, row_end=1)
+    return GridBlock(rows, columns, (across[0], down[0], across[1], down[1]), image, row_end=1)
 
 
 def _covered(length: int, other: int, canvas: int, other_canvas: int, dropped: int) -> tuple[float, float]:

@@ -17,8 +17,26 @@ ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}  # 
 
 
 @dataclass(frozen=True)
+class Readout:
+    """What a model makes of the values of its output embedding: scale * x, then softly capped at +- cap.
+
+    Attributes:
+        scale: the factor, as in Cohere and Granite.
+        cap: c of c * tanh(x / c), as in Gemma 2; None for no cap.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        """Logits of the output embedding's values, of the same shape."""
+        scaled = values if self.scale == 1.0 else values * self.scale
+        return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
+
+
+@dataclass(frozen=True)
 class ProbedModel:
-    """A vision-language model in evaluation mode, with its parts by role. Made by `load_model`.
+    """A vision-language model in evaluation mode, with its parts by role. Made by `load_model`, never changed.
 
     Attributes:
         model: the transformers model.
@@ -31,6 +49,8 @@ class ProbedModel:
         visual_token_ids: ids that stand for visual tokens in the prompt.
         attn: attention implementation of the decoder.
         quantization: "4bit", "8bit" or None.
+        readout: what it makes of the output embedding's values.
+        tracer: its traceable views, a `probes.replay.capture.Tracer`.
     """
 
     model: nn.Module
@@ -50,15 +70,17 @@ class ProbedModel:
     vocab_size: int
     visual_token_ids: tuple[int, ...]
     attn: str
-    quantization: str | None = None
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # what is built once a model
+    quantization: str | None
+    readout: Readout
+    tracer: Any = field(repr=False, compare=False)
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What a run's configuration says of a model, but for its weights and processor."""
+        """The fields of a run's configuration that describe the model, all but those of its weights and processor."""
         same = ("revision", "n_layers", "n_heads", "n_key_value_heads", "head_dim", "hidden_size", "vocab_size", "attn")
-        own = {"model": self.name, "family": self.family.name, "quantization": self.quantization}
-        return {**own, "dtype": str(self.dtype).removeprefix("torch."), **{name: getattr(self, name) for name in same}}
+        named = {"model": self.name, "family": self.family.name, "quantization": self.quantization}
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {**named, "dtype": dtype, **{name: getattr(self, name) for name in same}}
 
     @property
     def tokenizer(self) -> Any:
@@ -67,15 +89,20 @@ class ProbedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the input embeddings live, or are taken to when they are needed."""
-        embeddings = self.model.get_input_embeddings()  # type: ignore[operator]
-        away = embeddings.weight.is_meta
-        return torch.device(embeddings._hf_hook.execution_device) if away else embeddings.weight.device
+        """The device on which prompts are encoded and replays start: that of the input embeddings."""
+        return embedding_device(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the residual stream."""
+        """The dtype of the residual stream."""
         return self.model.dtype  # type: ignore[return-value]
+
+
+def embedding_device(model: nn.Module) -> torch.device:
+    """The device of a model's input embeddings, or the one that a device map takes them to when they are needed."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator]
+    away = embeddings.weight.is_meta
+    return torch.device(embeddings._hf_hook.execution_device) if away else embeddings.weight.device
 
 
 def fingerprint(model: nn.Module) -> str:

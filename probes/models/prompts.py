@@ -11,10 +11,10 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from analyses.runs import TOKENS, HorizonError
+from analyses.runs import TOKENS, HorizonError, check_choice
 from probes.data.samples import Sample, SampleError
 from probes.models.grids import TokenGrid, Window, text_stretches, tile_windows
-from probes.models.layouts import Layout
+from probes.models.layouts import VisualLayout
 from probes.models.probed import ProbedModel
 
 NO_INPUT = ("labels",)  # what a processor adds for training
@@ -80,8 +80,7 @@ class Prompt:
 
 def check_tokens(tokens: str) -> None:
     """Raise HorizonError unless these tokens can be taken away."""
-    if tokens not in TOKENS:
-        raise HorizonError(f"tokens {tokens!r} is unknown; choose from {', '.join(TOKENS)}")
+    check_choice("tokens", tokens, TOKENS)
 
 
 def removable_windows(prompt: Prompt, size: int) -> list[Window]:
@@ -247,7 +246,7 @@ def _grids(
 ) -> list[TokenGrid]:
     """The family's grids over the visual tokens, all of which it must explain."""
     video = bool(sample.frames)
-    layout = Layout(
+    layout = VisualLayout(
         config=model.model.config,
         inputs=inputs,
         positions=visual.cpu().numpy(),

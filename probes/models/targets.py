@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from analyses.runs import TARGETS, HorizonError
+from analyses.runs import check_choices
 from probes.data.samples import Sample, SampleError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -37,6 +37,11 @@ class Target:
     prefix: tuple[int, ...] = ()
 
     @property
+    def whole(self) -> bool:
+        """Whether it is read at every token of the answer, one id a place; else at one place, ids pooled."""
+        return self.name in TARGET_TABLE and TARGET_TABLE[self.name].whole
+
+    @property
     def place(self) -> int:
         """Readout place at which the target begins; 0 is the end of the prompt."""
         return len(self.prefix)
@@ -44,7 +49,7 @@ class Target:
     @property
     def forced(self) -> tuple[int, ...]:
         """The continuation to force, so that the target can be read: it is read up to the last of these ids."""
-        return (*self.prefix, *(self.ids if self.name == "answer" else self.ids[:1]))
+        return (*self.prefix, *(self.ids if self.whole else self.ids[:1]))
 
     def log_p(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Log probability of the target in nats.
@@ -56,24 +61,20 @@ class Target:
             (...) pooled over `ids` by log-sum-exp; for `answer`, the mean over the answer's tokens.
         """
         ids = torch.tensor(self.ids, device=log_probs.device)
-        if self.name == "answer":
+        if self.whole:
             places = torch.arange(self.place, self.place + len(ids), device=log_probs.device)
             return log_probs[..., places, ids].mean(-1)
         return log_probs[..., self.place, ids].logsumexp(-1)
 
     def contains(self, token: torch.Tensor) -> torch.Tensor:
         """Whether tokens at the target's place are right: (...) ids -> (...) bool."""
-        first = self.ids[:1] if self.name == "answer" else self.ids
+        first = self.ids[:1] if self.whole else self.ids
         return torch.isin(token, torch.tensor(first, device=token.device))
 
 
 def check_targets(names: Sequence[str]) -> None:
     """Raise HorizonError unless every name is known and there is at least one."""
-    unknown = [name for name in names if name not in TARGETS]
-    if unknown or not names:
-        raise HorizonError(
-            f"target {', '.join(map(repr, unknown)) or '()'} is unknown; choose from {', '.join(TARGETS)}"
-        )
+    check_choices("target", names, TARGET_TABLE)
 
 
 def normalize_answer(answer: str) -> str:
@@ -186,23 +187,27 @@ def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[in
     Raises:
         SampleError: an answer is needed and missing, or tokenizes to nothing.
     """
-    if "answer" in names:
-        return answer_target(tokenizer, sample).forced
-    if {"gold", "greedy-correct"} & set(names):
-        gold = gold_target(tokenizer, sample)
-        return gold.forced if gold.prefix else ()
-    return ()
+    forced = [ids for target in fixed_targets(names, tokenizer, sample).values() if (ids := _needed_ids(target))]
+    longest = max(forced, key=len, default=())
+    if any(ids != longest[: len(ids)] for ids in forced):
+        raise SampleError(f"sample {sample.id!r}: targets {', '.join(names)} need different words before them")
+    return longest
+
+
+def _needed_ids(target: Target) -> tuple[int, ...]:
+    """What a target must be read after: nothing where it begins, and ends, at the end of the prompt."""
+    return target.forced if target.whole or target.prefix else ()
 
 
 def fixed_targets(names: Sequence[str], tokenizer: Any, sample: Sample) -> dict[str, Target]:
-    """The targets that need no forward pass; `gold` also where `greedy-correct` is to be compared with it.
+    """The targets that need no forward pass, by name; with those that others of the names are judged by.
 
     Raises:
         SampleError: an answer is needed and missing, or tokenizes to nothing.
     """
-    makers = {"gold": gold_target, "greedy-correct": gold_target, "gold-raw": _gold_raw, "answer": answer_target}
-    made = (makers[name](tokenizer, sample) for name in names if name in makers)
-    return {target.name: target for target in made}
+    rules = (TARGET_TABLE[name] for name in names)
+    makers = dict.fromkeys(rule.fixed for rule in rules if rule.fixed is not None)
+    return {target.name: target for target in (make(tokenizer, sample) for make in makers)}
 
 
 def resolve_targets(
@@ -224,23 +229,15 @@ def resolve_targets(
     Raises:
         SampleError: an answer is needed and missing, or tokenizes to nothing.
     """
-    own = own_log_probs.argmax(-1).tolist()
+    greedy = own_log_probs.argmax(-1).tolist()
     fixed = fixed_targets(names, tokenizer, sample) if fixed is None else fixed
-    found = {}
-    for name in names:
-        if name == "greedy":
-            found[name] = Target(name, tokenizer.decode([own[0]]), (own[0],))
-        elif name != "greedy-correct":
-            found[name] = fixed[name]
-        elif _says(own, gold := fixed["gold"]):
-            token = own[gold.place]
-            found[name] = Target(name, tokenizer.decode([token]), (token,), gold.prefix)
-    return found
+    resolved = {name: TARGET_TABLE[name].resolve(tokenizer, greedy, fixed) for name in names}
+    return {name: target for name, target in resolved.items() if target is not None}
 
 
-def _says(own: Sequence[int], gold: Target) -> bool:
-    """Whether the model's own tokens are the gold answer's beginning."""
-    return tuple(own[: gold.place]) == gold.prefix and own[gold.place] in gold.ids
+def _says(greedy: Sequence[int], gold: Target) -> bool:
+    """Whether the model's own most probable tokens are the gold answer's beginning."""
+    return tuple(greedy[: gold.place]) == gold.prefix and greedy[gold.place] in gold.ids
 
 
 def _gold_raw(tokenizer: Any, sample: Sample) -> Target:
@@ -250,3 +247,55 @@ def _gold_raw(tokenizer: Any, sample: Sample) -> Target:
     if not ids:
         raise SampleError(f"sample {sample.id!r}: answer {answer!r} tokenizes to nothing")
     return Target("gold-raw", answer, (int(ids[0]),))
+
+
+Fixed = Mapping[str, Target]
+
+
+@dataclass(frozen=True)
+class TargetRule:
+    """How one kind of target comes about. A new kind is one entry of `TARGET_TABLE`.
+
+    Attributes:
+        name: one of `TARGETS`.
+        fixed: from the tokenizer and the sample, what is known before the forward pass; None where nothing is.
+        resolve: from the tokenizer, the most probable token at every readout place and the fixed targets by name, the
+            target; None where this sample has none.
+        whole: whether it is read at every token of the answer.
+    """
+
+    name: str
+    fixed: Callable[[Any, Sample], Target] | None
+    resolve: Callable[[Any, Sequence[int], Fixed], Target | None]
+    whole: bool = False
+
+
+def _as_fixed(name: str) -> Callable[[Any, Sequence[int], Fixed], Target]:
+    """The rule of a target that the forward pass adds nothing to."""
+    return lambda _tokenizer, _greedy, fixed: fixed[name]
+
+
+def _greedy(tokenizer: Any, greedy: Sequence[int], _fixed: Fixed) -> Target:
+    """The model's own first token."""
+    return Target("greedy", tokenizer.decode([greedy[0]]), (greedy[0],))
+
+
+def _greedy_correct(tokenizer: Any, greedy: Sequence[int], fixed: Fixed) -> Target | None:
+    """The model's own token where the gold answer is read; None where it is another answer."""
+    gold = fixed["gold"]
+    if not _says(greedy, gold):
+        return None
+    token = greedy[gold.place]
+    return Target("greedy-correct", tokenizer.decode([token]), (token,), gold.prefix)
+
+
+TARGET_TABLE = {
+    rule.name: rule
+    for rule in (
+        TargetRule("gold", gold_target, _as_fixed("gold")),
+        TargetRule("gold-raw", _gold_raw, _as_fixed("gold-raw")),
+        TargetRule("greedy", None, _greedy),
+        TargetRule("greedy-correct", gold_target, _greedy_correct),
+        TargetRule("answer", answer_target, _as_fixed("answer"), whole=True),
+    )
+}

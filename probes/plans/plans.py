@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from analyses.runs import PROBES, RunConfig
+from analyses.runs import METHOD_TABLE, PROBES, RunConfig
 from probes.directory.writer import Record
 from probes.measures.calls import ForwardCall
 from probes.measures.information import GridRequest
@@ -53,7 +53,8 @@ def parts_of(config: RunConfig, plan: Plan) -> Parts:
     if replayed(config):
         requests = _requests(config, plan, plan.layers)
         parts += [_removals(config), *_grid_parts(config, requests)]
-        parts += [GateChecks(request) for request in requests if plan.gate_check and request.method == "gate"]
+        estimates = [request for request in requests if METHOD_TABLE[request.method].first_order]
+        parts += [GateChecks(request) for request in estimates if plan.gate_check]
         parts.append(_floor(config, requests))
     return tuple(parts)
 
@@ -89,7 +90,7 @@ def _requests(config: RunConfig, plan: Plan, layers: tuple[int, ...]) -> list[Gr
 
 def _grid_parts(config: RunConfig, requests: list[GridRequest]) -> list[Part]:
     """What measures these token grids, and the floor before them where it decides about them."""
-    if config.method == "gate":
+    if METHOD_TABLE[config.method].first_order:
         return [GateGrids(request) for request in requests]
     if config.coarse is None:
         return [TokenGrids(request) for request in requests]
@@ -100,7 +101,7 @@ def _grid_parts(config: RunConfig, requests: list[GridRequest]) -> list[Part]:
 
 def _floor(config: RunConfig, requests: list[GridRequest]) -> Floor:
     """Of the removals, and of token grids that are exact: an estimate is off by more than rounding."""
-    return Floor(_removals(config), tuple(request for request in requests if request.method == "exact"))
+    return Floor(_removals(config), tuple(request for request in requests if METHOD_TABLE[request.method].has_floor))
 
 
 def replayed(config: RunConfig) -> bool:

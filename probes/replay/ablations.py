@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 
-from analyses.runs import CONTEXTS, KINDS, HorizonError
+from analyses.runs import HorizonError, check_choice
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.replay.capture import Capture
@@ -24,8 +24,9 @@ class Ablations:
     Attributes:
         layers: (ablation,) long, the layer k at whose input each begins.
         masks: (mask, token) bool, sets of tokens to take away; one an ablation unless `which` says otherwise.
-        kind: "delete": absent from layer k on, the others keep their positions. "zero", "mean": their rows at the
-            input of layer k are replaced once, by zeros or by the mean over the prompt's removable tokens there.
+        kind: a removal kind, one of `KIND_TABLE`. "delete": absent from layer k on, the others keep their positions.
+            "zero", "mean": their rows at the input of layer k are replaced once, by zeros or by the mean over the
+            prompt's removable tokens there.
         which: (ablation,) long, the mask of each ablation: the same sets at many layers are held once.
     """
 
@@ -77,12 +78,6 @@ def _mask_of(captured: Capture, positions: torch.Tensor) -> torch.Tensor:
     return mask
 
 
-def check_kind(kind: str) -> None:
-    """Raise HorizonError unless the removal kind is known."""
-    if kind not in KINDS:
-        raise HorizonError(f"removal kind {kind!r} is unknown; choose from {', '.join(KINDS)}")
-
-
 def removed_counts(masks: torch.Tensor) -> torch.Tensor:
     """(mask,) how many tokens each of some (mask, token) bool sets takes away."""
     return torch.cat([part.sum(1) for part in masks.split(MASKS_AT_ONCE)])
@@ -104,10 +99,25 @@ def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
     return sorted(set(layers))
 
 
+Masks = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _all_but_window(removable: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    return removable & ~windows
+
+
+def _window_alone(_removable: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    return windows
+
+
+# By context: from the (token,) bool removable tokens and the (window, token) bool tokens of each window, what the
+# ablation of each window takes away, (window, token) bool. Placeless tokens are removable and belong to no window.
+CONTEXT_MASKS: dict[str, Masks] = {"keep-one": _all_but_window, "leave-one-out": _window_alone}
+
+
 def check_context(context: str) -> None:
     """Raise HorizonError unless the context is known."""
-    if context not in CONTEXTS:
-        raise HorizonError(f"context {context!r} is unknown; choose from {', '.join(CONTEXTS)}")
+    check_choice("context", context, CONTEXT_MASKS)
 
 
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
@@ -126,7 +136,7 @@ def window_ablations(
     masks = removable.new_zeros(len(windows), len(removable))
     for mask, window in zip(masks, windows, strict=True):
         mask[list(window.positions)] = True
-    return Ablations.at_every(cuts, removable & ~masks if context == "keep-one" else masks, kind)
+    return Ablations.at_every(cuts, CONTEXT_MASKS[context](removable, masks), kind)
 
 
 def window_table(windows: Sequence[Window]) -> pd.DataFrame:

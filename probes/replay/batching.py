@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from probes.models.probed import ProbedModel
 
+LOG = logging.getLogger("vlm_horizon")
 # Rows (ablations x tokens) in one batch: wide enough for full matrix products, small enough for the caches of a CPU.
 BATCH_ROWS = {"cpu": 2048, "cuda": 65536}
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.6}  # of what is free, for one batch
@@ -33,6 +36,78 @@ class Shape:
     columns: int
     places: int
     own_mask: bool
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """A batch that memory did not hold.
+
+    Attributes:
+        ablations: how many ran together.
+        rows: tokens that each of them ran.
+    """
+
+    ablations: int
+    rows: int
+
+    @property
+    def ablations_left(self) -> int:
+        """How many of them run together from then on."""
+        return self.ablations // 2
+
+
+@dataclass(eq=False)
+class BatchPolicy:
+    """How many ablations run at once, and what memory has not held so far.
+
+    One policy serves one call, one sample or one run: whoever makes it decides how far a lack of memory reaches. It is
+    asked and changed by the one thread that runs the model.
+
+    Attributes:
+        size: ablations at once; None for as many as rows and free memory allow.
+        most_rows: rows (ablations x tokens) of a batch, by type of device.
+        memory_share: share of the free memory that one batch may take, by type of device.
+        shrinks: the batches that memory did not hold, in order; later ones have no more rows than their halves.
+    """
+
+    size: int | None = None
+    most_rows: Mapping[str, int] = field(default_factory=lambda: BATCH_ROWS)
+    memory_share: Mapping[str, float] = field(default_factory=lambda: MEMORY_SHARE)
+    shrinks: list[Shrink] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, batch_size: BatchPolicy | int | None) -> BatchPolicy:
+        """The policy itself, or a fresh one of this size."""
+        return batch_size if isinstance(batch_size, BatchPolicy) else cls(batch_size)
+
+    def sized(self, size: int | None) -> BatchPolicy:
+        """The same policy for another number of ablations: what memory does not hold under one bounds the other."""
+        return replace(self, size=size)
+
+    def ablations_at_once(self, model: ProbedModel, shape: Shape) -> int:
+        """How many ablations of one shape run together on the model's device."""
+        rows = max(1, shape.rows)
+        bounds = [shrink.ablations_left * shrink.rows // rows for shrink in self.shrinks]
+        if self.size is None:
+            device = model.device.type
+            bounds.append(self.most_rows.get(device, self.most_rows["cuda"]) // rows)
+            free = self.memory_share.get(device, self.memory_share["cpu"]) * free_memory(model.device)
+            bounds.append(int(free / batch_bytes(model, shape)))
+        else:
+            bounds.append(self.size)
+        return max(1, min(bounds))
+
+    def shrink(self, model: ProbedModel, ablations: int, rows: int) -> int:
+        """Record, with a line in the log, that memory did not hold a batch; returns how many of it run from now on."""
+        shrink = Shrink(ablations, rows)
+        self.shrinks.append(shrink)
+        LOG.warning(
+            "out of memory with %d ablations at once on %s: going on with %d",
+            ablations,
+            model.device,
+            shrink.ablations_left,
+        )
+        return shrink.ablations_left
 
 
 def rows_at_once(model: ProbedModel, shape: Shape, ablations: int) -> int:
@@ -93,21 +168,11 @@ def feed_forward_size(model: ProbedModel) -> int:
     return int(getattr(text, "intermediate_size", None) or 4 * model.hidden_size)
 
 
-def default_batch(model: ProbedModel, shape: Shape) -> int:
-    """Ablations of one shape that run at once."""
-    device = model.device.type
-    by_rows = BATCH_ROWS.get(device, BATCH_ROWS["cuda"]) // max(1, shape.rows)
-    by_memory = MEMORY_SHARE.get(device, 0.25) * free_memory(model.device) / batch_bytes(model, shape)
-    largest = model.memo.get("largest_batch_rows")  # what an earlier batch ran out of memory with, halved
-    by_experience = largest // max(1, shape.rows) if largest else by_rows
-    return max(1, min(by_rows, int(by_memory), by_experience))
-
-
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a device."""
+    """Bytes that can still be allocated on a device, those included that torch keeps for itself and does not use."""
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # no such figure on this system

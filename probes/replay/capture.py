@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,14 +13,16 @@ from typing import Any
 
 import nnsight
 import torch
+from torch import nn
 from transformers import DynamicCache
 
-from analyses.runs import STREAMS, TOKENS, HorizonError, split_stream
+from analyses.runs import HorizonError, split_stream
 from probes.data.samples import Sample
 from probes.models.grids import TokenGrid
 from probes.models.probed import ProbedModel
 from probes.models.prompts import Prompt, encode
-from probes.replay.readout import log_softmax, note_logits
+from probes.replay.readout import log_softmax
+from probes.replay.streams import STREAM_TABLE, Projected, TracedStates, check_streams, streams_in_use
 from probes.replay.visibility import in_order
 
 
@@ -75,6 +76,29 @@ class Capture:
         return in_order(self.arguments)
 
 
+@dataclass(frozen=True)
+class Tracer:
+    """Traceable views of a model and of its decoder, wrapped at the first trace and kept for all later ones.
+
+    Attributes:
+        model: the transformers model.
+        decoder: its text decoder, a module of it.
+    """
+
+    model: nn.Module
+    decoder: nn.Module
+
+    @cached_property
+    def envoy(self) -> Any:
+        """The view of the model."""
+        return nnsight.NNsight(self.model)
+
+    @cached_property
+    def decoder_envoy(self) -> Any:
+        """The view of the decoder."""
+        return self.envoy.get(next(name for name, module in self.model.named_modules() if module is self.decoder))
+
+
 def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query", "key", "hidden")) -> VisualStates:
     """The visual tokens' states of one sample at every layer.
 
@@ -90,58 +114,52 @@ def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query
     return capture_prompt(model, encode(model, sample), streams).visual
 
 
-def check_streams(streams: Sequence[str]) -> None:
-    """Raise HorizonError unless every stream is known."""
-    pairs = {name: split_stream(name) for name in streams}
-    unknown = [name for name, (tokens, stream) in pairs.items() if stream not in STREAMS or tokens not in TOKENS]
-    if unknown:
-        raise HorizonError(
-            f"stream {', '.join(map(repr, unknown))} is unknown; choose from {', '.join(STREAMS)}, of other tokens as "
-            "text:query or all:query"
-        )
-
-
 def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -> Capture:
     """Run one prompt once and keep what replays and the streams need."""
     check_streams(streams)
     cache = DynamicCache()  # without a config every layer keeps all its keys, sliding ones too
     with torch.no_grad():
         calls, additions, queries, raw_keys, final, logits = _trace(model, prompt, streams, cache)
-    inputs = [_hidden(call)[0] for call in calls]
-    arguments = [_other_arguments(model, call) for call in calls]
     keys, values = _keys_and_values(model, cache)
-    kept = _kept_positions(prompt, streams)
-    makers = {  # from (token,) positions; indexed copies, so that no full sequence stays alive for the streams
-        "hidden": lambda at: [*(rows[at] for rows in inputs), final[0, at]],
-        "key": lambda at: [_concatenate_heads(rows[:, at]) for rows in keys],
-        "value": lambda at: [_concatenate_heads(rows[:, at]) for rows in values],
-        "key_raw": lambda at: [rows[torch.searchsorted(kept, at)] for rows in raw_keys],
-        "query_raw": lambda at: [rows[torch.searchsorted(kept, at)] for rows in queries],
-        "query": lambda at: [
-            _rotated_query(model, k, query[torch.searchsorted(kept, at)], at, known, keys[k], arguments[k])
-            for k, query in enumerate(queries)
-            for known in [(raw_keys[k][-1:], kept[-1:])]
-        ],
-    }
-    pairs = {name: split_stream(name) for name in streams}
-    states = {
-        name: torch.stack(makers[stream](token_positions(prompt, tokens))) for name, (tokens, stream) in pairs.items()
-    }
-    visual = VisualStates(states, prompt.visual, prompt.grids)
-    with torch.no_grad():
-        note_logits(model, final[0, prompt.readout], logits[0])
-    return Capture(prompt, inputs, final[0], arguments, additions, keys, values, log_softmax(logits[0]), visual)
+    traced = TracedStates(
+        inputs=[_hidden(call)[0] for call in calls],
+        final=final[0],
+        arguments=[_other_arguments(model, call) for call in calls],
+        keys=keys,
+        values=values,
+        queries=queries,
+        raw_keys=raw_keys,
+        positions=_kept_positions(prompt, streams),
+    )
+    states = {name: _states(model, prompt, traced, name) for name in streams}
+    return Capture(
+        prompt=prompt,
+        inputs=list(traced.inputs),
+        final=traced.final,
+        arguments=traced.arguments,
+        additions=additions,
+        keys=keys,
+        values=values,
+        log_probs=log_softmax(logits[0]),
+        visual=VisualStates(states, prompt.visual, prompt.grids),
+    )
+
+
+def _states(model: ProbedModel, prompt: Prompt, traced: TracedStates, name: str) -> torch.Tensor:
+    """(layer, token, dim) of one stream."""
+    tokens, plain = split_stream(name)
+    return torch.stack(STREAM_TABLE[plain].read(model, traced, token_positions(prompt, tokens)))
 
 
 def _keys_and_values(model: ProbedModel, cache: DynamicCache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(key head, token, head_dim) of every layer."""
-    held: list[Any] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    if len(held) != model.n_layers or any(not isinstance(part, torch.Tensor) for pair in held for part in pair):
+    pairs: list[Any] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    if len(pairs) != model.n_layers or any(not isinstance(part, torch.Tensor) for pair in pairs for part in pair):
         raise HorizonError(
             f"{model.name!r} has layers that keep no keys and values of their own (recurrent ones, or keys shared "
             "between layers): replays have no rule for them"
         )
-    return [keys[0] for keys, _ in held], [values[0] for _, values in held]
+    return [keys[0] for keys, _ in pairs], [values[0] for _, values in pairs]
 
 
 def _hidden(call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
@@ -161,24 +179,25 @@ def _other_arguments(model: ProbedModel, call: tuple[tuple[Any, ...], dict[str, 
 
 def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: DynamicCache) -> tuple[Any, ...]:
     """The one nnsight trace. Short, since coverage and debuggers lose the lines of a function that holds a trace."""
-    envoy, decoder = _envoys(model)
+    envoy, decoder = model.tracer.envoy, model.tracer.decoder_envoy
     arguments = {**prompt.inputs, "past_key_values": cache, "use_cache": True, **_logits_to_keep(model, prompt)}
     kept, n_places = _kept_positions(prompt, streams), len(prompt.readout)
-    plain = {stream for _, stream in map(split_stream, streams)}
-    wants_query = bool({"query", "query_raw"} & plain)
-    # of rotated queries, one key a layer tells whether the layer rotates at all
-    wants_key = slice(None) if "key_raw" in plain else slice(-1, None) if "query" in plain else None
+    in_use = streams_in_use(streams)
+    at_queries, at_keys = (
+        max((getattr(stream, part) for stream in in_use), default=Projected.NOWHERE) for part in ("queries", "keys")
+    )
+    key_positions = kept[at_keys.positions]
     with envoy.trace(**arguments):
         calls, queries, raw_keys, additions = nnsight.save([]), nnsight.save([]), nnsight.save([]), nnsight.save({})
         output = None
         for k, layer in enumerate(decoder.layers):
             calls.append(layer.inputs)
             _note_addition(additions, k - 1, _hidden(calls[-1]), output)
-            if wants_query:
+            if at_queries:
                 queries.append(_rows_at(_projection(layer.self_attn, "q").output[0], kept, model.n_heads))
-            if wants_key is not None:
+            if at_keys:
                 projected = _projection(layer.self_attn, "k").output[0]
-                raw_keys.append(_rows_at(projected, kept[wants_key], model.n_key_value_heads))
+                raw_keys.append(_rows_at(projected, key_positions, model.n_key_value_heads))
             output = layer.output
         final = nnsight.save(decoder.norm.input)
         _note_addition(additions, model.n_layers - 1, final, output)
@@ -221,68 +240,7 @@ def _rows_at(projected: torch.Tensor, positions: torch.Tensor, heads: int) -> to
     return projected[positions].flatten(1)
 
 
-def _envoys(model: ProbedModel) -> tuple[Any, Any]:
-    """Traceable views of the model and of its decoder, wrapped once a model."""
-    if "envoys" not in model.memo:
-        envoy = nnsight.NNsight(model.model)
-        path = next(name for name, module in model.model.named_modules() if module is model.decoder)
-        model.memo["envoys"] = envoy, envoy.get(path)
-    return model.memo["envoys"]
-
-
 def _logits_to_keep(model: ProbedModel, prompt: Prompt) -> dict[str, int]:
     """Logits at the readout positions only, which end the sequence, where the model can be told so."""
     known = "logits_to_keep" in inspect.signature(type(model.model).forward).parameters
     return {"logits_to_keep": len(prompt.readout)} if known else {}
-
-
-def _concatenate_heads(per_head: torch.Tensor) -> torch.Tensor:
-    """(head, token, head_dim) -> (token, head x head_dim)."""
-    return per_head.transpose(0, 1).flatten(1)
-
-
-def _rotated_query(
-    model: ProbedModel,
-    k: int,
-    query: torch.Tensor,
-    at: torch.Tensor,
-    known: tuple[torch.Tensor, torch.Tensor],
-    keys: torch.Tensor,
-    arguments: Mapping[str, Any],
-) -> torch.Tensor:
-    """(token, dim) queries as attention receives them, judged by what becomes of a key: some layers rotate neither.
-
-    Args:
-        model: as loaded.
-        k: the layer.
-        query: (token, dim) before the rotation.
-        at: (token,) their positions.
-        known: (1, dim) one key before the rotation, and (1,) its position.
-        keys: (key head, position, head_dim) as attention received them.
-        arguments: of the layer's call.
-    """
-    (raw_key, place), embeddings = known, arguments["position_embeddings"]
-    received = _concatenate_heads(keys[:, place])
-    turned = _rotate(model.layers[k], raw_key, embeddings, place, model.head_dim)
-    apart, still = (float((one - received).abs().max()) for one in (turned, raw_key))
-    if min(apart, still) > 0.05 * float(received.abs().max()):
-        raise HorizonError(
-            f"layer {k} of {model.name!r} makes more of its keys and queries than its rotary embedding does: "
-            "leave the stream 'query' out"
-        )
-    return query if still < apart else _rotate(model.layers[k], query, embeddings, at, model.head_dim)
-
-
-def _rotate(
-    layer: Any, query: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor], at: torch.Tensor, head_dim: int
-) -> torch.Tensor:
-    """Rotary embedding by the function of the layer's own architecture, on the visual rows only."""
-    architecture = type(layer.self_attn)
-    rotary = getattr(sys.modules[architecture.__module__], "apply_rotary_pos_emb", None)
-    if rotary is None:
-        raise HorizonError(
-            f"{architecture.__name__} rotates its queries by a rule of its own: leave the stream 'query' out"
-        )
-    heads = query.unflatten(-1, (-1, head_dim)).transpose(0, 1)[None]
-    cos, sin = (part[:, at] for part in embeddings)
-    return _concatenate_heads(rotary(heads, heads, cos, sin)[0][0])

@@ -9,21 +9,19 @@ memory, a layer runs its rows part by part.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import torch
 
 from analyses.runs import HorizonError
 from probes.models.probed import ProbedModel
-from probes.replay.ablations import Ablations, check_kind, first_removed, removed_counts
-from probes.replay.batching import Shape, default_batch, is_out_of_memory, rows_at_once
+from probes.replay.ablations import Ablations, first_removed, removed_counts
+from probes.replay.batching import BatchPolicy, Shape, is_out_of_memory, rows_at_once
 from probes.replay.caches import FrozenContext, GrowingContext, KnownContext, Recorded, Recorder
 from probes.replay.capture import Capture
+from probes.replay.kinds import KIND_TABLE, check_kind
 from probes.replay.readout import read_out
 from probes.replay.visibility import Rows, additive, affected_rows, attention_mask, rows_to_run
-
-LOG = logging.getLogger("vlm_horizon")
 
 
 @torch.no_grad()
@@ -32,7 +30,7 @@ def replay(
     capture: Capture,
     ablations: Ablations,
     *,
-    batch_size: int | None = None,
+    batch_size: BatchPolicy | int | None = None,
     recompute: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Run every ablation.
@@ -41,8 +39,9 @@ def replay(
         model: the captured model.
         capture: its forward pass on one prompt.
         ablations: what is taken away.
-        batch_size: ablations at once; by default as many as free memory and `BATCH_ROWS` allow. Halved, with a
-            line that says so, where memory runs out.
+        batch_size: ablations at once, or the policy that decides; by default a fresh one, under which as many run as
+            free memory and `BATCH_ROWS` allow. Where memory runs out, a batch is halved, with a line that says so,
+            and so are all later ones under the same policy.
         recompute: (token,) bool, rows to run again besides those that must be (a null ablation runs none), with
             those that see them.
 
@@ -51,21 +50,36 @@ def replay(
         the prompt's readout positions.
 
     Raises:
-        HorizonError: the removal kind is unknown.
+        HorizonError: the removal kind is unknown, or memory does not hold a single ablation.
     """
     check_kind(ablations.kind)
-    for indices, _ in batches_of(model, capture, ablations, batch_size):
-        yield from _replay_or_halve(model, capture, ablations, indices, recompute)
+    policy = BatchPolicy.of(batch_size)
+    for indices, rows in batches_of(model, capture, ablations, policy):
+        waiting = [indices]
+        while waiting:
+            batch = waiting.pop(0)
+            log_probs = _replay_if_it_fits(model, capture, ablations[batch], recompute)
+            if log_probs is not None:
+                yield batch, log_probs
+                continue
+            if len(batch) == 1:
+                raise HorizonError(
+                    f"{model.name!r} runs out of memory in a single replay of {capture.prompt.n_tokens} tokens on "
+                    f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
+                )
+            at_once = policy.shrink(model, len(batch), rows)
+            waiting = [part for unfinished in (batch, *waiting) for part in unfinished.split(at_once)]
 
 
 def batches_of(
-    model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: int | None
+    model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: BatchPolicy | int | None
 ) -> Iterator[tuple[torch.Tensor, int]]:
     """Indices of ablations that run together, and how many tokens each of them runs.
 
     They lack the same number of tokens, the first of them close together: what lies before is shared. Inside a batch
     ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
     """
+    policy = BatchPolicy.of(batch_size)
     counts = ablations.of_each(removed_counts(ablations.masks))
     first = ablations.of_each(first_removed(ablations.masks))
     for count in counts.unique().tolist():
@@ -73,15 +87,10 @@ def batches_of(
         order = same[torch.argsort(first[same], stable=True)]
         while len(order):
             rows = _rows_from(capture, int(first[order[0]]), count, ablations.kind)
-            at_once = _fitting(model, rows, batch_size) or _default_batch(model, capture, rows, count)
+            shape = shape_of(capture, rows, max(rows, capture.prompt.n_tokens - count))
+            at_once = policy.ablations_at_once(model, shape)
             part, order = order.tensor_split([at_once])
             yield part[torch.argsort(ablations.layers[part], stable=True)], rows
-
-
-def _fitting(model: ProbedModel, rows: int, batch_size: int | None) -> int | None:
-    """A batch size that was asked for, as far as memory has held so many rows."""
-    largest = model.memo.get("largest_batch_rows")
-    return batch_size if batch_size is None or not largest else max(1, min(batch_size, largest // rows))
 
 
 def most_rows(capture: Capture, ablations: Ablations) -> int:
@@ -94,11 +103,6 @@ def most_rows(capture: Capture, ablations: Ablations) -> int:
     return max(_rows_from(capture, first, count, ablations.kind) for first, count in pairs)
 
 
-def _default_batch(model: ProbedModel, capture: Capture, rows: int, removed: int) -> int:
-    columns = max(rows, capture.prompt.n_tokens - removed)
-    return default_batch(model, shape_of(capture, rows, columns))
-
-
 def shape_of(capture: Capture, rows: int, columns: int) -> Shape:
     """The shape of an ablation of this prompt that runs so many rows over so many columns."""
     return Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture))
@@ -107,34 +111,11 @@ def shape_of(capture: Capture, rows: int, columns: int) -> Shape:
 def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
     """Tokens that an ablation runs: those from its first removed one on, all of them where some see forward."""
     rows = capture.prompt.n_tokens - (first if _is_causal(capture) else 0)
-    return max(1, rows - removed if kind == "delete" else rows)
+    return max(1, rows - removed if KIND_TABLE[kind].deletes else rows)
 
 
 def _is_causal(capture: Capture) -> bool:
     return all(kwargs["attention_mask"] is None for kwargs in capture.arguments)
-
-
-def _replay_or_halve(
-    model: ProbedModel, capture: Capture, ablations: Ablations, indices: torch.Tensor, recompute: torch.Tensor | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """One batch, or its halves where memory does not hold it; all that follows is as small from the start."""
-    waiting = [indices]
-    while waiting:
-        batch = waiting.pop(0)
-        found = _replay_if_it_fits(model, capture, ablations[batch], recompute)
-        if found is not None:
-            yield batch, found
-            continue
-        if len(batch) == 1:
-            raise HorizonError(
-                f"{model.name!r} runs out of memory in a single replay of {capture.prompt.n_tokens} tokens on "
-                f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
-            )
-        half, mask = len(batch) // 2, ablations[batch].removed[0]
-        rows = _rows_from(capture, int(mask.int().argmax()), int(mask.sum()), ablations.kind)
-        model.memo["largest_batch_rows"] = half * rows
-        LOG.warning("out of memory with %d ablations at once on %s: going on with %d", len(batch), model.device, half)
-        waiting = [part for one in (batch, *waiting) for part in one.split(half)]
 
 
 def _replay_if_it_fits(
@@ -159,7 +140,7 @@ def _replay_batch(
     changed = removed.any(0)
     affected = affected_rows(capture.arguments[start:], changed if recompute is None else changed | recompute)
     affected[capture.prompt.readout] = True
-    rows = rows_to_run(batch.kind, removed, affected)
+    rows = rows_to_run(removed, affected, deletes=KIND_TABLE[batch.kind].deletes)
     places, n_rows = len(capture.prompt.readout), rows.active.shape[1]
     part = rows_at_once(model, shape_of(capture, n_rows, len(rows.context) + n_rows), len(batch))
     states = capture.inputs[start].new_empty(0, rows.active.shape[1], capture.inputs[start].shape[1])
@@ -187,10 +168,10 @@ def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: t
     """(joining, row, hidden) input of layer k of the ablations that begin there."""
     states = capture.inputs[k]
     started = states[active]
-    if kind == "delete":
+    fill = KIND_TABLE[kind].fill
+    if fill is None:
         return started
-    fill = torch.zeros_like(states[0]) if kind == "zero" else states[capture.prompt.removable].mean(0)
-    return torch.where(removed.gather(1, active)[..., None], fill, started)
+    return torch.where(removed.gather(1, active)[..., None], fill(started, states, capture.prompt.removable), started)
 
 
 def run_layer(
@@ -298,13 +279,39 @@ def _call(
     cache: FrozenContext | Recorder,
 ) -> torch.Tensor:
     """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
-    arguments = dict(capture.arguments[k])
-    cos, sin = (part[0][queries] for part in arguments["position_embeddings"])
     allowed = None
     if rows is not None and model.attn != "flash":  # which is causal, its last rows at the last columns, by itself
-        allowed = attention_mask(arguments["attention_mask"], rows, queries)
+        allowed = attention_mask(capture.arguments[k]["attention_mask"], rows, queries)
         allowed = additive(allowed, states.dtype) if model.attn == "eager" else allowed
+    return call_layer(model, capture, k, states, queries, allowed, cache)
+
+
+def call_layer(
+    model: ProbedModel,
+    capture: Capture,
+    k: int,
+    states: torch.Tensor,
+    positions: torch.Tensor,
+    mask: torch.Tensor | None,
+    cache: FrozenContext | Recorder,
+) -> torch.Tensor:
+    """The output of decoder layer k on some rows, called as in the capture but for what is given here.
+
+    Args:
+        model: the captured model.
+        capture: one prompt.
+        k: the layer.
+        states: (ablation, row, hidden) its input.
+        positions: (ablation or 1, row) long, the rows' positions in the prompt.
+        mask: as the model's attention takes it, over the columns that the cache gives; None for none.
+        cache: what stands where the layer expects its cache.
+
+    Returns:
+        (ablation, row, hidden).
+    """
+    arguments = dict(capture.arguments[k])
+    cos, sin = (part[0][positions] for part in arguments["position_embeddings"])
     # The rotary embedding carries the positions; gapped position ids would be read as packed sequences.
-    arguments.update(position_embeddings=(cos, sin), attention_mask=allowed, past_key_values=cache, position_ids=None)
+    arguments.update(position_embeddings=(cos, sin), attention_mask=mask, past_key_values=cache, position_ids=None)
     output = model.layers[k](states, **arguments)
     return output[0] if isinstance(output, tuple) else output

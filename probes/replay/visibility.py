@@ -100,16 +100,16 @@ def _sees_later(matrix: torch.Tensor) -> bool:
     return any(bool(_allowed(block).triu(start + 1).any()) for start, block in blocks)
 
 
-def rows_to_run(kind: str, removed: torch.Tensor, affected: torch.Tensor) -> Rows:
+def rows_to_run(removed: torch.Tensor, affected: torch.Tensor, *, deletes: bool) -> Rows:
     """What a batch recomputes: the affected rows, without those that are deleted.
 
     Args:
-        kind: removal kind.
         removed: (ablation, token) bool, the same number in each.
         affected: (token,) bool.
+        deletes: whether the rows of removed tokens are absent, by the removal kind.
     """
     context = (~affected).nonzero()[:, 0]
-    if kind != "delete" or not removed.any():
+    if not deletes or not removed.any():
         return Rows(affected.nonzero()[:, 0][None], context)
     same = bool((removed == removed[0]).all())
     kept = affected & ~(removed[:1] if same else removed)

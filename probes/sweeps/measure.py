@@ -18,6 +18,7 @@ from probes.models.prompts import Prompt
 from probes.models.targets import Target, answer_length
 from probes.parts.part import Results
 from probes.plans.plans import Plan, parts_of, wanted_probes, wanted_targets
+from probes.replay.batching import BatchPolicy
 
 
 @dataclass(frozen=True)
@@ -92,24 +93,28 @@ def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfi
     return Encoded(entry, sample, plan, prompt, fixed, answer_tokens, error, time.monotonic() - started)
 
 
-def measure(model: ProbedModel, encoded: Encoded, config: RunConfig) -> Measured:
-    """Second stage: the capture and every part of the plan. Only this one traces, so it belongs to one thread."""
+def measure(model: ProbedModel, encoded: Encoded, config: RunConfig, batches: BatchPolicy | None = None) -> Measured:
+    """Second stage: the capture and every part of the plan. Only this one traces, so it belongs to one thread.
+
+    What memory did not hold under `batches` bounds the later batches of this sample, and of all that share the policy.
+    """
     started = time.monotonic()
     results, error = Results(Record({})), encoded.error
     if encoded.prompt is not None and not error:
         try:
-            results = _measured(model, encoded, encoded.prompt, config)
+            results = _measured(model, encoded, encoded.prompt, config, batches or BatchPolicy())
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
     return Measured(encoded.entry, results, encoded.plan, error, seconds)
 
 
-def _measured(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig) -> Results:
+def _measured(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, batches: BatchPolicy) -> Results:
     """What the parts give, one after another, on one capture, of which nothing is held afterwards but states."""
     plan = encoded.plan
     streams = config.streams if plan.held is None else ()
     case = capture_targets(model, encoded.sample, prompt, wanted_targets(config), encoded.fixed, streams)
+    case = replace(case, batches=batches)
     results = Results(plan.held or Record({"answer_tokens": encoded.answer_tokens}))
     for part in parts_of(config, plan):
         if results.record.excluded:

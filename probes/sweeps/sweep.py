@@ -22,6 +22,7 @@ from probes.models.probed import ProbedModel
 from probes.plans.jobs import Chosen, Job, jobs_of
 from probes.plans.options import run_config
 from probes.plans.progress import RunProgress
+from probes.replay.batching import BatchPolicy
 from probes.sweeps.measure import Encoded, Measured, encode_sample, finish, measure
 from probes.sweeps.pipeline import Ahead, Behind
 
@@ -74,6 +75,7 @@ def _sweep(
 ) -> None:
     """Measure what is not there yet, in this thread, which alone may trace; the threads beside it do the rest."""
     config = writer.config
+    batches = BatchPolicy(config.batch_size)  # what memory did not hold once, it is not asked for again in this sweep
     jobs = jobs_of(samples, writer, bar, chosen)
     encoded = ((job, _encoded(model, job, config)) for job in jobs)
     records = _Records(writer, bar)
@@ -81,7 +83,7 @@ def _sweep(
         submit = threads.enter_context(Behind(depth=BEHIND)).submit if overlap else _now
         for job, one in threads.enter_context(Ahead(encoded, depth=AHEAD)) if overlap else encoded:
             # no name for what was measured: it would keep the states until the next sample is measured
-            submit(partial(records.keep, *_done(model, job, one, config)))
+            submit(partial(records.keep, *_done(model, job, one, config, batches)))
 
 
 def _encoded(model: ProbedModel, job: Job, config: RunConfig) -> Encoded | None:
@@ -89,10 +91,10 @@ def _encoded(model: ProbedModel, job: Job, config: RunConfig) -> Encoded | None:
 
 
 def _done(
-    model: ProbedModel, job: Job, encoded: Encoded | None, config: RunConfig
+    model: ProbedModel, job: Job, encoded: Encoded | None, config: RunConfig, batches: BatchPolicy
 ) -> tuple[Measured | None, dict[str, Any] | None]:
     """What the model gives for a job: what is measured, and the row of the answer that it writes out."""
-    measured = None if encoded is None else measure(model, encoded, config)
+    measured = None if encoded is None else measure(model, encoded, config, batches)
     unmeasured = measured is not None and (measured.error or measured.record.excluded)
     if job.answer is None or unmeasured:
         return measured, None

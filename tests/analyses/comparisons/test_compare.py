@@ -291,7 +291,7 @@ def test_other_criteria_compare_horizons_only(tmp_path):
         ({"between": "model"}, "needs at least 2 run"),
         (
             {"between": "task", "within": ("task",)},
-            r"comparison 'task' is unknown; did you mean 'task_type'\? choose from task_",
+            r"'task' is unknown; did you mean 'task_type'\? choose from task_type, category",
         ),
         ({"criterion": "elbow"}, "criterion 'elbow' is unknown"),
         ({"measure": "kl"}, "measure of the criterion 'removal' 'kl' is unknown"),

@@ -198,7 +198,7 @@ def test_without_a_measured_sample_curves_are_empty_but_layers_known(tmp_path):
     [
         (
             lambda run: removal_effects(run, measure="logit"),
-            "measure 'logit' is unknown; did you mean 'log_p'? choose from p",
+            "measure 'logit' is unknown; did you mean 'log_p'? choose from p, log_p, kl",
         ),
         (lambda run: removal_effects(run, target="silver"), "target 'silver' is unknown; choose from gold"),
         (lambda run: entropy_curves(run, "value"), "stream 'value' is unknown; choose from query, hidden"),

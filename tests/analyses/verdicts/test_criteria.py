@@ -8,11 +8,12 @@ import pytest
 from synthetic_runs import fade_curve, write_run
 
 from analyses.arrays.resampling import draw_counts, simultaneous_band
-from analyses.runs import HorizonError
-from analyses.verdicts.criteria import CRITERIA, FIRST_ORDER, is_above, settle
+from analyses.runs import METHOD_TABLE, HorizonError
+from analyses.verdicts.criteria import CRITERIA, is_above, settle
 from analyses.verdicts.horizon import HorizonDetector, find_horizon
 
 L = 8
+FIRST_ORDER = METHOD_TABLE["gate"].caution
 QUICK = HorizonDetector(resamples=300)
 EVERY_CRITERION = pytest.mark.parametrize("criterion", list(CRITERIA))
 

@@ -364,12 +364,12 @@ def test_a_built_model_needs_its_processor():
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ({"attn": "flex"}, "attention 'flex' is not supported; choose one of sdpa, eager, flash"),
-        ({"dtype": "float99"}, "dtype 'float99' is unknown; choose auto, float32"),
+        ({"attn": "flex"}, "attention 'flex' is unknown; choose from sdpa, eager, flash"),
+        ({"dtype": "float99"}, r"dtype 'float99' is unknown; did you mean 'float64'\? choose from auto, float32"),
         ({"dtype": "int32"}, "dtype 'int32' is unknown"),
         ({"dtype": "nn"}, "dtype 'nn' is unknown"),
         ({"dtype": torch.int32}, "the weights of .* cannot be loaded: .*not a floating-point dtype"),
-        ({"quantization": "3bit"}, "quantization '3bit' is unknown; choose 4bit or 8bit"),
+        ({"quantization": "3bit"}, r"quantization '3bit' is unknown; did you mean '8bit'\? choose from 4bit, 8bit"),
     ],
 )
 def test_unknown_ways_to_load_are_refused(tiny, how, reason):

@@ -25,7 +25,15 @@ from probes.loading.loading import load_model
 from probes.models import layouts
 from probes.models.families import FAMILIES, Family, find_family, sliding_window
 from probes.models.grids import TokenGrid
-from probes.models.layouts import WHOLE, Block, Layout, anyres_block, center_crop_box, idefics_tiling, place_blocks
+from probes.models.layouts import (
+    WHOLE,
+    GridBlock,
+    VisualLayout,
+    anyres_block,
+    center_crop_box,
+    idefics_tiling,
+    place_blocks,
+)
 from probes.models.probed import ProbedModel
 from probes.models.prompts import Prompt, encode
 
@@ -255,7 +263,7 @@ def test_internvl_tiles_are_those_that_its_processor_cuts():
     processor = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=6)
     for size in SIZES[:30]:
         cut = processor([Image.new("RGB", size)], crop_to_patches=True)["num_patches"][0]
-        layout = Layout(config, {}, np.arange(9 * cut), (size,), processor)
+        layout = VisualLayout(config, {}, np.arange(9 * cut), (size,), processor)
         assert len(FAMILIES["internvl"].grids(layout)) == cut
 
 
@@ -287,10 +295,10 @@ def test_padding_to_a_square_is_in_the_box():
 # --- from encodings made by hand -------------------------------------------------------------------------------------
 
 
-def layout_of(config: dict, n: int, sizes: list[tuple[int, int]], *, video: bool = False, **inputs) -> Layout:
+def layout_of(config: dict, n: int, sizes: list[tuple[int, int]], *, video: bool = False, **inputs) -> VisualLayout:
     settings = SimpleNamespace(**{"model_type": "m", **config})
     tensors = {key: torch.tensor(value) for key, value in inputs.items()}
-    return Layout(settings, tensors, np.arange(3, 3 + n), tuple(sizes), SimpleNamespace(), video)
+    return VisualLayout(settings, tensors, np.arange(3, 3 + n), tuple(sizes), SimpleNamespace(), video)
 
 
 @pytest.mark.parametrize("name", ["llava", "mistral3"])
@@ -342,7 +350,7 @@ def test_an_unfit_number_of_tokens_is_named_with_what_the_rule_explains():
 
 
 def test_blocks_lay_their_tokens_in_order():
-    blocks = [Block(2, 3, before=1, row_end=1, after=2), Block(after=1), Block(1, 2, image=1)]
+    blocks = [GridBlock(2, 3, before=1, row_end=1, after=2), GridBlock(after=1), GridBlock(1, 2, image=1)]
     first, second = place_blocks(blocks, np.arange(100, 100 + 14))
     np.testing.assert_array_equal(first.positions, [[101, 102, 103], [105, 106, 107]])
     np.testing.assert_array_equal(second.positions, [[112, 113]])

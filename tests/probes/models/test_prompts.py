@@ -16,7 +16,7 @@ from probes.data.samples import Sample, SampleError
 from probes.measures.case import Case
 from probes.measures.information import removal_curves
 from probes.models.families import Family, square_grid
-from probes.models.layouts import Block, Layout, center_crop_box
+from probes.models.layouts import GridBlock, VisualLayout, center_crop_box
 from probes.models.probed import ProbedModel
 from probes.models.prompts import chat_text, encode
 from probes.models.targets import Target, answer_target
@@ -32,7 +32,7 @@ def with_template(model: ProbedModel, template: str | None) -> ProbedModel:
     return replace(model, processor=processor)
 
 
-def with_blocks(model: ProbedModel, *blocks: Block, **facts) -> ProbedModel:
+def with_blocks(model: ProbedModel, *blocks: GridBlock, **facts) -> ProbedModel:
     """The same model; its family lays visual tokens out in the given blocks."""
     return replace(model, family=Family("made-up", lambda _layout: list(blocks), **facts))
 
@@ -111,7 +111,7 @@ def test_a_beginning_of_sequence_that_the_template_writes_is_not_doubled(demo, r
 
 
 def test_tokens_that_no_grid_holds_are_placeless(demo, read):
-    prompt = encode(with_blocks(demo, Block(9, 7, after=1)), read)
+    prompt = encode(with_blocks(demo, GridBlock(9, 7, after=1)), read)
     np.testing.assert_array_equal(prompt.grids[0].positions, np.arange(2, 65).reshape(9, 7))
     assert prompt.placeless == 1
     assert len(prompt.visual) == 64
@@ -204,9 +204,9 @@ def test_a_processor_without_a_chat_template_is_named(demo, read):
 @pytest.mark.parametrize(
     ("blocks", "told"),
     [
-        ([Block(7, 9)], r"63 \(grids: 7 x 9; 0 placeless\)"),
-        ([Block(8, 8, after=1)], r"65 \(grids: 8 x 8; 1 placeless\)"),
-        ([Block(7, 8), Block(2, 2, row_end=1)], r"62 \(grids: 7 x 8, 2 x 2; 2 placeless\)"),
+        ([GridBlock(7, 9)], r"63 \(grids: 7 x 9; 0 placeless\)"),
+        ([GridBlock(8, 8, after=1)], r"65 \(grids: 8 x 8; 1 placeless\)"),
+        ([GridBlock(7, 8), GridBlock(2, 2, row_end=1)], r"62 \(grids: 7 x 8, 2 x 2; 2 placeless\)"),
         ([], r"0 \(grids: none; 0 placeless\)"),
     ],
 )
@@ -219,7 +219,7 @@ def test_more_or_fewer_visual_tokens_than_the_rule_explains_are_named(demo, read
 
 
 def test_an_encoding_that_lacks_what_the_family_needs_is_named(demo, read):
-    needs = with_blocks(demo, Block(8, 8), inputs=("mm_token_type_ids",), video_inputs=("video_grid_thw",))
+    needs = with_blocks(demo, GridBlock(8, 8), inputs=("mm_token_type_ids",), video_inputs=("video_grid_thw",))
     reason = (
         "gives no mm_token_type_ids, without which the family 'made-up' is silently wrong: take the processor of the"
     )
@@ -305,7 +305,7 @@ def test_frames_of_different_sizes_and_a_missing_video_processor_are_named(demo)
         SampleError, match="'v' has video frames, for which the family 'llava' has no rule: give them as"
     ):
         encode(demo, video)
-    takes = with_blocks(demo, Block(8, 8), video=True)
+    takes = with_blocks(demo, GridBlock(8, 8), video=True)
     with pytest.raises(SampleError, match="loaded without its video processor, which needs torchvision: install the"):
         encode(takes, video)
     processor = copy(demo.processor)
@@ -321,7 +321,7 @@ def test_a_template_that_fails_by_itself_is_named(demo, read):
 
 def test_a_number_of_tokens_that_is_no_square_is_named(demo):
     with pytest.raises(HorizonError, match="63 visual tokens form no square grid, as llava promises"):
-        square_grid(Layout(demo.model.config, {}, np.arange(63), ((64, 64),), None))
+        square_grid(VisualLayout(demo.model.config, {}, np.arange(63), ((64, 64),), None))
 
 
 @pytest.mark.parametrize(

@@ -304,9 +304,16 @@ def test_an_answer_without_any_id_has_no_raw_target(latin):
         resolve_targets(["gold-raw"], latin, asked("漢"), log_probs(1, len(latin), 3))
 
 
-@pytest.mark.parametrize("names", [(), ("silver",), ("gold", "silver")])
-def test_unknown_targets_are_refused(names):
-    with pytest.raises(HorizonError, match=r"is unknown; choose from gold, gold-raw"):
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ((), "no target is given; choose from gold, gold-raw"),
+        (("silver",), "target 'silver' is unknown; choose from gold, gold-raw"),
+        (("gold", "silver"), "target 'silver' is unknown; choose from gold, gold-raw"),
+    ],
+)
+def test_unknown_targets_are_refused(names, reason):
+    with pytest.raises(HorizonError, match=reason):
         check_targets(names)
 
 

@@ -108,7 +108,9 @@ def test_replays_leave_the_capture_as_it_was(random_model):
 
 
 def test_an_unknown_stream_is_named(random_model):
-    with pytest.raises(HorizonError, match=r"stream 'queries', 'logits' is unknown; choose from query, .*text:query"):
+    with pytest.raises(
+        HorizonError, match=r"stream 'queries' is unknown; did you mean 'query'\? choose from query, .*text:query"
+    ):
         capture(random_model, SAMPLE, streams=("queries", "key", "logits"))
 
 

@@ -23,7 +23,9 @@ from probes.replay.batching import (
     CHUNK_BYTES,
     MEMORY_SHARE,
     UNKNOWN_FREE,
+    BatchPolicy,
     Shape,
+    Shrink,
     batch_bytes,
     free_memory,
     is_out_of_memory,
@@ -151,19 +153,21 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_not
     ablations.masks[torch.arange(40), captured.prompt.visual[torch.arange(40) % 25]] = False  # one token stays
     expected = gathered(model, captured, ablations)
     hook, ran = failing_above(model, 12)
-    found = gathered(model, captured, ablations)
+    policy = BatchPolicy()
+    found = gathered(model, captured, ablations, batch_size=policy)
     assert ran == [10, 10, 10, 10]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == f"out of memory with 40 ablations at once on {model.device}: going on with 20"
+    rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 24
+    assert policy.shrinks == [Shrink(40, rows), Shrink(20, rows)]
     ran.clear()
     caplog.clear()
-    gathered(model, captured, ablations)  # later batches are small from the start
+    gathered(model, captured, ablations, batch_size=policy)  # later batches are small from the start
     hook.remove()
     assert ran == [10, 10, 10, 10]
     assert not caplog.records
-    rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 24
-    assert {(len(indices), run) for indices, run in batches_of(model, captured, ablations, None)} == {(10, rows)}
+    assert {(len(indices), run) for indices, run in batches_of(model, captured, ablations, policy)} == {(10, rows)}
 
 
 @pytest.mark.parametrize("batch_size", [None, 40])
@@ -249,6 +253,21 @@ def test_rows_at_once_keep_masks_below_their_bound(random_model, monkeypatch):
             monkeypatch.setitem(CHUNK_BYTES, attn, rows * 30 * each - 1)
             assert rows_at_once(model, shape, 3) == max(1, rows - 1)
     assert rows_at_once(replace(random_model, attn="flash"), shape, 3) == 10
+
+
+def test_a_lack_of_memory_reaches_no_further_than_its_policy(captured):
+    """A size that was asked for shrinks under its policy; other calls, and the model, know nothing of it."""
+    model = load_model(random_llava(34), processor=random_processor(), check=False)
+    ablations = Ablations(torch.zeros(8, dtype=torch.long), visual_mask(captured).expand(8, -1))
+    rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 25
+    hook, ran = failing_above(model, 3)
+    policy = BatchPolicy(size=4)
+    gathered(model, captured, ablations, batch_size=policy)
+    assert (ran, policy.shrinks) == ([2, 2, 2, 2], [Shrink(4, rows)])
+    hook.remove()
+    sizes = (policy, policy.sized(3), policy.sized(1), 4, None)
+    widest = [max(len(indices) for indices, _ in batches_of(model, captured, ablations, size)) for size in sizes]
+    assert widest == [2, 2, 1, 4, 8]
 
 
 def test_a_single_replay_that_memory_does_not_hold_is_named(captured):

@@ -117,9 +117,9 @@ def test_resume_skips_what_is_committed(model, tmp_path, monkeypatch):
     measured = []
     original = probes.sweeps.sweep.measure
 
-    def noting(m, encoded, config):
+    def noting(m, encoded, *how):
         measured.append(encoded.entry["row"])
-        return original(m, encoded, config)
+        return original(m, encoded, *how)
 
     monkeypatch.setattr(probes.sweeps.sweep, "measure", noting)
     run = removal_run(model, tmp_path / "run")
@@ -133,10 +133,10 @@ def test_resume_skips_what_is_committed(model, tmp_path, monkeypatch):
 def test_interrupted_run_keeps_what_was_finished(model, tmp_path, monkeypatch, overlap):
     original = probes.sweeps.sweep.measure
 
-    def interrupt(m, encoded, config):
+    def interrupt(m, encoded, *how):
         if encoded.entry["row"] == 3:
             raise KeyboardInterrupt
-        return original(m, encoded, config)
+        return original(m, encoded, *how)
 
     monkeypatch.setattr(probes.sweeps.sweep, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,49 @@
+"""Removal kinds: what stands where tokens were, from the input of one layer on. A new kind is one entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from analyses.runs import check_choice
+
+Fill = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to take tokens away.
+
+    Attributes:
+        name: one of `KINDS`.
+        fill: what stands in the rows of the tokens taken away, of a shape that goes with (ablation, row, hidden): from
+            the (ablation, row, hidden) rows that run at the cut, the (token, hidden) input of that layer as it was
+            captured, and the (removable,) positions of all tokens that may be taken away. Rows are replaced once, and
+            later layers refill them. None where these rows are absent from the cut on.
+    """
+
+    name: str
+    fill: Fill | None = None
+
+    @property
+    def deletes(self) -> bool:
+        """Whether the rows of the tokens taken away are absent from the cut on."""
+        return self.fill is None
+
+
+def _zeros(_rows: torch.Tensor, states: torch.Tensor, _removable: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(states[0])
+
+
+def _mean(_rows: torch.Tensor, states: torch.Tensor, removable: torch.Tensor) -> torch.Tensor:
+    return states[removable].mean(0)
+
+
+KIND_TABLE = {kind.name: kind for kind in (Kind("delete"), Kind("zero", _zeros), Kind("mean", _mean))}
+
+
+def check_kind(kind: str) -> None:
+    """Raise HorizonError unless the removal kind is known."""
+    check_choice("removal kind", kind, KIND_TABLE)
