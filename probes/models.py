@@ -301,7 +301,7 @@ def _keep_unpacked(name: str, model: nn.Module) -> None:
                 f"the 4-bit weights of {name!r} were repacked for AVX512-BF16 ({path}) by a forward pass before it "
                 "was given here, so that its products are in bfloat16: load it anew, and give it before it runs"
             )
-        module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+        module.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

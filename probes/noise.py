@@ -153,7 +153,7 @@ def noise_floor(
             "something happens between or inside its layers that replays do not see, so nothing is measured"
         )
     bound = rounding_bound(model, captured, max((witness.kl or 0.0 for witness in witnesses), default=0.0))
-    spreads = [(bound.p, bound.log_p, bound.kl), far]
+    spreads: list[tuple[float, ...]] = [(bound.p, bound.log_p, bound.kl), far]
     for witness in witnesses:
         _, alone = next(replay(model, captured, witness.ablation, batch_size=1))
         apart = _deviations(target, alone, witness.log_p, own, witness.kl)
