@@ -2,7 +2,8 @@
 
 Every window is measured in batches and again alone; covered is a window that moves by no more than the floor of its
 model's samples (as in a run, the 99th percentile over them). `ATEN_CPU_CAPABILITY=default` (or avx2) takes the kernels
-of other processors, `OMP_NUM_THREADS` their threads: `--all` runs itself under each of them.
+of other processors, `OMP_NUM_THREADS` their threads: `--all` runs itself under each of them, half precision, which is
+slow on a CPU, under the last alone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 
@@ -33,7 +36,7 @@ from probes.replay.replay import most_rows
 
 CONTEXTS = ("keep-one", "leave-one-out")
 DTYPES = ("float32", "bfloat16", "float16")
-CAPABILITIES, THREADS = ("default", "avx2"), (1, 2)
+CAPABILITIES, THREADS = ("default", "avx2"), (2, 1)
 
 
 def models(dtype: str, layers: int) -> Iterator[tuple[str, vh.ProbedModel, list[vh.Sample], list[int]]]:
@@ -86,15 +89,16 @@ def measure(dtypes: list[str], layers: int) -> None:
 def budget() -> None:
     """What the floor takes with the dimensions of LLaVA-1.5-7B, counted."""
     print("\n| measured | batches of rows | floor / operations of the grid or sweep |\n|---|---|---|")
-    probes.replay.batching.free_memory = lambda _device: 2**40
+    probes.replay.batching.free_memory = lambda device: 2**40
     rows = probes.replay.batching.BATCH_ROWS
     for most in (rows["cpu"], rows["cuda"]):
         rows["cpu"] = most
-        for words, options in {
+        grids: dict[str, dict[str, Any]] = {
             "keep-one, 2x2, all 32 layers": {"contexts": CONTEXTS[:1], "window": 2},
             "keep-one, 2x2, 4 layers": {"contexts": CONTEXTS[:1], "window": 2, "layers": (0, 8, 16, 24)},
             "leave-one-out, 2x2, all 32 layers": {"contexts": CONTEXTS[1:], "window": 2},
-        }.items():
+        }
+        for words, options in grids.items():
             work = large_work(**options)
             share = work["noise floor"].operations / sum(work[context].operations for context in options["contexts"])
             print(f"| {words} | {most:,} | {share:.2%} |")
@@ -114,17 +118,18 @@ def main() -> None:
     given = parser.parse_args()
     if not given.rows:
         heading("What the noise floor covers, and what it takes")
-        columns = ("kernels, threads", "dtype", "model", "context", "windows moved")
-        for measure_name in ("p", "log p"):
-            columns += (f"floor, {measure_name}", "largest move", "within it", "within the sample's own")
+        columns: tuple[str, ...] = ("kernels, threads", "dtype", "model", "context", "windows moved")
+        for unit in ("p", "log p"):
+            columns += (f"floor, {unit}", "largest move", "within it", "within the sample's own")
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     if given.all:
-        for capability in CAPABILITIES:
-            for threads in THREADS:
-                environment = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads)}
-                command = [sys.executable, __file__, "--rows", "--dtypes", given.dtypes, "--layers", str(given.layers)]
-                sys.stdout.flush()
-                subprocess.run(command, env={**os.environ, **environment}, check=True)
+        for capability, threads in product(CAPABILITIES, THREADS):
+            environment = {"ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": str(threads)}
+            fast = (capability, threads) == (CAPABILITIES[-1], THREADS[-1])
+            dtypes = given.dtypes if fast else "float32"
+            command = [sys.executable, __file__, "--rows", "--dtypes", dtypes, "--layers", str(given.layers)]
+            sys.stdout.flush()
+            subprocess.run(command, env={**os.environ, **environment}, check=True)
     else:
         measure(given.dtypes.split(","), given.layers)
     if not given.rows:
