@@ -53,7 +53,7 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=None if arguments is None else list(arguments), prog_name=app.info.name)
     except (HorizonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
