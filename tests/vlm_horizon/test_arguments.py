@@ -14,6 +14,9 @@ import typer
 import vlm_horizon as vh
 from analyses.runs import AdaptiveOptions, RunOptions, SweepOptions
 from analyses.runs.options import hints_of, options_of, plain_type
+from figures.paper import METADATA
+from figures.style import WIDTHS
+from vlm_horizon import cli
 from vlm_horizon.arguments import Loading, Measuring, Reading, completion, parse_layers, parse_shard, spelled_out
 from vlm_horizon.cli import app, main
 
@@ -180,11 +183,18 @@ def completed(monkeypatch, capsys, *words: str) -> list[str]:
         (("check", "m", "--attn", "e"), ["eager"]),
         (("check", "m", "--quantization", "8"), ["8bit"]),
         (("cost", "m", "--format", "j"), ["json"]),
+        (("figures", "r", "--names", "spectrum,token-"), ["spectrum,token-information", "spectrum,token-heatmap"]),
+        (("figures", "r", "--formats", "p"), ["pdf", "png"]),
         (("run", "m", "d", "--gate"), ["--gate-checks"]),
     ],
 )
 def test_shells_complete_words_and_the_last_one_of_a_list(monkeypatch, capsys, words, offered):
     assert completed(monkeypatch, capsys, *words) == offered
+
+
+def test_formats_and_widths_of_figures_are_those_that_can_be_drawn():
+    assert tuple(METADATA) == cli.FORMATS
+    assert tuple(WIDTHS) == cli.WIDTHS
 
 
 def test_completion_can_be_installed(capsys):
