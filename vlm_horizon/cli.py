@@ -20,7 +20,7 @@ from analyses.curves.target_shares import target_shares
 from analyses.reports.summary import describe_agreement
 from analyses.runs import HorizonError, Run
 from analyses.verdicts.first_order import gate_agreement
-from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, with_groups, words
+from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, completion, with_groups, words
 from vlm_horizon.check import check
 from vlm_horizon.conclude import (
     Balance,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from probes.data.samples import Sample
 
 LISTED_FAILURES = 10
+FORMATS, WIDTHS = ("pdf", "svg", "png"), ("column", "page")  # of figures; a test holds them to those of `figures`
 
 app = typer.Typer(
     name="vlm-horizon",
@@ -53,7 +54,7 @@ app = typer.Typer(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
-        app(args=None if arguments is None else list(arguments))
+        app(args=None if arguments is None else list(arguments), prog_name=app.info.name)
     except (HorizonError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -158,13 +159,25 @@ def _read(streams: Sequence[SampleStream]) -> list[Sample]:
     return samples
 
 
+def _figure_names(incomplete: str) -> list[str]:
+    from figures.paper import FIGURES
+
+    return completion(tuple(FIGURES), several=True)(incomplete)
+
+
 @app.command()
 def figures(
     runs: RunPaths,
     out: Annotated[Path | None, typer.Option(help="Directory; RUN/figures of the first run by default.")] = None,
-    names: Annotated[str | None, typer.Option(help="Comma-separated figures; all by default.")] = None,
-    formats: Annotated[str, typer.Option(help="Comma-separated: pdf, svg, png.")] = "pdf,svg,png",
-    widths: Annotated[str, typer.Option(help="Comma-separated: column, page.")] = "column,page",
+    names: Annotated[
+        str | None, typer.Option(help="Comma-separated figures; all by default.", autocompletion=_figure_names)
+    ] = None,
+    formats: Annotated[
+        str, typer.Option(help="Comma-separated: pdf, svg, png.", autocompletion=completion(FORMATS, several=True))
+    ] = ",".join(FORMATS),
+    widths: Annotated[
+        str, typer.Option(help="Comma-separated: column, page.", autocompletion=completion(WIDTHS, several=True))
+    ] = ",".join(WIDTHS),
     only_correct: OnlyCorrect = False,
     only_effective: OnlyEffective = False,
     balance: Balance = None,

@@ -51,7 +51,7 @@ class RunKeywords(TypedDict, total=False):
     method: MethodName
     """How token grids are measured; gate is first order, by backward passes. One of exact, gate."""
     alpha: float
-    """Renyi order of the entropies."""
+    """Order of the Renyi entropies."""
     center: bool
     """Center tokens before the Gram matrix of the entropies."""
     normalize_rows: bool

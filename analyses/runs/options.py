@@ -112,7 +112,7 @@ class Measurement:
     method: Annotated[
         MethodName, Option(text="how token grids are measured; gate is first order, by backward passes.")
     ] = "exact"
-    alpha: Annotated[float, Option(text="Renyi order of the entropies.", positive=True)] = 1.0
+    alpha: Annotated[float, Option(text="order of the Renyi entropies.", positive=True)] = 1.0
     center: Annotated[bool, Option(text="center tokens before the Gram matrix of the entropies.", flag="")] = True
     normalize_rows: Annotated[bool, Option(text="scale tokens to length 1 before it.", flag="")] = True
     only_correct: Annotated[
