@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from analyses.comparisons.compare import Comparison, Difference, compare_horizons
 from analyses.comparisons.levels import comparable
 from analyses.runs import check_choice
-from analyses.verdicts.horizon import Horizon
-from figures.horizon import NO_BREAK, NOT_REACHED
+from analyses.verdicts.horizon import NOT_REACHED, Horizon
+from figures.horizon import NO_BREAK
 from figures.panels import (
     Runs,
     check_distinct,
@@ -121,7 +121,7 @@ def _values_words(differences: Sequence[Difference]) -> str:
         words.append(f"{found.value:+.{digits}f}{interval} {unit}".replace(" ", NO_BREAK))
     first = differences[0]
     basis = f"paired, {first.n_a} images" if first.paired else f"unpaired, {first.n_a} and {first.n_b} images"
-    bound = ", a bound: not before the end" if first.censored else ""
+    bound = f", a bound: {NOT_REACHED}" if first.censored else ""
     return f"{'; '.join(words)} ({basis}{bound})".replace("-", "\N{MINUS SIGN}")
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analyses.curves.effects import MEASURES
-from analyses.verdicts.horizon import Horizon, find_horizon
+from analyses.verdicts.horizon import NOT_REACHED, Horizon, find_horizon
 from figures.panels import (
     CUT_AXIS,
     Runs,
@@ -32,7 +32,6 @@ from figures.style import GRAY, Look, assign_looks, group_label, paper_style
 
 MEASURE_NAMES = {"p": "p", "log_p": r"\log p", "kl": r"\mathrm{KL}", "correct": r"\mathrm{accuracy}"}
 NO_BREAK = "\N{NO-BREAK SPACE}"
-NOT_REACHED = "not before the end"
 
 
 def horizon_words(horizon: Horizon) -> str:

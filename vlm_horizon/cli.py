@@ -15,25 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from analyses.curves.selections import Selection, exclusions
+from analyses.curves.selections import exclusions
 from analyses.curves.target_shares import target_shares
 from analyses.reports.summary import describe_agreement
 from analyses.runs import HorizonError, Run
 from analyses.verdicts.first_order import gate_agreement
 from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, completion, with_groups, words
 from vlm_horizon.check import check
-from vlm_horizon.conclude import (
-    Balance,
-    BalanceSeed,
-    OnlyCorrect,
-    OnlyEffective,
-    RunPaths,
-    compare,
-    plan,
-    select,
-    show,
-)
+from vlm_horizon.conclude import RunPaths, compare, plan, show
 from vlm_horizon.cost import cost
+from vlm_horizon.groups import Samples, say_exclusions
 from vlm_horizon.tasks import tasks
 
 if TYPE_CHECKING:
@@ -166,8 +157,10 @@ def _figure_names(incomplete: str) -> list[str]:
 
 
 @app.command()
+@with_groups
 def figures(
     runs: RunPaths,
+    choice: Samples,
     out: Annotated[Path | None, typer.Option(help="Directory; RUN/figures of the first run by default.")] = None,
     names: Annotated[
         str | None, typer.Option(help="Comma-separated figures; all by default.", autocompletion=_figure_names)
@@ -178,17 +171,14 @@ def figures(
     widths: Annotated[
         str, typer.Option(help="Comma-separated: column, page.", autocompletion=completion(WIDTHS, several=True))
     ] = ",".join(WIDTHS),
-    only_correct: OnlyCorrect = False,
-    only_effective: OnlyEffective = False,
-    balance: Balance = None,
-    balance_seed: BalanceSeed = 0,
 ) -> None:
     """Draw the figures of the literature from one RUN or several."""
     from figures.paper import save_figures
 
     out = out or runs[0] / "figures"
-    selected = select(runs, Selection(only_correct, only_effective, balance, seed=balance_seed))
-    saved = save_figures(selected, out, words(names) if names else None, formats=words(formats), widths=words(widths))
+    opened = choice.open(runs)
+    say_exclusions(opened)
+    saved = save_figures(opened, out, words(names) if names else None, formats=words(formats), widths=words(widths))
     for name, reason in saved.skipped.items():
         print(f"figure {name} was not drawn: {reason}", file=sys.stderr)
     for path in saved.written:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analyses.arrays.depths import half_depths
 from analyses.arrays.permutation import half_depth_p_value, on_grid
-from analyses.arrays.resampling import draw_counts, percentile_interval, resampled_means
+from analyses.arrays.resampling import draw_counts, percentile_interval
 from analyses.comparisons.adjustment import Tested, adjusted
 from analyses.comparisons.levels import Level, find_levels, pair_levels
 from analyses.runs import Run, as_runs
-from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery
+from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery, depth_draws
 
 
 @dataclass(frozen=True)
@@ -140,29 +139,20 @@ class _Side:
 
     level: Level
     horizon: Horizon
-    half_depths: np.ndarray  # (resample,)
-    horizons: np.ndarray  # (resample,)
+    draws: dict[str, np.ndarray]  # quantity -> (resample,)
 
     def depth(self, quantity: str) -> _Depth:
         """The half depth or the horizon."""
-        horizon = self.horizon
+        horizon, draws = self.horizon, self.draws[quantity]
         if quantity == "half_depth":
-            return _Depth(horizon.half_depth, self.half_depths, horizon.half_depth_reason, censored=False)
-        return _Depth(horizon.layer, self.horizons, horizon.reason, horizon.censored)
+            return _Depth(horizon.half_depth, draws, horizon.half_depth_reason, censored=False)
+        known = draws if horizon.interval is not None else np.array([])
+        return _Depth(horizon.layer, known, horizon.reason, horizon.censored)
 
 
 def _measured(level: Level, detector: HorizonDetector, counts: np.ndarray | None) -> _Side:
-    effects = level.effects
-    horizon = detector.judge(effects, counts)
-    halves = horizons = np.array([])
-    if counts is not None and (horizon.half_depth is not None or horizon.interval is not None):
-        means = resampled_means(effects.values, effects.images, counts)
-        if horizon.half_depth is not None:
-            halves = half_depths(means, effects.layers)
-        if horizon.interval is not None:
-            settled = detector.settled(effects.criterion, means, horizon.noise_floor, effects.layers)
-            horizons = np.where(np.isfinite(means).all(axis=1), settled, np.nan)
-    return _Side(level, horizon, halves, horizons)
+    horizon = detector.judge(level.effects, counts)
+    return _Side(level, horizon, depth_draws(level.effects, horizon, counts))
 
 
 def _restricted(side: _Side, keys: np.ndarray, detector: HorizonDetector, counts: np.ndarray | None) -> _Side:

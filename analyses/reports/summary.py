@@ -8,7 +8,7 @@ import numpy as np
 
 from analyses.comparisons.compare import Difference, compare_horizons
 from analyses.comparisons.levels import comparable
-from analyses.reports.text import NOT_REACHED, group_text, interval_text, model_text, number_text
+from analyses.reports.text import group_text, interval_text, model_text, number_text
 from analyses.runs import HorizonError, Run, as_runs
 from analyses.verdicts.collapse import (
     CollapseDetector,
@@ -17,7 +17,7 @@ from analyses.verdicts.collapse import (
 )
 from analyses.verdicts.criteria import criteria_of
 from analyses.verdicts.first_order import GateAgreement
-from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+from analyses.verdicts.horizon import NOT_REACHED, Horizon, HorizonDetector, find_horizon
 
 
 def describe_agreement(results: Sequence[GateAgreement]) -> str:
@@ -43,6 +43,7 @@ def summarize(
     *,
     collapse_detector: CollapseDetector | None = None,
     horizon_detector: HorizonDetector | None = None,
+    horizons: Sequence[Sequence[Horizon]] | None = None,
 ) -> list[str]:
     """Sum up one run or several: collapse, horizons by task type, task types and models against each other.
 
@@ -50,19 +51,20 @@ def summarize(
         run_or_runs: one run or several; between several, models and removed tokens are compared too.
         collapse_detector: parameters of the search for the ECL.
         horizon_detector: parameters of the search for the horizons.
+        horizons: of each run by task type, one list a run; looked for if not given.
 
     Returns:
         Sentences, one a claim; what a run did not measure is left out.
     """
     runs = as_runs(run_or_runs)
     sentences = []
-    for run in runs:
+    if horizons is None:
+        horizons = [_spoken_horizons(run, horizon_detector) for run in runs]
+    for run, by_task_type in zip(runs, horizons, strict=True):
         if "entropy" in run.config.probes:
             sentences.append(describe_collapse(find_collapse_layer(run, by=(), detector=collapse_detector)))
         for criterion in SPOKEN:
-            if criterion in criteria_of(run):
-                found = find_horizon(run, criterion=criterion, detector=horizon_detector)
-                sentences += [describe_horizon(one) for one in found]
+            sentences += [describe_horizon(horizon) for horizon in by_task_type if horizon.criterion == criterion]
     measured = [run for run in runs if "removal" in run.config.probes]
     if measured:
         sentences += describe_differences(compare_horizons(measured, detector=horizon_detector).differences)
@@ -71,6 +73,12 @@ def summarize(
             between = compare_horizons(measured, between=across, within=("task_type",), detector=horizon_detector)
             sentences += describe_differences(between.differences)
     return sentences
+
+
+def _spoken_horizons(run: Run, detector: HorizonDetector | None) -> list[Horizon]:
+    """Horizons by task type and by the criteria that sentences are about, as far as the run carries them."""
+    carried = [criterion for criterion in SPOKEN if criterion in criteria_of(run)]
+    return [horizon for name in carried for horizon in find_horizon(run, criterion=name, detector=detector)]
 
 
 def describe_collapse(results: Sequence[CollapseLayer]) -> str:

@@ -12,7 +12,7 @@ from analyses.comparisons.planning import SamplePlan
 from analyses.comparisons.scaling import ModelAssociation
 from analyses.curves.target_shares import TargetShare
 from analyses.reports.published import Published
-from analyses.reports.text import NOT_REACHED, Table, group_text, interval_text, layer_text, model_text, number_text
+from analyses.reports.text import Table, group_text, interval_text, layer_text, model_text, number_text
 from analyses.runs import tokens_text
 from analyses.scores.scores import Score
 from analyses.verdicts.agreement import Agreement, JointCollapseLayer
@@ -20,7 +20,7 @@ from analyses.verdicts.collapse import CollapseLayer
 from analyses.verdicts.disagreement import CriterionVerdict
 from analyses.verdicts.first_order import GateAgreement
 from analyses.verdicts.held_out import SplitEstimate
-from analyses.verdicts.horizon import Horizon
+from analyses.verdicts.horizon import NOT_REACHED, Horizon
 
 QUANTITIES = {"half_depth": "half depth", "horizon": "horizon"}
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analyses.runs import tokens_text
-
-NOT_REACHED = "not before the end"
+from analyses.verdicts.horizon import NOT_REACHED
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def model_text(result: Any) -> str:
 def to_record(result: Any) -> Any:
     """A result (or a list of results) as JSON holds it: dicts, lists, plain numbers, None for what is not a number.
 
+    Tables become lists of rows.
+
     Raises:
         TypeError: something in it has no place in JSON.
 
@@ -123,6 +125,8 @@ def to_record(result: Any) -> Any:
         return {f.name: to_record(getattr(result, f.name)) for f in fields(result)}
     if isinstance(result, dict):
         return {str(key): to_record(value) for key, value in result.items()}
+    if isinstance(result, pd.DataFrame):
+        return to_record(result.to_dict("records"))
     if isinstance(result, np.ndarray | list | tuple):
         return [to_record(value) for value in result]
     if isinstance(result, np.generic):

@@ -10,8 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analyses.arrays.collapse_rules import RULES
-from analyses.arrays.depths import half_depths
-from analyses.arrays.resampling import percentile_interval, resampled_means
+from analyses.arrays.resampling import percentile_interval
 from analyses.curves.effects import entropy_curves, resample_images
 from analyses.runs import Run, as_runs, split_groups
 from analyses.verdicts.collapse import (
@@ -21,8 +20,8 @@ from analyses.verdicts.collapse import (
     group_entropies,
     resampled_curves,
 )
-from analyses.verdicts.group_effects import GroupEffects
-from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery
+from analyses.verdicts.criteria import CRITERIA
+from analyses.verdicts.horizon import Horizon, HorizonDetector, HorizonQuery, depth_draws
 
 JOINT_STREAMS = ("query", "key")
 
@@ -191,16 +190,17 @@ def compare_collapse_to_horizon(
         if not groups:
             continue
         effects, counts = query.effects(run), query.counts(run)
+        quantities = ("half_depth", "horizon") if CRITERIA[criterion].half_depth else ("horizon",)
         horizons = query.horizons(effects, groups, counts)
         depths = [
-            _depth_draws(effects.whole_of(rows), horizon, counts)
+            depth_draws(effects.whole_of(rows), horizon, counts)
             for (_, rows), horizon in zip(groups, horizons, strict=True)
         ]
         collapses = find_collapse_layer(run, by=by, streams=streams, rule=rule, detector=drops)
         # groups run fastest in every list
         for collapse, (_, rows), horizon, draws in zip(collapses, cycle(groups), cycle(horizons), cycle(depths)):
             places = None if collapse.layer is None else _place_draws(run, collapse, rows)
-            gaps = tuple(_gap(collapse, horizon, quantity, draws[quantity], places) for quantity in draws)
+            gaps = tuple(_gap(collapse, horizon, name, draws[name], places) for name in quantities)
             results.append(Agreement(run.model, collapse.group, collapse.stream, collapse, horizon, gaps))
     return results
 
@@ -286,20 +286,6 @@ def _place_draws(run: Run, collapse: CollapseLayer, rows: np.ndarray) -> np.ndar
     places = np.full(len(curves), np.nan)
     places[known] = RULES[collapse.detector.rule].read(curves[known]).layers
     return places
-
-
-def _depth_draws(effects: GroupEffects, horizon: Horizon, counts: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Quantity -> (resample,) depths of a group in layers; no draws where the group has no horizon."""
-    quantities = ("half_depth", "horizon") if effects.rule.half_depth else ("horizon",)
-    if horizon.layer is None or counts is None:
-        return dict.fromkeys(quantities, np.array([]))
-    means = resampled_means(effects.values, effects.images, counts)
-    settled = horizon.detector.settled(horizon.criterion, means, effects.noise_floor, effects.layers)
-    depths = {
-        "half_depth": half_depths(means, effects.layers),
-        "horizon": np.where(np.isfinite(means).all(axis=1), settled, np.nan),
-    }
-    return {quantity: depths[quantity] for quantity in quantities}
 
 
 def _gap(

@@ -10,7 +10,7 @@ import numpy as np
 from analyses.curves.findings import RemovalFinding
 from analyses.runs import METHOD_TABLE, HorizonError, Run, as_runs, tokens_text
 from analyses.verdicts.criteria import CRITERIA, is_above
-from analyses.verdicts.horizon import Horizon, HorizonDetector, find_horizon
+from analyses.verdicts.horizon import NOT_REACHED, Horizon, HorizonDetector, find_horizon
 
 CAUTIONS = tuple(method.caution for method in METHOD_TABLE.values() if method.caution)
 
@@ -173,7 +173,7 @@ def _peculiarities(one: Horizon, *, said: bool) -> list[str]:
         rise = -one.effect[later].min()
         parts.append(f"only a {rule.looks_at} counts, not that it rises by up to {rise:.3g} there")
     if one.censored and not said:
-        parts.append("not before the end")
+        parts.append(NOT_REACHED)
     return parts
 
 

@@ -27,6 +27,7 @@ from analyses.verdicts.criteria import CRITERIA, Limits, criteria_of, settle
 from analyses.verdicts.group_effects import GroupEffects, RunEffects, run_effects
 from analyses.verdicts.placement import MeanCurve, Placement, place
 
+NOT_REACHED = "not before the end"  # in words, a horizon at layer L
 Groups = Sequence[tuple[dict[str, str], np.ndarray]]  # (column -> value, row numbers of the samples) of each
 
 
@@ -288,6 +289,30 @@ def find_horizon(
     queries = [HorizonQuery(name, measure, target, detector) for name in criteria_of(run, criterion)]
     counts = resample_images(run, detector.resamples, detector.seed)
     return [horizon for query in queries for horizon in query.horizons(query.effects(run), groups, counts)]
+
+
+def depth_draws(effects: GroupEffects, horizon: Horizon, counts: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The depths of every resample of a group, for differences with other depths from the same resamples.
+
+    Args:
+        effects: of the group, without gaps.
+        horizon: found in them.
+        counts: (resample, cluster) how often each image was drawn.
+
+    Returns:
+        half_depth: (resample,) half depths in layers; horizon: (resample,) horizons. NaN where a resample drew none of
+        the images; empty where the group has no such depth.
+    """
+    draws = {"half_depth": np.array([]), "horizon": np.array([])}
+    if counts is None or (horizon.half_depth is None and horizon.layer is None):
+        return draws
+    means = resampled_means(effects.values, effects.images, counts)
+    if horizon.half_depth is not None:
+        draws["half_depth"] = half_depths(means, effects.layers)
+    if horizon.layer is not None:
+        settled = horizon.detector.settled(effects.criterion, means, effects.noise_floor, effects.layers)
+        draws["horizon"] = np.where(np.isfinite(means).all(axis=1), settled, np.nan)
+    return draws
 
 
 def _unclaimable(effects: GroupEffects, n_measured: int, n_images: int) -> str:

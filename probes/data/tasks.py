@@ -14,7 +14,6 @@ LETTER = "Answer with the option's letter from the given choices directly."
 YES_NO = "Please answer yes or no."
 CHOICE = f"{{hint}}\n{{question}}\n{{options}}\n{LETTER}"
 OCR_TOKENS = "Reference OCR token: {ocr_tokens}"
-ANSWER_RULES = ("text", "list", "any", "yes-no", "letter", "index")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from probes.measures.case import Case
 from probes.measures.information import GridRequest, InformationGrid, RemovalCurve, information_grids
@@ -73,9 +73,8 @@ def rank_agreement(estimate: np.ndarray, exact: np.ndarray) -> float:
     >>> rank_agreement(np.array([1.0, 2.0, 3.0]), np.array([10.0, 40.0, 20.0]))
     0.5
     """
-    a, b = (rankdata(effects) - (len(effects) + 1) / 2 for effects in (estimate, exact))
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 0 else float("nan")
+    varies = np.ptp(estimate) > 0 and np.ptp(exact) > 0
+    return float(spearmanr(estimate, exact).statistic) if varies else float("nan")
 
 
 def _agreement_rows(estimate: InformationGrid, exact: InformationGrid) -> list[Row]:

@@ -246,6 +246,13 @@ def test_csv_of_several_runs_is_one_table(capsys, planted):
     assert two == [*one, *one[1:]]
 
 
+def test_the_votes_of_a_joint_collapse_layer_are_rows_of_json(capsys, planted):
+    code, out, _ = call(capsys, "show", str(planted), "--sections", "joint", "--json")
+    assert code == 0
+    (joint,) = json.loads(out)[0]["joint"]
+    assert joint["votes"] == [{"stream": "query", "task": task, "layer": 2} for task in ("ocr", "vqa")]
+
+
 def test_sections_that_a_run_cannot_carry_are_named(capsys, tmp_path):
     write_run(tmp_path / "run", effects={"ocr": np.tile(fade_curve(8, 5), (6, 1))})
     code, _, err = call(capsys, "show", str(tmp_path / "run"), "--sections", "horizons,agreement")

@@ -6,12 +6,13 @@ import pytest
 
 from analyses.scores.scorers import scorer_of
 from probes.data.samples import Sample, check_template, fill_template
-from probes.data.tasks import ANSWER_RULES, TASKS, ends_of_questions, find_task, guess_task
+from probes.data.tasks import TASKS, ends_of_questions, find_task, guess_task
 
 ASKED = (
     "textvqa ocrbench docvqa chartqa mme pope gqa mmbench scienceqa ai2d realworldqa mmstar mmmu infovqa hallusionbench"
 )
 TYPES = {"ocr", "vqa", "hallucination", "knowledge", "diagram"}
+ANSWER_RULES = {"text", "list", "any", "yes-no", "letter", "index"}
 SCORERS = {"exact", "relaxed", "vqa", "anls", "ocrbench", "mme", "pope", "letter"}
 
 

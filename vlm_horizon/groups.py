@@ -1,0 +1,86 @@
+"""Options that the commands on run directories share, in groups: which samples, which effect, and how it is printed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+
+from analyses.curves.selections import Selection, selection_text
+from analyses.reports.export import FORMATS
+from analyses.runs import HorizonError, Run, load_runs
+
+OUTPUTS = (*FORMATS, "csv", "json")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Which effect results are about."""
+
+    PANEL: ClassVar = "Effect"
+
+    measure: Annotated[str, typer.Option(help="p or log_p.")] = "p"
+    target: Annotated[str | None, typer.Option(help="Of the runs' targets; their first by default.")] = None
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples results are made from."""
+
+    PANEL: ClassVar = "Samples"
+
+    only_correct: Annotated[bool, typer.Option("--only-correct", help="Only samples whose first token is right.")] = (
+        False
+    )
+    only_effective: Annotated[
+        bool,
+        typer.Option("--only-effective", help="Only samples whose removal effect at layer 0 exceeds the noise floor."),
+    ] = False
+    balance: Annotated[
+        str | None, typer.Option(help="Equal numbers of samples of each task_type, task or category, drawn at random.")
+    ] = None
+    balance_seed: Annotated[int, typer.Option(help="Of that draw.")] = 0
+
+    def open(self, paths: Sequence[Path], effect: Effect | None = None) -> list[Run]:
+        """The runs without the samples that are left out because of this effect, or of the default one."""
+        effect = effect or Effect()
+        selection = Selection(
+            only_correct=self.only_correct,
+            only_effective=self.only_effective,
+            balance=self.balance,
+            measure=effect.measure,
+            target=effect.target,
+            seed=self.balance_seed,
+        )
+        return [selection(run) for run in load_runs(paths)]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How results are printed."""
+
+    PANEL: ClassVar = "Output"
+
+    output: Annotated[
+        str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}; csv and json hold raw numbers.")
+    ] = "text"
+    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False
+
+    @property
+    def form(self) -> str:
+        """One of `OUTPUTS`; raises HorizonError for another word."""
+        form = "json" if self.as_json else self.output
+        if form not in OUTPUTS:
+            raise HorizonError(f"format {form!r} is unknown; choose from {', '.join(OUTPUTS)}")
+        return form
+
+
+def say_exclusions(runs: Sequence[Run]) -> None:
+    """Print on standard error how many samples of each run a selection leaves out, and what that does to results."""
+    for run in runs:
+        for sentence in filter(None, (selection_text(run), run.caution)):
+            print(f"{run.path}: {sentence}", file=sys.stderr)
