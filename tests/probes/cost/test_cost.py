@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import probes.measures.information
 import probes.measures.noise
+import probes.sweeps.forecast
 import probes.sweeps.sweep
 import vlm_horizon as vh
 from probes.cost.calibration import time_parts
@@ -65,7 +66,7 @@ class Announced:
 @pytest.fixture
 def announced(monkeypatch, run_replays):
     """Replays that the first line of the last run names."""
-    original, found = probes.sweeps.sweep.announcement, Announced()
+    original, found = probes.sweeps.forecast.announcement, Announced()
 
     def listening(*arguments, **how):
         found.taken.append(sum(run_replays))
@@ -74,7 +75,7 @@ def announced(monkeypatch, run_replays):
         run_replays.clear()  # the calibration's
         return said
 
-    monkeypatch.setattr(probes.sweeps.sweep, "announcement", listening)
+    monkeypatch.setattr(probes.sweeps.forecast, "announcement", listening)
     return found
 
 
@@ -233,7 +234,7 @@ def configured(model, **options):
 def test_a_run_takes_every_option_by_the_same_default():
     """The list stands in the signature of `run`, for those who read it, and in `RunOptions`."""
     signature = inspect.signature(probes.sweeps.sweep.run).parameters
-    own = {"model", "samples", "out", "retry_failed", "progress", "overlap"}
+    own = {"model", "samples", "out", "retry_failed", "progress", "overlap", "engine"}
     defaults = {name: parameter.default for name, parameter in signature.items() if name not in own}
     assert defaults == {field.name: field.default for field in fields(RunOptions)}
 
@@ -390,7 +391,7 @@ def test_a_sample_that_cannot_be_measured_is_passed_over(model, tmp_path, capsys
 
 
 def test_without_progress_nothing_is_calibrated(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probes.sweeps.sweep, "announcement", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(probes.sweeps.forecast, "announcement", lambda *_: pytest.fail("calibrated"))
     vh.run(model, demo_samples(1, "ocr"), tmp_path / "run", probes=("removal",), layers=(7,), progress=False)
     assert capsys.readouterr().err == ""
 
