@@ -247,7 +247,9 @@ def _words(run: Run, removal: dict[str, Horizon], information: dict[str, Horizon
     verdict = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
     if added:
         layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in added.items()}
-        planned = [f"{name or 'all'} token grids at {layer_words(sorted(chosen))}" for name, chosen in layers.items()]
+        planned = [
+            f"{name or 'all'} token grids at {layer_words(np.array(sorted(chosen)))}" for name, chosen in layers.items()
+        ]
         return f"{verdict if information else f'removal sweep done: {_verdicts(removal)}'}; {'; '.join(planned)}"
     count = count_replays(run)
     times = count.all / max(count.run, 1)
