@@ -1,300 +1,117 @@
 """Where visual tokens live and die with depth in a vision-language model.
 
-`import vlm_horizon as vh` pulls in no torch; the first use of a name that measures does.
+The names in the order of the work; `help` of each says more:
+
+- load: `load_model`, `check_model`; read: `read_samples`, `Sample`, `data_path` (what ships with the package)
+- probe one sample: `capture`, `matrix_entropy`, `token_entropy`, `removal_curve`, `token_information`
+- run over many: `estimate_cost`, `run`, `run_adaptive`, `load_run`, `run_demo`
+- find: `select_samples`, `score_run`, `find_collapse_layer`, `find_horizon`, `summarize`
+- compare and plan: `compare_horizons`, `compare_collapse_to_horizon`, `plan_samples`
+- draw: `plot_x(result, ax=None)` for one panel and `figure_x(runs)` for a whole figure, where x is `entropy_curves`,
+  `spectrum`, `token_information`, `removal_curves`, `horizon_comparison` or `token_heatmap`; `save_figures`
+
+What goes wrong is a `HorizonError`, which says what to do. The classes that functions return, and more special
+functions, have modules of their own: `samples`, `measures`, `engines`, `results`, `selections`, `verdicts`, `tables`,
+`figures`. A name is imported at its first use: `import vlm_horizon as vh` pulls in no torch, and nor does anything that
+concludes from a run or draws it.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from typing import Any
+from vlm_horizon.lazy import lazy_names
 
-_NAMES = {
-    "analyses.runs.schema": ("HorizonError",),
-    "analyses.runs.reader": (
-        "Run",
-        "TokenGrids",
-        "load_run",
-    ),
-    "analyses.runs.config": ("RunConfig",),
-    "analyses.verdicts.collapse": (
-        "CollapseDetector",
-        "CollapseLayer",
-        "find_collapse_layer",
-    ),
-    "analyses.verdicts.horizon": (
-        "Horizon",
-        "HorizonDetector",
-        "find_horizon",
-    ),
-    "analyses.comparisons.compare": (
-        "Comparison",
-        "Difference",
-        "compare_horizons",
-    ),
-    "analyses.verdicts.agreement": (
-        "Agreement",
-        "JointCollapseLayer",
-        "compare_collapse_to_horizon",
-        "joint_collapse_layer",
-    ),
-    "analyses.verdicts.disagreement": (
-        "CriterionVerdict",
-        "compare_criteria",
-    ),
-    "analyses.verdicts.single_curves": ("sample_depths",),
-    "analyses.comparisons.covariates": (
-        "SampleAssociation",
-        "correlate_half_depth",
-    ),
-    "analyses.comparisons.scaling": (
-        "ModelAssociation",
-        "correlate_models",
-    ),
-    "analyses.verdicts.held_out": (
-        "SplitEstimate",
-        "split_estimates",
-    ),
-    "analyses.comparisons.planning": (
-        "SamplePlan",
-        "plan_samples",
-    ),
-    "analyses.reports.published": (
-        "Published",
-        "PublishedNumbers",
-        "load_published",
-    ),
-    "analyses.reports.export": (
-        "render",
-        "to_csv",
-    ),
-    "analyses.reports.text": (
-        "Table",
-        "to_record",
-    ),
-    "analyses.reports.tables": (
-        "collapse_table",
-        "difference_table",
-        "horizon_table",
-    ),
-    "analyses.scores.scorers": ("score_answer",),
-    "analyses.scores.scores": (
-        "Score",
-        "score_run",
-    ),
-    "analyses.curves.selections": (
-        "Selection",
-        "exclusions",
-        "select_samples",
-    ),
-    "analyses.curves.target_shares": (
-        "TargetShare",
-        "target_shares",
-    ),
-    "analyses.verdicts.first_order": (
-        "GateAgreement",
-        "gate_agreement",
-    ),
-    "analyses.curves.spectra": (
-        "MeanSpectrum",
-        "mean_spectra",
-    ),
-    "analyses.reports.summary": ("summarize",),
-    "figures.entropy": (
-        "plot_entropy_curves",
-        "figure_entropy_curves",
-        "plot_spectrum",
-        "figure_spectrum",
-    ),
-    "analyses.verdicts.token_information": (
-        "TokenInformation",
-        "gather_information",
-    ),
-    "figures.information": (
-        "plot_token_information",
-        "figure_token_information",
-    ),
-    "figures.horizon": (
-        "plot_removal_curves",
-        "figure_removal_curves",
-    ),
-    "figures.comparison": (
-        "plot_horizon_comparison",
-        "figure_horizon_comparison",
-    ),
-    "figures.overlay": (
-        "window_boxes",
-        "plot_token_heatmap",
-        "figure_token_heatmap",
-    ),
-    "figures.paper": ("save_figures",),
-    "probes.models.probed": ("ProbedModel",),
-    "probes.loading.loading": ("load_model",),
-    "probes.data.samples": (
-        "Sample",
-        "SampleError",
-    ),
-    "probes.data.readers": (
-        "SampleStream",
-        "read_samples",
-    ),
-    "probes.data.tasks": (
-        "Task",
-        "find_task",
-    ),
-    "probes.replay.capture": (
-        "VisualStates",
-        "capture",
-    ),
-    "probes.measures.entropy": (
-        "matrix_entropy",
-        "matrix_spectrum",
-        "token_entropy",
-    ),
-    "probes.measures.generation": (
-        "Generation",
-        "generate_answer",
-    ),
-    "probes.measures.information": (
-        "InformationGrid",
-        "RemovalCurve",
-    ),
-    "probes.measures.single": (
-        "removal_curve",
-        "token_information",
-    ),
-    "probes.cost.cost": (
-        "Cost",
-        "estimate_cost",
-    ),
-    "probes.loading.check": (
-        "ModelCheck",
-        "check_model",
-    ),
-    "probes.measures.integrated": (
-        "IntegratedInformation",
-        "integrated_information",
-    ),
-    "probes.sweeps.sweep": ("run",),
-    "vlm_horizon.adaptive": (
-        "Replays",
-        "count_replays",
-        "run_adaptive",
-    ),
-    "vlm_horizon.shipped": ("data_path",),
-    "vlm_horizon.demo": ("run_demo",),
-}
-_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+if TYPE_CHECKING:
+    import figures as figures
+    from analyses.comparisons.compare import compare_horizons
+    from analyses.comparisons.planning import plan_samples
+    from analyses.curves.selections import select_samples
+    from analyses.reports.summary import summarize
+    from analyses.runs.reader import load_run
+    from analyses.runs.schema import HorizonError
+    from analyses.scores.scores import score_run
+    from analyses.verdicts.agreement import compare_collapse_to_horizon
+    from analyses.verdicts.collapse import find_collapse_layer
+    from analyses.verdicts.horizon import find_horizon
+    from figures.comparison import figure_horizon_comparison, plot_horizon_comparison
+    from figures.entropy import figure_entropy_curves, figure_spectrum, plot_entropy_curves, plot_spectrum
+    from figures.horizon import figure_removal_curves, plot_removal_curves
+    from figures.information import figure_token_information, plot_token_information
+    from figures.overlay import figure_token_heatmap, plot_token_heatmap
+    from figures.overlay import window_boxes as window_boxes
+    from figures.paper import save_figures
+    from probes.cost.cost import estimate_cost
+    from probes.data.readers import read_samples
+    from probes.data.samples import Sample
+    from probes.loading.check import check_model
+    from probes.loading.loading import load_model
+    from probes.measures.entropy import matrix_entropy, token_entropy
+    from probes.measures.single import removal_curve, token_information
+    from probes.replay.capture import capture
+    from probes.sweeps.sweep import run
+    from vlm_horizon import engines as engines
+    from vlm_horizon import measures as measures
+    from vlm_horizon import results as results
+    from vlm_horizon import samples as samples
+    from vlm_horizon import selections as selections
+    from vlm_horizon import tables as tables
+    from vlm_horizon import verdicts as verdicts
+    from vlm_horizon.adaptive import run_adaptive
+    from vlm_horizon.demo import run_demo
 
-__all__ = [  # spelled out for readers and type checkers; a test holds it to _NAMES
-    "Agreement",
-    "CollapseDetector",
-    "CollapseLayer",
-    "Comparison",
-    "Cost",
-    "CriterionVerdict",
-    "Difference",
-    "GateAgreement",
-    "Generation",
-    "Horizon",
-    "HorizonDetector",
-    "HorizonError",
-    "InformationGrid",
-    "IntegratedInformation",
-    "JointCollapseLayer",
-    "MeanSpectrum",
-    "ModelAssociation",
-    "ModelCheck",
-    "ProbedModel",
-    "Published",
-    "PublishedNumbers",
-    "RemovalCurve",
-    "Replays",
-    "Run",
-    "RunConfig",
-    "Sample",
-    "SampleAssociation",
-    "SampleError",
-    "SamplePlan",
-    "SampleStream",
-    "Score",
-    "Selection",
-    "SplitEstimate",
-    "Table",
-    "TargetShare",
-    "Task",
-    "TokenGrids",
-    "TokenInformation",
-    "VisualStates",
-    "capture",
-    "check_model",
-    "collapse_table",
-    "compare_collapse_to_horizon",
-    "compare_criteria",
-    "compare_horizons",
-    "correlate_half_depth",
-    "correlate_models",
-    "count_replays",
-    "data_path",
-    "difference_table",
-    "estimate_cost",
-    "exclusions",
-    "figure_entropy_curves",
-    "figure_horizon_comparison",
-    "figure_removal_curves",
-    "figure_spectrum",
-    "figure_token_heatmap",
-    "figure_token_information",
-    "find_collapse_layer",
-    "find_horizon",
-    "find_task",
-    "gate_agreement",
-    "gather_information",
-    "generate_answer",
-    "horizon_table",
-    "integrated_information",
-    "joint_collapse_layer",
+    # all names of these modules may be had from here too, as before they had a place of their own
+    from vlm_horizon.measures import *  # noqa: F403
+    from vlm_horizon.results import *  # noqa: F403
+    from vlm_horizon.samples import *  # noqa: F403
+    from vlm_horizon.selections import *  # noqa: F403
+    from vlm_horizon.shipped import data_path
+    from vlm_horizon.tables import *  # noqa: F403
+    from vlm_horizon.verdicts import *  # noqa: F403
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
+
+__all__ = [  # noqa: RUF022 (in the order of the work)
+    # load a model, read samples
     "load_model",
-    "load_published",
-    "load_run",
-    "matrix_entropy",
-    "matrix_spectrum",
-    "mean_spectra",
-    "plan_samples",
-    "plot_entropy_curves",
-    "plot_horizon_comparison",
-    "plot_removal_curves",
-    "plot_spectrum",
-    "plot_token_heatmap",
-    "plot_token_information",
+    "check_model",
+    "data_path",
     "read_samples",
+    "Sample",
+    # probe one sample
+    "capture",
+    "matrix_entropy",
+    "token_entropy",
     "removal_curve",
-    "render",
+    "token_information",
+    # run
+    "estimate_cost",
     "run",
     "run_adaptive",
+    "load_run",
     "run_demo",
-    "sample_depths",
-    "save_figures",
-    "score_answer",
-    "score_run",
+    # find
     "select_samples",
-    "split_estimates",
+    "score_run",
+    "find_collapse_layer",
+    "find_horizon",
     "summarize",
-    "target_shares",
-    "to_csv",
-    "to_record",
-    "token_entropy",
-    "token_information",
-    "window_boxes",
+    # compare, plan
+    "compare_horizons",
+    "compare_collapse_to_horizon",
+    "plan_samples",
+    # figures
+    "plot_entropy_curves",
+    "figure_entropy_curves",
+    "plot_spectrum",
+    "figure_spectrum",
+    "plot_token_information",
+    "figure_token_information",
+    "plot_removal_curves",
+    "figure_removal_curves",
+    "plot_horizon_comparison",
+    "figure_horizon_comparison",
+    "plot_token_heatmap",
+    "figure_token_heatmap",
+    "save_figures",
+    # what all of them raise
+    "HorizonError",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]

@@ -33,6 +33,7 @@ from analyses.verdicts.horizon import Horizon, find_horizon
 if TYPE_CHECKING:
     from probes.data.samples import Sample
     from probes.models.probed import ProbedModel
+    from probes.sweeps.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def run_adaptive(
     model: ProbedModel,
     samples: Iterable[Sample],
     out: str | Path,
+    *,
+    engine: Engine | None = None,
     **options: Unpack[AdaptiveKeywords],
 ) -> Run:
     """Measure as `run` does, with token grids at few layers: those that bracket each task type's horizon.
@@ -80,6 +83,7 @@ def run_adaptive(
         model: as loaded.
         samples: as in `run`.
         out: the run directory, new or of the same configuration.
+        engine: what runs the jobs of every sweep, as in `run`.
         options: of `run`, by name, except layers and token_layers.
 
     Returns:
@@ -98,18 +102,18 @@ def run_adaptive(
     request = SweepOptions(**settings)
     progress = request.progress
     while True:
-        found = run(model, samples, out, **settings | {"token_layers": "auto"})
+        measured = run(model, samples, out, engine=engine, **settings | {"token_layers": "auto"})
         settings["retry_failed"] = False  # once is enough
         samples = samples[: request.limit]
         wanted = _wanted_rows(samples, request.token_samples)
-        waiting = _of_other_shards(found, len(samples), wanted, request.shard)
+        waiting = _of_other_shards(measured, len(samples), wanted, request.shard)
         if waiting:
             _say(progress, f"{waiting} rows of other shards are still to come: give the same command again after them")
-            return found
-        step = _next_step(found, wanted, budget)
+            return measured
+        step = _next_step(measured, wanted, budget)
         _say(progress, step.words)
         if not step.layers and not step.pilot:
-            return found
+            return measured
         record_choice(out, layers=step.layers, pilot=step.pilot)
 
 
@@ -140,9 +144,9 @@ def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) ->
 
 def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
     """The budget in layers; raises HorizonError where there is nothing to choose."""
-    taken = [name for name in ("layers", "token_layers") if options.get(name) is not None]
-    if taken:
-        raise HorizonError(f"{' and '.join(taken)} cannot be given where layers are chosen: leave out one or the other")
+    fixed = [name for name in ("layers", "token_layers") if options.get(name) is not None]
+    if fixed:
+        raise HorizonError(f"{' and '.join(fixed)} cannot be given where layers are chosen: leave out one or the other")
     missing = {"removal", "information"} - set(options.get("probes", PROBES))
     if missing:
         raise HorizonError(
@@ -168,18 +172,18 @@ def _of_other_shards(run: Run, n_rows: int, wanted: set[int], shard: tuple[int, 
         if row not in run.samples.index:
             return True
         record = run.samples.loc[row]
-        asked = run.config.grid_layers(row, str(record["task_type"] or ""))
-        if record["status"] != "ok" or row not in wanted or not asked:
+        chosen = run.config.grid_layers(row, str(record["task_type"] or ""))
+        if record["status"] != "ok" or row not in wanted or not chosen:
             return False
-        held = run.token_layers(row)
-        return bool(set(asked) - set(held)) and (bool(held) or "information" not in list(record["probes"]))
+        stored = run.token_layers(row)
+        return bool(set(chosen) - set(stored)) and (bool(stored) or "information" not in list(record["probes"]))
 
     return sum(lacks(row) for row in range(n_rows) if row % shard[1] != shard[0])
 
 
 def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
     """What follows from what is on disk."""
-    removal = {found.group["task_type"]: found for found in find_horizon(run, criterion="removal")}
+    removal = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="removal")}
     rows = {name: _rows_of(run, name, wanted) for name in removal}
     sizes = {name: pilot_size(len(rows[name]), run.config.n_layers, budget) for name in removal if rows[name]}
     if not sizes:
@@ -191,7 +195,7 @@ def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
         return _Step({}, pilot, words)
     information = {}
     if "keep-one" in run.config.contexts and run.config.chosen_layers:
-        information = {found.group["task_type"]: found for found in find_horizon(run, criterion="information")}
+        information = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="information")}
     added: dict[str, list[int]] = {}
     for name in sizes:
         n_pilot = len(set(rows[name]) & set(run.config.pilot_rows))
@@ -232,36 +236,39 @@ def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
 def _rows_of(run: Run, task_type: str, wanted: set[int]) -> list[int]:
     """Rows of one task type that get token grids, or have them."""
     measured = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
-    own = run.ok.index[run.ok["task_type"].fillna("") == task_type]
-    return [int(row) for row in own if row in wanted and row in measured]
+    rows = run.ok.index[run.ok["task_type"].fillna("") == task_type]
+    return [int(row) for row in rows if row in wanted and row in measured]
 
 
 def _words(run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], added: dict[str, list[int]]) -> str:
-    """What was found, what is measured next and why."""
-    layers = {name: np.union1d(run.config.chosen_layers.get(name, []), new).astype(int) for name, new in added.items()}
-    planned = "; ".join(f"{name or 'all'} token grids at {layer_words(chosen)}" for name, chosen in layers.items())
-    found = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
+    """The horizons so far, and what is measured next; at the end also what was spent and what is left open."""
+    verdict = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
     if added:
-        return f"{found if information else f'removal sweep done: {_verdicts(removal)}'}; {planned}"
+        layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in added.items()}
+        planned = [
+            f"{name or 'all'} token grids at {layer_words(np.array(sorted(chosen)))}" for name, chosen in layers.items()
+        ]
+        return f"{verdict if information else f'removal sweep done: {_verdicts(removal)}'}; {'; '.join(planned)}"
     count = count_replays(run)
     times = count.all / max(count.run, 1)
     grids = "first-order windows" if run.config.method == "gate" else "replays for token grids"
     spent = f"{count.run} {grids}, {times:.1f} times fewer than at every layer"
-    still = [name or "all" for name, one in information.items() if one.bracket is not None]
+    still = [name or "all" for name, horizon in information.items() if horizon.bracket is not None]
     open_ = f"; the budget is used up with {', '.join(still)} open, a larger one goes on from here" if still else ""
-    return f"done: {_verdicts(removal)}; {found}; {spent}{open_}"
+    return f"done: {_verdicts(removal)}; {verdict}; {spent}{open_}"
 
 
-def _verdicts(found: dict[str, Horizon]) -> str:
+def _verdicts(horizons: dict[str, Horizon]) -> str:
     """Every group's horizon, its interval and its half depth, in a few words."""
     parts = []
-    for name, one in found.items():
-        if one.layer is None:
-            parts.append(f"{name or 'all'} horizon none ({one.reason})")
+    for name, horizon in horizons.items():
+        if horizon.layer is None:
+            parts.append(f"{name or 'all'} horizon none ({horizon.reason})")
             continue
-        ends = f" [{one.interval[0]}, {one.interval[1]}]" if one.interval else ""
-        half = f", half depth {one.half_depth:.3g}" if one.half_depth is not None else ""
-        parts.append(f"{name or 'all'} horizon {'not before the end' if one.censored else one.layer}{ends}{half}")
+        layer = "not before the end" if horizon.censored else horizon.layer
+        ends = f" [{horizon.interval[0]}, {horizon.interval[1]}]" if horizon.interval else ""
+        half = f", half depth {horizon.half_depth:.3g}" if horizon.half_depth is not None else ""
+        parts.append(f"{name or 'all'} horizon {layer}{ends}{half}")
     return "; ".join(parts)
 
 

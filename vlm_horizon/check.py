@@ -25,19 +25,19 @@ def check(
     from probes.loading.check import check_model
 
     probed = loading.load(model, check=False)
-    found = check_model(probed)
+    result = check_model(probed)
     if as_json:
-        print(json.dumps(check_record(found), indent=2))
+        print(json.dumps(check_record(result), indent=2))
     else:
-        print(f"{facts_table(found)}\n\n{properties_table(found)}\n\n{_verdict(found)}")
-    raise typer.Exit(0 if found.passed else 1)
+        print(f"{facts_table(result)}\n\n{properties_table(result)}\n\n{_verdict(result)}")
+    raise typer.Exit(0 if result.passed else 1)
 
 
-def facts_table(found: ModelCheck) -> Table:
-    """What the model is, and how its prompt is laid out."""
-    model = found.model
-    grids = ", ".join(f"{rows} x {columns}" for rows, columns in found.grids) or "none"
-    behind = ", ".join(map(str, found.additions)) or "none"
+def facts_table(result: ModelCheck) -> Table:
+    """Tabulate what the model is, and how its prompt is laid out."""
+    model = result.model
+    grids = ", ".join(f"{rows} x {columns}" for rows, columns in result.grids) or "none"
+    additions = ", ".join(map(str, result.additions)) or "none"
     rows = [
         ("family", model.family.name),
         ("layers", str(model.n_layers)),
@@ -45,48 +45,48 @@ def facts_table(found: ModelCheck) -> Table:
         ("hidden width, vocabulary", f"{model.hidden_size}, {model.vocab_size}"),
         ("dtype, attention, device", f"{str(model.dtype).removeprefix('torch.')}, {model.attn}, {model.device}"),
         ("quantized weights", model.quantization or "no"),
-        ("tokens of the test prompt", f"{found.n_prompt}, {found.n_visual} of them visual"),
+        ("tokens of the test prompt", f"{result.n_prompt}, {result.n_visual} of them visual"),
         ("grids (rows x columns)", grids),
-        ("visual tokens without a place", str(found.n_placeless)),
-        ("layers behind which the model adds", behind),
+        ("visual tokens without a place", str(result.n_placeless)),
+        ("layers behind which the model adds", additions),
     ]
     return Table(f"{model.name}", ("what", "value"), rows)
 
 
-def properties_table(found: ModelCheck) -> Table:
-    """What was tested: the error beside what rounding explains, and what the ablation moved."""
+def properties_table(result: ModelCheck) -> Table:
+    """Tabulate each property that was tested: its error beside what rounding explains, and what the ablation moved."""
     rows = [
         (
-            tested.name,
-            f"{tested.error:.1e}",
-            f"{tested.tolerance:.0e}",
-            "" if tested.effect is None else f"{tested.effect:.2g}",
-            "holds" if tested.passed else "FAILS",
+            item.name,
+            f"{item.error:.1e}",
+            f"{item.tolerance:.0e}",
+            "" if item.effect is None else f"{item.effect:.2g}",
+            "holds" if item.passed else "FAILS",
         )
-        for tested in found.properties
+        for item in result.properties
     ]
     columns = ("property", "error", "rounding explains", "effect (nats)", "verdict")
     return Table("Self-test", columns, rows)
 
 
-def check_record(found: ModelCheck) -> dict[str, Any]:
-    """The same as plain JSON."""
-    record = {name: getattr(found, name) for name in ("n_prompt", "n_visual", "n_placeless", "grids", "additions")}
-    properties = [{**asdict(tested), "passed": tested.passed} for tested in found.properties]
+def check_record(result: ModelCheck) -> dict[str, Any]:
+    """Return what both tables say as JSON holds it."""
+    record = {name: getattr(result, name) for name in ("n_prompt", "n_visual", "n_placeless", "grids", "additions")}
+    properties = [{**asdict(item), "passed": item.passed} for item in result.properties]
     return {
-        "model": found.model.name,
-        "family": found.model.family.name,
-        "n_layers": found.model.n_layers,
-        "quantization": found.model.quantization,
+        "model": result.model.name,
+        "family": result.model.family.name,
+        "n_layers": result.model.n_layers,
+        "quantization": result.model.quantization,
         **record,
         "properties": properties,
-        "passed": found.passed,
-        "refusal": found.refusal,
+        "passed": result.passed,
+        "refusal": result.refusal,
     }
 
 
-def _verdict(found: ModelCheck) -> str:
-    if not found.passed:
-        return f"Verdict: refused. {found.refusal}"
-    worst = max(tested.error for tested in found.properties if tested.unit == "nats")
+def _verdict(result: ModelCheck) -> str:
+    if not result.passed:
+        return f"Verdict: refused. {result.refusal}"
+    worst = max(item.error for item in result.properties if item.unit == "nats")
     return f"Verdict: supported, replays agree with the model to within {worst:.1g} nats."

@@ -45,8 +45,8 @@ def cost(
     check_choice("format", output, OUTPUTS)
     options = measuring.options()
     streams = reading.open(data or ())
-    given = [sample for stream in streams for sample in stream] if data else _neutral(reading)
-    if not given:
+    examples = [sample for stream in streams for sample in stream] if data else _neutral(reading)
+    if not examples:
         raise HorizonError(f"{', '.join(data or ())} holds no samples: nothing to estimate")
     from probes.cost.cost import estimate_cost
 
@@ -54,22 +54,22 @@ def cost(
     notes = []
     if measuring.auto:
         options["token_layers"] = spread_layers(probed.n_layers, measuring.budget, options)
-        named = ", ".join(map(str, options["token_layers"]))
-        notes.append(f"layers of the token grids are chosen on the way: counted for {named}, spread over the depth")
+        layers = ", ".join(map(str, options["token_layers"]))
+        notes.append(f"layers of the token grids are chosen on the way: counted for {layers}, spread over the depth")
     if not data:
         notes.append(
             f"no DATA given: counted for a gray image of {NEUTRAL_SIDE} x {NEUTRAL_SIDE} pixels and the question "
             f"{NEUTRAL_QUESTION!r}"
         )
-    counted = samples or (len(given) if data else reading.limit or NEUTRAL_SAMPLES)
-    found = estimate_cost(probed, given, n_samples=counted, **options, **reading.told(streams, given))
+    number = samples or (len(examples) if data else reading.limit or NEUTRAL_SAMPLES)
+    estimate = estimate_cost(probed, examples, n_samples=number, **options, **reading.told(streams, examples))
     if output == "json":
-        print(json.dumps(cost_record(found), indent=2))
+        print(json.dumps(cost_record(estimate), indent=2))
         return
     for note in notes:
         print(note, file=sys.stderr)
-    print(f"{probed.name}, {probed.dtype}, {probed.device}: {found}", end="\n\n")
-    for table in cost_tables(found):
+    print(f"{probed.name}, {probed.dtype}, {probed.device}: {estimate}", end="\n\n")
+    for table in cost_tables(estimate):
         print(render(table, output), end="\n\n")
 
 
@@ -97,7 +97,7 @@ def _neutral(reading: Reading) -> list[Sample]:
 
 
 def cost_record(cost: Cost) -> dict[str, object]:
-    """A cost as JSON holds it, totals included; seconds, bytes, and single operations."""
+    """Return a cost as JSON holds it, totals included, in seconds, bytes and single operations."""
     totals = {
         "total_replays": cost.total_replays,
         "total_operations": cost.total_operations,
@@ -109,7 +109,7 @@ def cost_record(cost: Cost) -> dict[str, object]:
 
 
 def cost_tables(cost: Cost) -> list[Table]:
-    """Work and time by part, peak memory with its formula, disk."""
+    """Tabulate work and time by part, peak memory with its formula, and disk."""
     return [_work_table(cost), _memory_table(cost), _disk_table(cost)]
 
 
@@ -145,8 +145,8 @@ def _work_table(cost: Cost) -> Table:
 def _memory_table(cost: Cost) -> Table:
     from probes.cost.units import byte_text
 
-    rows = [(part, byte_text(held), cost.formulas.get(part, "")) for part, held in cost.memory.items()]
-    largest = max((held, part) for part, held in cost.memory.items() if part not in ("resident", "capture"))[1]
+    rows = [(part, byte_text(size), cost.formulas.get(part, "")) for part, size in cost.memory.items()]
+    largest = max((size, part) for part, size in cost.memory.items() if part not in ("resident", "capture"))[1]
     formula = f"resident + capture + {largest}, the largest of the others"
     return Table("Peak memory", ("part", "bytes", "formula"), [*rows, ("peak", byte_text(cost.peak_bytes), formula)])
 
@@ -154,5 +154,5 @@ def _memory_table(cost: Cost) -> Table:
 def _disk_table(cost: Cost) -> Table:
     from probes.cost.units import byte_text
 
-    rows = [(part, byte_text(held)) for part, held in cost.disk.items()]
+    rows = [(part, byte_text(size)) for part, size in cost.disk.items()]
     return Table("Disk", ("part", "bytes"), [*rows, ("all", byte_text(cost.disk_bytes))])

@@ -45,6 +45,9 @@ def run_demo(
         limit: at most so many samples of each set.
         progress: show progress on standard error.
         say: receives one line at a time.
+
+    Returns:
+        The runs, the figures and the sentences; runs and figures are in `out`.
     """
     import torch
 
@@ -63,10 +66,10 @@ def run_demo(
     try:
         for name in MODELS:
             model = load_model(data_path("demo-models", name))
-            counted = min(token_samples, limit or token_samples)
+            with_grids = min(token_samples, limit or token_samples)
             say(
                 f"{name}: {len(samples)} samples, removals from {model.n_layers} layers and {len(STREAMS)} entropy "
-                f"streams each; token grids on the first {counted} of each task"
+                f"streams each; token grids on the first {with_grids} of each task"
             )
             runs.append(
                 run(
@@ -82,7 +85,7 @@ def run_demo(
             )
     finally:
         torch.set_num_threads(threads)
-    drawn = save_figures(runs, out / "figures")
-    for name, reason in drawn.skipped.items():
+    saved = save_figures(runs, out / "figures")
+    for name, reason in saved.skipped.items():
         say(f"figure {name} was not drawn: {reason}")
-    return Demo(runs, drawn.written, summarize(runs))
+    return Demo(runs, saved.written, summarize(runs))

@@ -12,6 +12,7 @@ from planted_models import cut_from
 from random_models import QUESTION, random_image, random_llava, random_processor
 
 import probes.parts.grids
+import probes.sweeps.stages
 import probes.sweeps.sweep
 import vlm_horizon as vh
 from vlm_horizon.cli import main
@@ -165,7 +166,7 @@ def test_a_spent_budget_claims_nothing_and_a_larger_one_goes_on(tmp_path, capsys
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
     model, samples = demo_model(), demo_samples(2)
     straight = vh.run_adaptive(model, samples, tmp_path / "straight", **PROBES)
-    original, calls = probes.sweeps.sweep.measure, []
+    original, calls = probes.sweeps.stages.measure, []
 
     def interrupt(*arguments):
         calls.append(arguments[1])
@@ -173,7 +174,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch)
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(probes.sweeps.sweep, "measure", interrupt)
+    monkeypatch.setattr(probes.sweeps.stages, "measure", interrupt)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             vh.run_adaptive(model, samples, tmp_path / "run", **PROBES)

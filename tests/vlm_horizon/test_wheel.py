@@ -309,7 +309,9 @@ FROM_WHEEL = """
     out, modules = sys.argv[1], json.loads(sys.argv[2])
     for module in modules:
         import_module(module)
-    homes = {name: getattr(vh, name).__module__ for name in vh.__all__}
+    earlier = ("Horizon", "RemovalCurve", "window_boxes")
+    homes = {name: getattr(vh, name).__module__ for name in (*vh.__all__, *earlier)}
+    assert (vh.Horizon, vh.window_boxes) == (vh.results.Horizon, vh.figures.window_boxes)
     paper = vh.figures.paper
     short = {"names": ["token-heatmap"], "formats": ["png"], "widths": ["column"]}
     paper.save_figures = functools.partial(paper.save_figures, **short)
@@ -329,7 +331,7 @@ def test_every_module_every_name_and_the_demo_work_from_a_wheel(wheel, tmp_path)
     place, homes, folders, counts, n_figures, n_sentences = json.loads(printed.splitlines()[-1])
     assert Path(place) == wheel / "vlm_horizon" / "__init__.py"
     assert folders == []
-    assert sorted(homes) == sorted(vh.__all__)
+    assert sorted(homes) == sorted([*vh.__all__, "Horizon", "RemovalCurve", "window_boxes"])
     assert all(home.startswith("vlm_horizon.") for home in homes.values())
     assert counts == [[4, 2], [4, 2]]
     assert n_figures == 1

@@ -18,6 +18,7 @@ import probes.measures.calls
 import probes.measures.noise
 import probes.plans.jobs
 import probes.replay.replay
+import probes.sweeps.forecast
 import probes.sweeps.measure
 import probes.sweeps.sweep
 import vlm_horizon as vh
@@ -77,7 +78,7 @@ class Announced:
 @pytest.fixture
 def announced(monkeypatch, run_replays):
     """Replays that the first line of the last run names."""
-    original, found = probes.sweeps.sweep.announcement, Announced()
+    original, found = probes.sweeps.forecast.announcement, Announced()
 
     def listening(*arguments, **how):
         found.taken.append(sum(run_replays))
@@ -86,7 +87,7 @@ def announced(monkeypatch, run_replays):
         run_replays.clear()  # the calibration's
         return said
 
-    monkeypatch.setattr(probes.sweeps.sweep, "announcement", listening)
+    monkeypatch.setattr(probes.sweeps.forecast, "announcement", listening)
     return found
 
 
@@ -538,7 +539,7 @@ def test_a_sample_that_cannot_be_measured_is_passed_over(model, tmp_path, capsys
 
 
 def test_without_progress_nothing_is_calibrated(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(probes.sweeps.sweep, "announcement", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(probes.sweeps.forecast, "announcement", lambda *_: pytest.fail("calibrated"))
     vh.run(model, demo_samples(1, "ocr"), tmp_path / "run", probes=("removal",), layers=(7,), progress=False)
     assert capsys.readouterr().err == ""
 

@@ -89,7 +89,7 @@ def test_answers_can_be_added_to_a_run_that_is_there(model, tmp_path, monkeypatc
     plain = removal_run(model, tmp_path / "run")
     assert plain.samples["generation"].isna().all()
     curves = plain.curves
-    monkeypatch.setattr("probes.sweeps.sweep.measure", None)  # nothing is measured again
+    monkeypatch.setattr("probes.sweeps.stages.measure", None)  # nothing is measured again
     run = removal_run(model, tmp_path / "run", generate=8)
     assert run.ok["generation"].tolist() == [generate_answer(model, sample).text for sample in demo_samples(2)]
     assert run.curves.equals(curves)

@@ -12,7 +12,8 @@ from demo_data import demo_model, demo_samples
 from PIL import Image
 
 import probes.directory.writer
-import probes.sweeps.sweep
+import probes.sweeps.commits
+import probes.sweeps.stages
 import vlm_horizon as vh
 from probes.models.prompts import encode
 
@@ -115,13 +116,13 @@ def removal_run(model, out, samples=None, **options):
 def test_resume_skips_what_is_committed(model, tmp_path, monkeypatch):
     removal_run(model, tmp_path / "run", limit=2)
     measured = []
-    original = probes.sweeps.sweep.measure
+    original = probes.sweeps.stages.measure
 
     def noting(m, encoded, *how):
         measured.append(encoded.entry["row"])
         return original(m, encoded, *how)
 
-    monkeypatch.setattr(probes.sweeps.sweep, "measure", noting)
+    monkeypatch.setattr(probes.sweeps.stages, "measure", noting)
     run = removal_run(model, tmp_path / "run")
     assert measured == [2, 3, 4, 5]
     assert run.samples.index.tolist() == [0, 1, 2, 3, 4, 5]
@@ -131,14 +132,14 @@ def test_resume_skips_what_is_committed(model, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_interrupted_run_keeps_what_was_finished(model, tmp_path, monkeypatch, overlap):
-    original = probes.sweeps.sweep.measure
+    original = probes.sweeps.stages.measure
 
     def interrupt(m, encoded, *how):
         if encoded.entry["row"] == 3:
             raise KeyboardInterrupt
         return original(m, encoded, *how)
 
-    monkeypatch.setattr(probes.sweeps.sweep, "measure", interrupt)
+    monkeypatch.setattr(probes.sweeps.stages, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
         removal_run(model, tmp_path / "run", overlap=overlap)
     monkeypatch.undo()
@@ -178,7 +179,7 @@ def test_samples_are_encoded_and_finished_beside_the_thread_that_measures(model,
     events = []
 
     def noting(name, row_of, slow):
-        original = getattr(probes.sweeps.sweep, name)
+        original = getattr(probes.sweeps.stages, name)
 
         def stage(*args):
             events.append((name, "begins", row_of(args), threading.current_thread()))
@@ -187,7 +188,7 @@ def test_samples_are_encoded_and_finished_beside_the_thread_that_measures(model,
             events.append((name, "ends", row_of(args), threading.current_thread()))
             return done
 
-        monkeypatch.setattr(probes.sweeps.sweep, name, stage)
+        monkeypatch.setattr(probes.sweeps.stages, name, stage)
 
     for slow in ("encode_sample", "measure", "finish"):
         events.clear()
@@ -212,7 +213,7 @@ def test_an_error_in_the_thread_that_writes_ends_the_run(model, tmp_path, monkey
     def refuse(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(probes.sweeps.sweep, "FLUSH_SAMPLES", 2)
+    monkeypatch.setattr(probes.sweeps.commits, "FLUSH_SAMPLES", 2)
     monkeypatch.setattr(probes.directory.writer, "_write_table", refuse)
     with pytest.raises(OSError, match="no space left"):
         removal_run(model, tmp_path / "run")
