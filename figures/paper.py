@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analyses.runs import HorizonError, as_runs
+from analyses.runs import HorizonError, as_runs, check_choices
 from figures.comparison import figure_horizon_comparison
 from figures.entropy import figure_entropy_curves, figure_spectrum
 from figures.horizon import figure_removal_curves
@@ -65,8 +65,8 @@ def save_figures(
         HorizonError: a name, format or width that does not exist.
     """
     chosen = list(FIGURES) if names is None else list(names)
-    _check("figure", chosen, FIGURES)
-    _check("figure format", formats, METADATA)
+    check_choices("figure", chosen, FIGURES)
+    check_choices("figure format", formats, METADATA)
     for width in widths:
         figure_width(width)
     opened = as_runs(runs)
@@ -83,12 +83,6 @@ def save_figures(
         for width, figure in drawn.items():
             written += _write(figure, directory / f"{name}_{width}", formats)
     return SavedFigures(written, skipped)
-
-
-def _check(what: str, given: Iterable[str], choices: Iterable[str]) -> None:
-    unknown = [name for name in given if name not in choices]
-    if unknown:
-        raise HorizonError(f"no {what} {unknown[0]!r}; choose from {', '.join(choices)}")
 
 
 @paper_style()

@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib
 
-from analyses.runs import HorizonError, split_stream, tokens_text
+from analyses.runs import check_choice, split_stream, tokens_text
 
 WIDTHS = {"column": 3.25, "page": 6.75}  # inches: one column and the full page of the usual two-column styles
 FONT_SIZE = 7.5  # points, at the printed size
@@ -141,6 +141,5 @@ def figure_width(width: str) -> float:
     Raises:
         HorizonError: the name is not one of `WIDTHS`.
     """
-    if width not in WIDTHS:
-        raise HorizonError(f"no figure width {width!r}; choose one of {', '.join(WIDTHS)}")
+    check_choice("figure width", width, WIDTHS)
     return WIDTHS[width]

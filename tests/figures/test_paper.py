@@ -88,9 +88,9 @@ def test_what_a_run_cannot_carry_is_skipped_with_its_reason(only_removal, tmp_pa
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"names": ["pie-chart"]}, "figure 'pie-chart'; choose from entropy-curves, spectrum"),
-        ({"formats": ["gif"]}, "format 'gif'; choose from pdf, svg, png"),
-        ({"widths": ["poster"]}, "width 'poster'; choose one of column, page"),
+        ({"names": ["pie-chart"]}, "figure 'pie-chart' is unknown; choose from entropy-curves, spectrum"),
+        ({"formats": ["gif"]}, "figure format 'gif' is unknown; choose from pdf, svg, png"),
+        ({"widths": ["poster"]}, "figure width 'poster' is unknown; choose from column, page"),
     ],
 )
 def test_unknown_words_name_the_choices_and_write_nothing(run, tmp_path, given, message):
