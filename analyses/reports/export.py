@@ -33,10 +33,10 @@ def render(table: Table, form: str = "text") -> str:
     """
     if form not in FORMATS:
         raise HorizonError(f"table format {form!r} is unknown; choose from {', '.join(FORMATS)}")
-    shown = with_notes(table)
+    noted = with_notes(table)
     if form == "text":
-        return str(shown)
-    return _markdown(shown) if form == "markdown" else _latex(shown)
+        return str(noted)
+    return _markdown(noted) if form == "markdown" else _latex(noted)
 
 
 def to_csv(results: Sequence[Any]) -> str:
@@ -66,7 +66,7 @@ def _flatten(record: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in record.items():
         if name == "group":
-            flat |= {f"group.{column}": held for column, held in value.items()}
+            flat |= {f"group.{column}": label for column, label in value.items()}
         elif name.endswith("interval"):
             flat |= {f"{name}.low": (value or [None])[0], f"{name}.high": (value or [None])[-1]}
         else:
