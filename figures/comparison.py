@@ -51,18 +51,18 @@ def plot_horizon_comparison(
     """
     check_choice("unit", unit, UNITS)
     alone, ax = ax is None, new_axes(ax)
-    looks = looks or assign_looks(group_label(found.group, found.tokens) for found in horizons)
-    several = len({found.model for found in horizons}) > 1
+    looks = looks or assign_looks(group_label(horizon.group, horizon.tokens) for horizon in horizons)
+    several = len({horizon.model for horizon in horizons}) > 1
     rows = []
-    for i, found in enumerate(horizons):
-        label = group_label(found.group, found.tokens)
-        scale = 1.0 if unit == "layers" else 1 / found.n_layers
-        _draw_row(ax, found, i, scale, looks[label])
-        rows.append(f"{found.model}\n{label}" if several else label)
+    for i, horizon in enumerate(horizons):
+        label = group_label(horizon.group, horizon.tokens)
+        scale = 1.0 if unit == "layers" else 1 / horizon.n_layers
+        _draw_row(ax, horizon, i, scale, looks[label])
+        rows.append(f"{horizon.model}\n{label}" if several else label)
     ax.set_yticks(range(len(rows)), rows)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    last = 1 if unit == "fraction" else max(found.n_layers for found in horizons)
+    last = 1 if unit == "fraction" else max(horizon.n_layers for horizon in horizons)
     ax.set_xlim(0, last * 1.04)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=unit == "layers"))
     ax.set_xlabel(UNITS[unit])
@@ -74,20 +74,20 @@ def plot_horizon_comparison(
     return ax
 
 
-def _draw_row(ax: Axes, found: Horizon, row: int, scale: float, look: Look) -> None:
+def _draw_row(ax: Axes, horizon: Horizon, row: int, scale: float, look: Look) -> None:
     """The two marks of one group, or that there is none."""
-    if found.half_depth is None and found.layer is None:
+    if horizon.half_depth is None and horizon.layer is None:
         ax.text(0, row, " none", va="center", fontsize=SMALL, color=GRAY)
-    if found.half_depth is not None:
-        height, low_high = row - OFFSET, found.half_depth_interval
+    if horizon.half_depth is not None:
+        height, low_high = row - OFFSET, horizon.half_depth_interval
         if low_high is not None:
             ax.plot([scale * end for end in low_high], [height, height], color=look.color, linewidth=2.2, **FLAT)
-        ax.plot(scale * found.half_depth, height, look.marker, color=look.color)
-    if found.layer is not None:
-        height, ends = row + OFFSET, found.interval or (found.layer, found.layer)
+        ax.plot(scale * horizon.half_depth, height, look.marker, color=look.color)
+    if horizon.layer is not None:
+        height, ends = row + OFFSET, horizon.interval or (horizon.layer, horizon.layer)
         ax.plot([scale * end for end in ends], [height, height], color=look.color, linewidth=1, **FLAT)
-        marker = ">" if found.censored else look.marker
-        ax.plot(scale * found.layer, height, marker, color=look.color, markerfacecolor="white", clip_on=False)
+        marker = ">" if horizon.censored else look.marker
+        ax.plot(scale * horizon.layer, height, marker, color=look.color, markerfacecolor="white", clip_on=False)
 
 
 def comparison_keys() -> list[Line2D]:
@@ -102,10 +102,10 @@ def comparison_keys() -> list[Line2D]:
 def difference_words(differences: Sequence[Difference]) -> list[str]:
     """One line for each pair and quantity that can be given, half depths first: paired if possible, else unpaired."""
     lines: dict[tuple[str, str, str], dict[bool, list[Difference]]] = {}
-    for found in differences:
-        if found.value is not None:
-            pair = lines.setdefault((found.quantity, found.a, found.b), {})
-            pair.setdefault(found.paired, []).append(found)
+    for difference in differences:
+        if difference.value is not None:
+            pair = lines.setdefault((difference.quantity, difference.a, difference.b), {})
+            pair.setdefault(difference.paired, []).append(difference)
     return [
         f"{quantity.replace('_', ' ')}, {a} \N{MINUS SIGN} {b} = {_values_words(pair[max(pair)])}"
         for (quantity, a, b), pair in sorted(lines.items(), key=lambda line: line[0][0] != "half_depth")
@@ -115,10 +115,11 @@ def difference_words(differences: Sequence[Difference]) -> list[str]:
 def _values_words(differences: Sequence[Difference]) -> str:
     """Values with intervals in every unit, and what they rest on."""
     words = []
-    for found in differences:
-        digits, unit = (1, "layers") if found.unit == "layers" else (2, "of depth")
-        interval = "" if found.interval is None else " [{:+.{d}f}, {:+.{d}f}]".format(*found.interval, d=digits)
-        words.append(f"{found.value:+.{digits}f}{interval} {unit}".replace(" ", NO_BREAK))
+    for difference in differences:
+        digits, unit = (1, "layers") if difference.unit == "layers" else (2, "of depth")
+        ends = difference.interval
+        interval = "" if ends is None else f" [{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
+        words.append(f"{difference.value:+.{digits}f}{interval} {unit}".replace(" ", NO_BREAK))
     first = differences[0]
     basis = f"paired, {first.n_a} images" if first.paired else f"unpaired, {first.n_a} and {first.n_b} images"
     bound = f", a bound: {NOT_REACHED}" if first.censored else ""
@@ -165,8 +166,8 @@ def figure_horizon_comparison(runs: Runs, *, width: str = "page", between: str =
 
 def _notes(comparisons: Sequence[Comparison], *, several: bool) -> list[str]:
     """The differences in words, half depths first, and why a group has no horizon."""
-    found = [difference for comparison in comparisons for difference in comparison.differences]
-    notes = difference_words(found)
+    differences = [difference for comparison in comparisons for difference in comparison.differences]
+    notes = difference_words(differences)
     if len(notes) > MOST_NOTES:
         notes[MOST_NOTES:] = [f"({len(notes) - MOST_NOTES} more differences are not printed here)"]
     lost = [horizon for horizon in comparisons[0].groups if horizon.layer is None]

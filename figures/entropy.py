@@ -49,17 +49,17 @@ def plot_entropy_curves(
         ax: where to draw; a new figure of column width if not given.
     """
     alone, ax = ax is None, new_axes(ax)
-    looks = looks or assign_looks(group_label(found.group) for found in collapse)
+    looks = looks or assign_looks(group_label(result.group) for result in collapse)
     verdicts: dict[str, list[str]] = {}
-    for found in collapse:
-        label = group_label(found.group)
+    for result in collapse:
+        label = group_label(result.group)
         look = looks[label]
-        ax.fill_between(found.layers, found.low, found.high, color=look.color, alpha=0.2, linewidth=0)
-        ax.plot(found.layers, found.curve, color=look.color, linestyle=look.linestyle, label=label)
-        if found.layer is not None:
-            _mark_collapse(ax, found, look)
-        verdicts.setdefault("no ECL" if found.layer is None else f"ECL {found.layer}", []).append(label)
-    layers = np.concatenate([found.layers for found in collapse])
+        ax.fill_between(result.layers, result.low, result.high, color=look.color, alpha=0.2, linewidth=0)
+        ax.plot(result.layers, result.curve, color=look.color, linestyle=look.linestyle, label=label)
+        if result.layer is not None:
+            _mark_collapse(ax, result, look)
+        verdicts.setdefault("no ECL" if result.layer is None else f"ECL {result.layer}", []).append(label)
+    layers = np.concatenate([result.layers for result in collapse])
     layer_axis(ax, layers.min(), layers.max(), STATE_AXIS)
     value_axis(ax, "Matrix entropy (nats)")
     several = len(verdicts) > 1
@@ -70,14 +70,14 @@ def plot_entropy_curves(
     return ax
 
 
-def _mark_collapse(ax: Axes, found: CollapseLayer, look: Look) -> None:
+def _mark_collapse(ax: Axes, collapse: CollapseLayer, look: Look) -> None:
     """Mark the first layer after the drop on the curve, with its interval as a horizontal bar."""
-    assert found.layer is not None
-    height = found.curve[np.searchsorted(found.layers, found.layer)]
-    low, high = found.interval or (found.layer, found.layer)
+    assert collapse.layer is not None
+    height = collapse.curve[np.searchsorted(collapse.layers, collapse.layer)]
+    low, high = collapse.interval or (collapse.layer, collapse.layer)
     ax.plot([low, high], [height, height], color=look.color, linewidth=2.2, solid_capstyle="butt")
-    ax.plot(found.layer, height, look.marker, color=look.color, markersize=5, markeredgecolor="white", zorder=4)
-    ax.axvline(found.layer, color=look.color, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=0)
+    ax.plot(collapse.layer, height, look.marker, color=look.color, markersize=5, markeredgecolor="white", zorder=4)
+    ax.axvline(collapse.layer, color=look.color, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=0)
 
 
 @paper_style()
@@ -92,13 +92,13 @@ def figure_entropy_curves(runs: Runs, *, width: str = "page", by: tuple[str, ...
     Raises:
         HorizonError: no run holds entropies, or two runs hold the same group of one model.
     """
-    found = [result for run in with_probe(runs, "entropy") for result in find_collapse_layer(run, by=by)]
-    check_distinct((result.model, group_label(result.group), result.stream) for result in found)
-    looks = assign_looks(group_label(result.group) for result in found)
-    several = len({result.model for result in found}) > 1
-    fig, axes = facet_grid([(result.model, result.stream) for result in found], width)
+    collapses = [result for run in with_probe(runs, "entropy") for result in find_collapse_layer(run, by=by)]
+    check_distinct((result.model, group_label(result.group), result.stream) for result in collapses)
+    looks = assign_looks(group_label(result.group) for result in collapses)
+    several = len({result.model for result in collapses}) > 1
+    fig, axes = facet_grid([(result.model, result.stream) for result in collapses], width)
     for (model, stream), ax in axes.items():
-        plot_entropy_curves([f for f in found if (f.model, f.stream) == (model, stream)], looks=looks, ax=ax)
+        plot_entropy_curves([f for f in collapses if (f.model, f.stream) == (model, stream)], looks=looks, ax=ax)
         retitle(ax, panel_title(model, stream_title(stream), several=several))
     share_labels(fig, axes.values())
     label_panels(axes.values())
@@ -119,8 +119,8 @@ def plot_spectrum(spectrum: MeanSpectrum, *, colors: ListedColormap | None = Non
     palette = colors or layer_colors(int(spectrum.layers.max()))
     ranks = np.arange(1, spectrum.values.shape[1] + 1)
     for layer, values in zip(spectrum.layers, spectrum.values, strict=True):
-        shown = np.where(values >= SMALLEST_EIGENVALUE, values, np.nan)
-        ax.plot(ranks, shown, color=palette(int(layer)), linewidth=0.9, label=f"layer {layer}")
+        visible = np.where(values >= SMALLEST_EIGENVALUE, values, np.nan)
+        ax.plot(ranks, visible, color=palette(int(layer)), linewidth=0.9, label=f"layer {layer}")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.xaxis.set_major_formatter("{x:g}")

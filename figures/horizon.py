@@ -59,16 +59,16 @@ def plot_removal_curves(
         ax: where to draw; a new figure of column width, with a legend, if not given.
     """
     alone, ax = ax is None, new_axes(ax)
-    looks = looks or assign_looks(group_label(found.group, found.tokens) for found in horizons)
-    for found in horizons:
-        label = group_label(found.group, found.tokens)
+    looks = looks or assign_looks(group_label(horizon.group, horizon.tokens) for horizon in horizons)
+    for horizon in horizons:
+        label = group_label(horizon.group, horizon.tokens)
         look = looks[label]
-        ax.fill_between(found.layers, found.low, found.high, color=look.color, alpha=0.2, linewidth=0)
-        ax.plot(found.layers, found.effect, color=look.color, linestyle=look.linestyle, label=label)
-        ax.axhline(found.threshold, color=look.color, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
-        _mark_half_depth(ax, found, look)
+        ax.fill_between(horizon.layers, horizon.low, horizon.high, color=look.color, alpha=0.2, linewidth=0)
+        ax.plot(horizon.layers, horizon.effect, color=look.color, linestyle=look.linestyle, label=label)
+        ax.axhline(horizon.threshold, color=look.color, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
+        _mark_half_depth(ax, horizon, look)
     first = horizons[0]
-    layer_axis(ax, min(found.layers.min() for found in horizons), first.n_layers, CUT_AXIS)
+    layer_axis(ax, min(horizon.layers.min() for horizon in horizons), first.n_layers, CUT_AXIS)
     mark_horizons(ax, horizons, looks)
     value_axis(ax, f"Removal effect on ${MEASURE_NAMES[first.measure]}$ ({MEASURES[first.measure]})")
     retitle(ax, first.model)
@@ -77,14 +77,14 @@ def plot_removal_curves(
     return ax
 
 
-def _mark_half_depth(ax: Axes, found: Horizon, look: Look) -> None:
+def _mark_half_depth(ax: Axes, horizon: Horizon, look: Look) -> None:
     """An open circle where the curve passes half its first value, with the interval as a bar."""
-    if found.half_depth is None:
+    if horizon.half_depth is None:
         return
-    height = float(found.effect[0]) / 2
-    if found.half_depth_interval is not None:
-        ax.plot(found.half_depth_interval, [height, height], color=look.color, linewidth=2.2, solid_capstyle="butt")
-    ax.plot(found.half_depth, height, "o", color=look.color, markerfacecolor="white", markersize=4.5, zorder=4)
+    height = float(horizon.effect[0]) / 2
+    if horizon.half_depth_interval is not None:
+        ax.plot(horizon.half_depth_interval, [height, height], color=look.color, linewidth=2.2, solid_capstyle="butt")
+    ax.plot(horizon.half_depth, height, "o", color=look.color, markerfacecolor="white", markersize=4.5, zorder=4)
 
 
 def mark_horizons(ax: Axes, horizons: Sequence[Horizon], looks: dict[str, Look]) -> None:
@@ -92,17 +92,17 @@ def mark_horizons(ax: Axes, horizons: Sequence[Horizon], looks: dict[str, Look])
     share = min(0.07, 0.35 / len(horizons))  # of the panel's height, for each
     low, high = ax.get_ylim()
     ax.set_ylim(low, low + (high - low) / (1 - share * len(horizons)))
-    for i, found in enumerate(horizons):
-        look = looks[group_label(found.group, found.tokens)]
-        if found.layer is None:
+    for i, horizon in enumerate(horizons):
+        look = looks[group_label(horizon.group, horizon.tokens)]
+        if horizon.layer is None:
             continue
         height = 1 - share * (i + 0.5)
-        ax.axvline(found.layer, ymax=height, color=look.color, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=0)
-        ends = found.interval or (found.layer, found.layer)
+        ax.axvline(horizon.layer, ymax=height, color=look.color, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=0)
+        ends = horizon.interval or (horizon.layer, horizon.layer)
         bar: dict[str, Any] = {"color": look.color, "transform": across(ax), "clip_on": False}
         ax.plot(ends, [height, height], linewidth=1.6, solid_capstyle="butt", **bar)
-        end: dict[str, Any] = {"marker": ">", "markerfacecolor": "white"} if found.censored else {"marker": "D"}
-        ax.plot(found.layer, height, markersize=4, **end, **bar)
+        end: dict[str, Any] = {"marker": ">", "markerfacecolor": "white"} if horizon.censored else {"marker": "D"}
+        ax.plot(horizon.layer, height, markersize=4, **end, **bar)
     if len(horizons) == 1:
         subtitle(ax, f"Horizon: {horizon_words(horizons[0])}")
     else:
@@ -138,12 +138,12 @@ def figure_removal_curves(
         HorizonError: no run holds removal curves, or two runs hold the same group of one model.
     """
     opened = with_probe(runs, "removal")
-    found = [horizon for run in opened for horizon in find_horizon(run, by=by, criterion="removal", measure=measure)]
-    check_distinct((horizon.model, group_label(horizon.group, horizon.tokens)) for horizon in found)
-    looks = assign_looks(group_label(horizon.group, horizon.tokens) for horizon in found)
-    fig, axes = facet_grid([(horizon.model, "") for horizon in found], width, ratio=0.7, extra=0.5)
+    horizons = [horizon for run in opened for horizon in find_horizon(run, by=by, criterion="removal", measure=measure)]
+    check_distinct((horizon.model, group_label(horizon.group, horizon.tokens)) for horizon in horizons)
+    looks = assign_looks(group_label(horizon.group, horizon.tokens) for horizon in horizons)
+    fig, axes = facet_grid([(horizon.model, "") for horizon in horizons], width, ratio=0.7, extra=0.5)
     for (model, _), ax in axes.items():
-        plot_removal_curves([horizon for horizon in found if horizon.model == model], looks=looks, ax=ax)
+        plot_removal_curves([horizon for horizon in horizons if horizon.model == model], looks=looks, ax=ax)
     share_labels(fig, axes.values())
     label_panels(axes.values())
     shared_legend(fig, axes.values(), mark_keys())

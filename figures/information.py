@@ -102,21 +102,21 @@ def figure_token_information(
     Raises:
         HorizonError: no run holds token grids in this context, or two runs hold the same group of one model.
     """
-    found = [panel for run in as_runs(runs) for panel in gather_information(run, by, context, measure)]
-    if not found:
+    panels = [panel for run in as_runs(runs) for panel in gather_information(run, by, context, measure)]
+    if not panels:
         raise HorizonError(f"the runs hold no {context} token grids; measure them with the probe 'information'")
-    check_distinct((panel.model, group_label(panel.group, panel.tokens)) for panel in found)
-    looks = assign_looks(group_label(panel.group, panel.tokens) for panel in found)
-    by_panel = {(panel.model, group_label(panel.group, panel.tokens)): panel for panel in found}
-    several = len(unique(panel.model for panel in found)) > 1
+    check_distinct((panel.model, group_label(panel.group, panel.tokens)) for panel in panels)
+    looks = assign_looks(group_label(panel.group, panel.tokens) for panel in panels)
+    by_panel = {(panel.model, group_label(panel.group, panel.tokens)): panel for panel in panels}
+    several = len(unique(panel.model for panel in panels)) > 1
     fig, axes = facet_grid(by_panel, width, extra=0.45)
     for (model, label), ax in axes.items():
         plot_token_information(by_panel[model, label], look=looks[label], ax=ax)
         retitle(ax, panel_title(model, label, several=several))
-    for model in unique(panel.model for panel in found):  # task types are compared within a model
-        own = [ax for (name, _), ax in axes.items() if name == model]
-        low, high = zip(*(ax.get_ylim() for ax in own), strict=True)
-        for ax in own:
+    for model in unique(panel.model for panel in panels):  # task types are compared within a model
+        model_axes = [ax for (name, _), ax in axes.items() if name == model]
+        low, high = zip(*(ax.get_ylim() for ax in model_axes), strict=True)
+        for ax in model_axes:
             ax.set_ylim(min(low), max(high))
     share_labels(fig, axes.values())
     label_panels(axes.values())

@@ -200,16 +200,16 @@ def figure_token_heatmap(
         HorizonError: the sample is unknown, a layer was not measured, or nothing carries token grids.
     """
     figure_width(width)
-    found = _rows_of_sample(as_runs(runs), sample, context)
-    n_views = sum(len(_views(run, row)) for run, row in found)
+    rows = _rows_of_sample(as_runs(runs), sample, context)
+    n_views = sum(len(_views(run, row)) for run, row in rows)
     most, n_columns = SMALL_MULTIPLES[width, n_views > 1]
     blocks = []
-    for run, row in found:
+    for run, row in rows:
         grids = run.tokens(row, context=context)
-        shown = choose_layers(grids.layers, most) if layers is None else _measured(grids, layers)
-        blocks += _blocks_of(run, row, grids, shown, measure, several=len(found) > 1)
-    title = _question_words([_record(run, row) for run, row in found], width)
-    method = max((METHOD_TABLE[run.config.method] for run, _ in found), key=lambda method: method.first_order)
+        cuts = choose_layers(grids.layers, most) if layers is None else _measured(grids, layers)
+        blocks += _blocks_of(run, row, grids, cuts, measure, several=len(rows) > 1)
+    title = _question_words([_record(run, row) for run, row in rows], width)
+    method = max((METHOD_TABLE[run.config.method] for run, _ in rows), key=lambda method: method.first_order)
     symbol = CONTEXT_TABLE[context].symbol
     label = f"{method.quantity}\n${symbol}$ ({MEASURES[measure]})"  # in two lines: the bar may be short
     return finish(_draw_blocks(blocks, width, n_columns, label, title))
@@ -217,23 +217,23 @@ def figure_token_heatmap(
 
 def _rows_of_sample(runs: Sequence[Run], sample: str | int | None, context: str) -> list[tuple[Run, int]]:
     """The runs that carry token grids of one sample, with its row in each."""
-    held = [(run, {str(run.samples.loc[row, "id"]): row for row in run.token_rows(context)}) for run in runs]
-    carried = [(run, rows) for run, rows in held if rows]
-    held = [(run, rows) for run, rows in carried if run.config.tokens != "text"]
-    if carried and not held:
-        names = ", ".join(run.name for run, _ in carried)
+    placed = [(run, {str(run.samples.loc[row, "id"]): row for row in run.token_rows(context)}) for run in runs]
+    with_grids = [(run, rows) for run, rows in placed if rows]
+    placed = [(run, rows) for run, rows in with_grids if run.config.tokens != "text"]
+    if with_grids and not placed:
+        names = ", ".join(run.name for run, _ in with_grids)
         raise HorizonError(f"the token grids of {names} are of text, which has no place in the image")
-    if not held:
+    if not placed:
         raise HorizonError(f"the runs hold no {context} token grids; measure them with the probe 'information'")
-    first, rows = held[0]
+    first, rows = placed[0]
     if sample is None:
-        shared = [rows[name] for name in rows if all(name in others for _, others in held)]
+        shared = [rows[name] for name in rows if all(name in others for _, others in placed)]
         sample = choose_sample(first, shared or list(rows.values()))
     name = sample if isinstance(sample, str) else str(first.samples.loc[sample, "id"])
-    found = [(run, rows[name]) for run, rows in held if name in rows]
-    if not found:
+    pairs = [(run, rows[name]) for run, rows in placed if name in rows]
+    if not pairs:
         raise HorizonError(f"no run carries {context} token grids of sample {name!r}")
-    return found
+    return pairs
 
 
 def _measured(grids: TokenGrids, layers: Sequence[int]) -> np.ndarray:
@@ -256,15 +256,15 @@ def _blocks_of(
     """One block for each view of a sample's first image, the one that the run keeps a thumbnail of."""
     crops = list(_record(run, row)["crops"])
     information = grids.information(measure)[np.searchsorted(grids.layers, layers)]
-    placed = (grids.windows["crop"] < len(crops)).to_numpy()  # the others are of text
-    windows, information = grids.windows[placed], information[:, placed]
+    in_image = (grids.windows["crop"] < len(crops)).to_numpy()  # the others are of text
+    windows, information = grids.windows[in_image], information[:, in_image]
     boxes = window_boxes(windows, crops)
     views = _views(run, row)
-    said = several or run.config.tokens != "visual"
+    names_model = several or run.config.tokens != "visual"
     blocks = []
     for i, view in enumerate(views):
         inside = windows["crop"].isin(view).to_numpy()
-        words = [tokens_text(run.model, run.config.tokens)] * said + [f"view {i + 1}"] * (len(views) > 1)
+        words = [tokens_text(run.model, run.config.tokens)] * names_model + [f"view {i + 1}"] * (len(views) > 1)
         image = read_thumbnail(run, row)
         blocks.append(_Block(", ".join(words), layers, information[:, inside], boxes[inside], image))
     return blocks
@@ -297,9 +297,9 @@ def _draw_blocks(blocks: Sequence[_Block], width: str, n_columns: int, label: st
 def _question_words(records: Sequence[dict[str, Any]], width: str) -> str:
     """Question, answer, and what each model says instead or with which probability it says that; wrapped."""
     answers = list(records[0]["answers"])
-    said = [
+    predictions = [
         f"{record['prediction'].strip()}, p(target) = {record['p']:.2f}".replace(" ", NO_BREAK) for record in records
     ]
     known = f" answer: {answers[0]};" if answers else ""
-    words = f"“{records[0]['question']}”{known} the model says {'; '.join(said)}"
+    words = f"“{records[0]['question']}”{known} the model says {'; '.join(predictions)}"
     return textwrap.fill(words, int(WIDTHS[width] * 17)).replace("$", r"\$")

@@ -33,13 +33,13 @@ def with_probe(runs: Runs, probe: str) -> list[Run]:
         HorizonError: none was.
     """
     opened = as_runs(runs)
-    found = [run for run in opened if probe in run.config.probes and len(run.ok)]
-    if not found:
+    usable = [run for run in opened if probe in run.config.probes and len(run.ok)]
+    if not usable:
         names = ", ".join(run.name for run in opened) or "no run"
         empty = any(probe in run.config.probes for run in opened)
         remedy = "no sample was measured" if empty else f"run it again with the probe {probe!r}"
         raise HorizonError(f"nothing to draw in {names}: {remedy}")
-    return found
+    return usable
 
 
 def check_distinct(keys: Iterable[tuple[str, ...]]) -> None:
@@ -48,11 +48,11 @@ def check_distinct(keys: Iterable[tuple[str, ...]]) -> None:
     Raises:
         HorizonError: a key occurs twice.
     """
-    seen: set[tuple[str, ...]] = set()
+    earlier: set[tuple[str, ...]] = set()
     for key in keys:
-        if key in seen:
+        if key in earlier:
             raise HorizonError(f"two of the runs hold {', '.join(key)}: draw them in figures of their own")
-        seen.add(key)
+        earlier.add(key)
 
 
 def unique(names: Iterable[str]) -> list[str]:

@@ -64,8 +64,8 @@ def save_figures(
     Raises:
         HorizonError: a name, format or width that does not exist.
     """
-    chosen = list(FIGURES) if names is None else list(names)
-    check_choices("figure", chosen, FIGURES)
+    figure_names = list(FIGURES) if names is None else list(names)
+    check_choices("figure", figure_names, FIGURES)
     check_choices("figure format", formats, METADATA)
     for width in widths:
         figure_width(width)
@@ -74,13 +74,13 @@ def save_figures(
     directory.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     skipped: dict[str, str] = {}
-    for name in chosen:
+    for name in figure_names:
         try:
-            drawn = {width: FIGURES[name](opened, width=width) for width in widths}
+            by_width = {width: FIGURES[name](opened, width=width) for width in widths}
         except HorizonError as error:
             skipped[name] = str(error)
             continue
-        for width, figure in drawn.items():
+        for width, figure in by_width.items():
             written += _write(figure, directory / f"{name}_{width}", formats)
     return SavedFigures(written, skipped)
 

@@ -115,8 +115,8 @@ def assign_looks(names: Iterable[str]) -> dict[str, Look]:
         slot = FIXED_SLOTS.get(name.casefold())
         if slot is not None and slot not in slots.values():
             slots[name] = slot
-    taken = set(slots.values())
-    free = (slot for slot in count() if slot not in taken)
+    occupied = set(slots.values())
+    free = (slot for slot in count() if slot not in occupied)
     slots |= {name: next(free) for name in ordered if name not in slots}
     n = len(PALETTE)
     return {

@@ -118,8 +118,8 @@ def show(runs: RunPaths, report: Report, effect: Effect, samples: Samples, outpu
         _print_sections(list(sections.values()), form)
     plain = options == replace(Options(), published=options.published)
     if form == "text" and plain:  # sentences are about the defaults
-        given = [sections["horizons"].results for _, sections in reports if "horizons" in sections]
-        for sentence in summarize(opened, horizons=given if len(given) == len(opened) else None):
+        horizons = [sections["horizons"].results for _, sections in reports if "horizons" in sections]
+        for sentence in summarize(opened, horizons=horizons if len(horizons) == len(opened) else None):
             print(f"- {sentence}")
 
 
@@ -223,9 +223,9 @@ def headline(run: Run) -> str:
     bits = f" (states of the model quantized to {run.config.quantization})" if run.config.quantization else ""
     grids = "; token grids are first order (method gate)" if run.config.method == "gate" else ""
     removed = {"removal", "information"} & set(run.config.probes)
-    taken = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
-    counted = f"{len(run.ok)} samples{failed}{right}{grids}{taken}"
-    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counted}{selected}\n"
+    effects = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
+    counts = f"{len(run.ok)} samples{failed}{right}{grids}{effects}"
+    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counts}{selected}\n"
 
 
 def _records(parts: dict[str, Section]) -> dict[str, Any]:
@@ -234,11 +234,11 @@ def _records(parts: dict[str, Section]) -> dict[str, Any]:
 
 def _print_csv(reports: Sequence[dict[str, Section]], names: Sequence[str]) -> None:
     """Each section once, with the rows of all runs; a comment line before each if there are several."""
-    merged = {
+    by_section = {
         name: [result for sections in reports if name in sections for result in sections[name].results]
         for name in names
     }
-    filled = {name: results for name, results in merged.items() if results}
+    filled = {name: results for name, results in by_section.items() if results}
     for name, results in filled.items():
         title = f"# {name}\n" if len(filled) > 1 else ""
         print(title + to_csv(results), end="\n" if len(filled) > 1 else "")
@@ -254,10 +254,10 @@ def _print_sections(parts: Sequence[Section], form: str) -> None:
         elif form == "text" and console.is_terminal:
             table = with_notes(part.table)
             # as Text: what stands in brackets is no markup
-            shown = RichTable(*map(escape, table.columns), title=Text(table.title), title_justify="left")
+            drawing = RichTable(*map(escape, table.columns), title=Text(table.title), title_justify="left")
             for row in table.rows:
-                shown.add_row(*map(Text, row))
-            console.print(shown)
+                drawing.add_row(*map(Text, row))
+            console.print(drawing)
             for number, note in enumerate(table.notes, start=1):
                 console.print(f"[{number}] {note}", markup=False, highlight=False)
         else:

@@ -97,12 +97,12 @@ def read_two_segments(curves: np.ndarray) -> Reading:
     n_layers = curves.shape[-1]
     line, shifts, lengths = _regressors(n_layers)
     residuals = curves - (curves @ line) @ line.T
-    fitted = residuals @ shifts.T
-    best = np.abs(fitted).argmax(axis=-1)
-    explained = np.take_along_axis(fitted, best[..., None], axis=-1)[..., 0]
+    projections = residuals @ shifts.T
+    best = np.abs(projections).argmax(axis=-1)
+    explained = np.take_along_axis(projections, best[..., None], axis=-1)[..., 0]
     least = n_layers * (RESOLUTION * np.abs(curves).max(axis=-1)) ** 2 + np.finfo(float).tiny
-    one = (residuals**2).sum(axis=-1)
-    ratio = np.maximum(one, least) / np.maximum(one - explained**2, least)
+    rss_one = (residuals**2).sum(axis=-1)
+    ratio = np.maximum(rss_one, least) / np.maximum(rss_one - explained**2, least)
     return Reading(
         layers=best + 1,
         falls=-explained / lengths[best],

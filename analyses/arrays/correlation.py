@@ -53,15 +53,15 @@ def resampled_rank_correlations(x: np.ndarray, y: np.ndarray, clusters: np.ndarr
     Returns:
         (resample,) correlations; NaN where a variable is constant in the resample.
     """
-    found = np.full(len(counts), np.nan)
+    correlations = np.full(len(counts), np.nan)
     for start in range(0, len(counts), BLOCK):
         weights = counts[start : start + BLOCK][:, clusters].astype(float)
         middle = (weights.sum(axis=1, keepdims=True) + 1) / 2
         a, b = (_weighted_ranks(values, weights) - middle for values in (x, y))
         scale = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
         varies = scale > TIE
-        found[start : start + BLOCK][varies] = (weights * a * b).sum(axis=1)[varies] / scale[varies]
-    return found
+        correlations[start : start + BLOCK][varies] = (weights * a * b).sum(axis=1)[varies] / scale[varies]
+    return correlations
 
 
 def fisher_interval(rho: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -108,7 +108,7 @@ def rank_p_value(
     sizes = np.unique(clusters, return_inverse=True, return_counts=True)
     order = np.argsort(clusters, kind="stable")
     size = sizes[2][sizes[1][order]]
-    blocks = [order[size == one].reshape(-1, one) for one in np.unique(size)]
+    blocks = [order[size == count].reshape(-1, count) for count in np.unique(size)]
     a, b = (rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
     least = abs(a @ b) * (1 - TIE)
     every = prod(factorial(len(block)) for block in blocks)
@@ -128,8 +128,8 @@ def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def _all_shuffles(blocks: list[np.ndarray]) -> Iterator[np.ndarray]:
     """Every way to exchange the rows of each block: (1, observation) int, which observation comes to each place."""
-    for chosen in product(*(orders(range(len(block))) for block in blocks)):
-        yield _moved(blocks, [np.array([rows]) for rows in chosen])
+    for rows_of in product(*(orders(range(len(block))) for block in blocks)):
+        yield _moved(blocks, [np.array([rows]) for rows in rows_of])
 
 
 def _random_shuffles(blocks: list[np.ndarray], permutations: int, seed: int) -> Iterator[np.ndarray]:
@@ -141,7 +141,7 @@ def _random_shuffles(blocks: list[np.ndarray], permutations: int, seed: int) -> 
 
 
 def _moved(blocks: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
-    moved = np.empty((len(rows[0]), sum(block.size for block in blocks)), dtype=int)
+    shuffles = np.empty((len(rows[0]), sum(block.size for block in blocks)), dtype=int)
     for block, order in zip(blocks, rows, strict=True):
-        moved[:, block.ravel()] = block[order].reshape(len(order), -1)
-    return moved
+        shuffles[:, block.ravel()] = block[order].reshape(len(order), -1)
+    return shuffles

@@ -47,8 +47,8 @@ def layer_words(layers: np.ndarray) -> str:
     ('layers 1-3, 7, 9-10', 'layer 4')
     """
     runs = np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1)
-    named = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"layer{'s' if len(layers) > 1 else ''} {named}"
+    ranges = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"layer{'s' if len(layers) > 1 else ''} {ranges}"
 
 
 def half_depths(curves: np.ndarray, layers: np.ndarray) -> np.ndarray:

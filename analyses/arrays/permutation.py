@@ -61,8 +61,8 @@ def half_depth_p_value(
     pool = _pool(*sides)
     observed = _statistics(pool, np.zeros((1, len(pool.first)), dtype=bool), layers)[0]
     every = _n_relabelings(pool) <= permutations
-    drawn = _all_flips(pool) if every else _random_flips(pool, permutations, seed)
-    extreme = sum(_at_least(_statistics(pool, flips, layers), observed) for flips in drawn)
+    relabelings = _all_flips(pool) if every else _random_flips(pool, permutations, seed)
+    extreme = sum(_at_least(_statistics(pool, flips, layers), observed) for flips in relabelings)
     return extreme / _n_relabelings(pool) if every else (1 + extreme) / (1 + permutations)
 
 
@@ -102,7 +102,7 @@ def on_grid(values: np.ndarray, layers: np.ndarray, grid: np.ndarray) -> np.ndar
     >>> on_grid(np.array([[1.0, 0.0]]), np.array([0, 2]), np.array([0, 1, 2, 3]))
     array([[1. , 0.5, 0. , 0. ]])
     """
-    weights = np.array([np.interp(grid, layers, one) for one in np.eye(len(layers))])
+    weights = np.array([np.interp(grid, layers, unit) for unit in np.eye(len(layers))])
     return values @ weights
 
 
@@ -142,9 +142,9 @@ def _n_relabelings(pool: _Pool) -> int:
 def _all_flips(pool: _Pool) -> Iterator[np.ndarray]:
     """Every relabeling once: (relabeling, image) bool, whether the image's rows are exchanged."""
     labels = pool.labels
-    for chosen in combinations(range(len(labels)), int(labels.sum())):
+    for first_group in combinations(range(len(labels)), int(labels.sum())):
         flips = np.zeros((2 ** int(pool.shared.sum()), len(pool.shared)), dtype=bool)
-        flips[:, ~pool.shared] = np.isin(np.arange(len(labels)), chosen) != labels
+        flips[:, ~pool.shared] = np.isin(np.arange(len(labels)), first_group) != labels
         flips[:, pool.shared] = list(product((False, True), repeat=int(pool.shared.sum())))
         yield flips
 
@@ -170,7 +170,7 @@ def _statistics(pool: _Pool, flips: np.ndarray, layers: np.ndarray) -> np.ndarra
 
 
 def _depth_and_pulls(
-    own: np.ndarray, other: np.ndarray, flips: np.ndarray, total: np.ndarray, layers: np.ndarray
+    group_sums: np.ndarray, other_sums: np.ndarray, flips: np.ndarray, total: np.ndarray, layers: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Half depth of one relabeled group, and how far each image pulls it from where it lies, to first order.
 
@@ -191,7 +191,7 @@ def _depth_and_pulls(
     weights[row, at] = 1 - share
     weights[row, at + 1] = share
     weights[:, 0] -= 0.5
-    pulls = np.where(flips, weights @ other[:, :-1].T, weights @ own[:, :-1].T)
+    pulls = np.where(flips, weights @ other_sums[:, :-1].T, weights @ group_sums[:, :-1].T)
     return depth, pulls / (total[:, -1] * slope)[:, None]
 
 

@@ -48,8 +48,8 @@ def draw_counts(n_clusters: int, resamples: int = 2000, seed: int = 0, *, size: 
     counts = np.empty((resamples, n_clusters), dtype=np.uint16)
     for start in range(0, resamples, BLOCK):
         rows = min(BLOCK, resamples - start)
-        drawn = rng.integers(0, n_clusters, (rows, size)) + n_clusters * np.arange(rows)[:, None]
-        block = np.bincount(drawn.ravel(), minlength=rows * n_clusters)
+        draws = rng.integers(0, n_clusters, (rows, size)) + n_clusters * np.arange(rows)[:, None]
+        block = np.bincount(draws.ravel(), minlength=rows * n_clusters)
         counts[start : start + rows] = block.reshape(rows, n_clusters)
     return counts
 
@@ -68,10 +68,10 @@ def resampled_means(values: np.ndarray, clusters: np.ndarray, counts: np.ndarray
     present, sums, sizes = cluster_sums(values, clusters)
     means = np.full((len(counts), values.shape[1]), np.nan)
     for start in range(0, len(counts), BLOCK):
-        drawn = counts[start : start + BLOCK][:, present].astype(float)
-        size = drawn @ sizes
+        weights = counts[start : start + BLOCK][:, present].astype(float)
+        size = weights @ sizes
         some = size > 0
-        means[start : start + BLOCK][some] = (drawn @ sums)[some] / size[some, None]
+        means[start : start + BLOCK][some] = (weights @ sums)[some] / size[some, None]
     return means
 
 
@@ -94,13 +94,13 @@ def percentile_interval(
     Returns:
         (2, ...) lower and upper ends; NaN without a single finite draw or with one cluster.
     """
-    kept = draws[~np.isnan(draws.reshape(len(draws), -1)).any(axis=1)]
-    if len(kept) == 0 or n_clusters == 1:
+    finite = draws[~np.isnan(draws.reshape(len(draws), -1)).any(axis=1)]
+    if len(finite) == 0 or n_clusters == 1:
         return np.full((2, *draws.shape[1:]), np.nan)
     tail = (1 - level) / 2
     if n_clusters is not None:
         tail = float(ndtr(stdtrit(n_clusters - 1, tail) * np.sqrt(n_clusters / (n_clusters - 1))))
-    return np.quantile(kept, [tail, 1 - tail], axis=0, method=method)  # type: ignore[call-overload]
+    return np.quantile(finite, [tail, 1 - tail], axis=0, method=method)  # type: ignore[call-overload]
 
 
 def simultaneous_band(values: np.ndarray, clusters: np.ndarray, counts: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -157,12 +157,13 @@ def cluster_sums(values: np.ndarray, clusters: np.ndarray) -> tuple[np.ndarray, 
     return present, sums, sizes.astype(float)
 
 
-def _mean_and_variance(drawn: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_variance(weights: np.ndarray, sums: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(resample, layer) means and their cluster-robust variances, sum_c n_c (S_c - N_c mean)^2 / N^2, from counts."""
     n_clusters = len(sizes)
-    size = (drawn @ sizes)[:, None]
-    mean = (drawn @ sums) / size
-    squares = drawn @ sums**2 - 2 * mean * (drawn @ (sums * sizes[:, None])) + mean**2 * (drawn @ sizes**2)[:, None]
+    size = (weights @ sizes)[:, None]
+    mean = (weights @ sums) / size
+    products = weights @ (sums * sizes[:, None])
+    squares = weights @ sums**2 - 2 * mean * products + mean**2 * (weights @ sizes**2)[:, None]
     return mean, np.maximum(squares, 0.0) / size**2 * (n_clusters / (n_clusters - 1))
 
 
@@ -173,10 +174,10 @@ def _one_more(sums: np.ndarray) -> float:
     return float((largest**2).sum() / largest.sum()) if largest.any() else 0.0
 
 
-def _largest_t(drawn: np.ndarray, sums: np.ndarray, sizes: np.ndarray, unseen: float) -> np.ndarray:
+def _largest_t(weights: np.ndarray, sums: np.ndarray, sizes: np.ndarray, unseen: float) -> np.ndarray:
     """(resample,) largest |t| over layers; resamples that drew none of the clusters are left out."""
-    drawn = drawn[drawn.any(axis=1)]
-    mean, variance = _mean_and_variance(drawn, sums, sizes)
+    weights = weights[weights.any(axis=1)]
+    mean, variance = _mean_and_variance(weights, sums, sizes)
     estimate = sums.sum(axis=0) / sizes.sum()
     return (np.abs(mean - estimate) / np.sqrt(variance + unseen)).max(axis=1)
 
@@ -209,16 +210,16 @@ def interval_warning(values: np.ndarray, clusters: np.ndarray) -> str:
     """
     n_images = len(np.unique(clusters))
     effective = effective_clusters(values, clusters)
-    found = []
+    reasons = []
     if n_images < LEAST_IMAGES:
         fewest = min(FEW_IMAGES_COVERED)
         measured = max((n for n in FEW_IMAGES_COVERED if n <= n_images), default=fewest)
         coverage = f"95 % intervals covered {FEW_IMAGES_COVERED[measured]} in simulation"
         below = f" with {fewest} images, and so few were not simulated" if n_images < fewest else ""
-        found.append(f"only {n_images} images: {coverage}{below}")
+        reasons.append(f"only {n_images} images: {coverage}{below}")
     if effective < min(LEAST_EFFECTIVE, n_images / 4):
-        found.append(
+        reasons.append(
             f"a few images make most of the spread (as {effective:.0f} of equal weight would): 95 % intervals of "
             f"half depths covered {HEAVY_TAILS_COVERED}"
         )
-    return "; ".join(found)
+    return "; ".join(reasons)

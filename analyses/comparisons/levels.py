@@ -141,9 +141,9 @@ def check_comparable(runs: Sequence[Run], between: str) -> None:
         "tokens": "two runs of one model, revision and prompt that take away different tokens",
     }.get(between, "at least 1 run")
     if not comparable(runs, between):
-        given = ", ".join(run.name for run in runs) or "no run"
+        names = ", ".join(run.name for run in runs) or "no run"
         also = differences(runs, between) if between in ACROSS else ""
-        raise HorizonError(f"a comparison between {between} levels needs {needed}, got {given}{also and f': {also}'}")
+        raise HorizonError(f"a comparison between {between} levels needs {needed}, got {names}{also and f': {also}'}")
 
 
 def comparable(runs: Sequence[Run], between: str) -> bool:

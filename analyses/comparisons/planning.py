@@ -170,17 +170,17 @@ def interval_widths(
 def _relative_need(values: np.ndarray, images: np.ndarray, layers: np.ndarray, detector: HorizonDetector) -> np.ndarray:
     """(2,) ends of the 95 % interval of (variance that a pilot of this size sees) / (variance that this one sees)."""
     _, sums, sizes = cluster_sums(values, images)
-    seen = [_jackknife_variance(sums, sizes, layers, row) for row in draw_counts(len(sizes), PILOTS, detector.seed)]
-    return percentile_interval(
-        np.array(seen) / _jackknife_variance(sums, sizes, layers, np.ones(len(sizes))), detector.level
-    )
+    pilots = draw_counts(len(sizes), PILOTS, detector.seed)
+    variances = np.array([_jackknife_variance(sums, sizes, layers, counts) for counts in pilots])
+    variance = _jackknife_variance(sums, sizes, layers, np.ones(len(sizes)))
+    return percentile_interval(variances / variance, detector.level)
 
 
 def _jackknife_variance(sums: np.ndarray, sizes: np.ndarray, layers: np.ndarray, counts: np.ndarray) -> float:
     """Jackknife variance of the half depth when image i occurs counts[i] times."""
-    drawn = counts > 0
-    counts = counts[drawn].astype(float)
-    sums, sizes = sums[drawn], sizes[drawn]
+    present = counts > 0
+    counts = counts[present].astype(float)
+    sums, sizes = sums[present], sizes[present]
     left_out = half_depths((counts @ sums - sums) / (counts @ sizes - sizes)[:, None], layers)
     n = counts.sum()
     return float((n - 1) / n * (counts * (left_out - np.average(left_out, weights=counts)) ** 2).sum())

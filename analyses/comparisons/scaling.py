@@ -81,11 +81,11 @@ def correlate_models(
         numbers = [key for run in runs for key, value in vars(run.config).items() if type(value) in (int, float)]
         check_choice("covariate of models", name, ("accuracy", *dict.fromkeys(numbers)))
     horizons = [
-        (run, found)
+        (run, horizon)
         for run in runs
-        for found in find_horizon(run, by=by, criterion="removal", measure=measure, target=target, detector=detector)
+        for horizon in find_horizon(run, by=by, criterion="removal", measure=measure, target=target, detector=detector)
     ]
-    groups = {tuple(found.group.items()): found.group for _, found in horizons}
+    groups = {tuple(horizon.group.items()): horizon.group for _, horizon in horizons}
     members = [[pair for pair in horizons if pair[1].group == group] for group in groups.values()]
     results = [
         _association(pairs, name, unit, detector, permutations)
@@ -101,7 +101,7 @@ def _association(
 ) -> ModelAssociation:
     """The result for one group, one covariate and one unit."""
     values = [_model_value(run, horizon.group, name) for run, horizon in members]
-    used = [
+    complete = [
         (horizon, value)
         for (_, horizon), value in zip(members, values, strict=True)
         if horizon.half_depth is not None and value is not None
@@ -111,10 +111,10 @@ def _association(
         for (run, horizon), value in zip(members, values, strict=True)
         if horizon.half_depth is None or value is None
     ]
-    x = np.array([value for _, value in used], dtype=float)
-    y = np.array([horizon.half_depth for horizon, _ in used], dtype=float)
+    x = np.array([value for _, value in complete], dtype=float)
+    y = np.array([horizon.half_depth for horizon, _ in complete], dtype=float)
     if unit == "fraction":
-        y = y / np.array([horizon.n_layers for horizon, _ in used])
+        y = y / np.array([horizon.n_layers for horizon, _ in complete])
     reason = _unclaimable([run for run, _ in members], x, y, name)
     correlation = RankCorrelation(reason=reason) if reason else _correlate(x, y, detector, permutations)
     return ModelAssociation(
@@ -124,7 +124,7 @@ def _association(
         rho=correlation.rho,
         interval=correlation.interval,
         p_value=correlation.p_value,
-        horizons=[horizon for horizon, _ in used],
+        horizons=[horizon for horizon, _ in complete],
         values=x,
         half_depths=y,
         left_out=left_out,
@@ -148,16 +148,16 @@ def _model_value(run: Run, group: dict[str, str], name: str) -> float | None:
         value = getattr(run.config, name)
         return None if value is None else float(value)
     inside = np.ones(len(run.ok), dtype=bool)
-    for column, wanted in group.items():
-        inside &= (run.ok[column].fillna("") == wanted).to_numpy()
+    for column, text in group.items():
+        inside &= (run.ok[column].fillna("") == text).to_numpy()
     return float(run.ok["correct"][inside].astype(float).mean()) if inside.any() else None
 
 
 def _unclaimable(runs: Sequence[Run], x: np.ndarray, y: np.ndarray, name: str) -> str:
     """Why these models cannot carry a correlation, or ""."""
-    chosen = sorted({run.config.tokens for run in runs})
-    if len(chosen) > 1:
-        return f"the runs take away different tokens ({', '.join(chosen)}); give runs that take away the same"
+    tokens = sorted({run.config.tokens for run in runs})
+    if len(tokens) > 1:
+        return f"the runs take away different tokens ({', '.join(tokens)}); give runs that take away the same"
     models = [(run.config.model, run.config.revision) for run in runs]
     twice = sorted({run.model for run, model in zip(runs, models, strict=True) if models.count(model) > 1})
     if twice:

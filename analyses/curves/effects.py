@@ -122,8 +122,8 @@ def entropy_curves(run: Run, stream: str, *, normalized: bool = False) -> Effect
     Raises:
         HorizonError: the stream was not measured.
     """
-    held = run.config.streams if "entropy" in run.config.probes else ()
-    check_choice("stream", stream, held)
+    streams = run.config.streams if "entropy" in run.config.probes else ()
+    check_choice("stream", stream, streams)
     rows, layers, values = run.matrix("entropy", stream=stream)
     if len(rows) == 0:
         layers = np.arange(run.config.n_layers)
@@ -215,14 +215,14 @@ def information_quantiles(
     """
     check_choice("measure", measure, INFORMATION_MEASURES)
     target = check_target(run, target)
-    wanted = _token_rows(run, context, target)
-    wanted = wanted if rows is None else [row for row in wanted if row in set(rows)]
-    found = [run.tokens(row, context=context, target=target) for row in wanted]
-    layers = _common_layers(run, [grids.layers for grids in found])
-    if not found:
+    members = _token_rows(run, context, target)
+    members = members if rows is None else [row for row in members if row in set(rows)]
+    sample_grids = [run.tokens(row, context=context, target=target) for row in members]
+    layers = _common_layers(run, [grids.layers for grids in sample_grids])
+    if not sample_grids:
         return layers, np.full((len(layers), len(quantiles)), np.nan)
-    pooled = np.concatenate([_filled(grids, measure)[np.isin(grids.layers, layers)] for grids in found], axis=1)
-    weights = np.concatenate([grids.weights for grids in found])
+    pooled = np.concatenate([_filled(grids, measure)[np.isin(grids.layers, layers)] for grids in sample_grids], axis=1)
+    weights = np.concatenate([grids.weights for grids in sample_grids])
     values = [_weighted_quantiles(layer, weights, quantiles) for layer in pooled]
     return layers, np.array(values)
 
@@ -311,20 +311,24 @@ def _token_rows(run: Run, context: str, target: str) -> list[int]:
 
 
 def _mean(grids: TokenGrids, measure: str) -> np.ndarray:
+    """(layer,) mean information over the windows of a sample."""
     return np.average(_filled(grids, measure), axis=1, weights=grids.weights)
 
 
 def _mean_magnitude(grids: TokenGrids, measure: str) -> np.ndarray:
+    """(layer,) mean of the windows' |information|."""
     return np.average(np.abs(_filled(grids, measure)), axis=1, weights=grids.weights)
 
 
 def _spread(grids: TokenGrids, measure: str) -> np.ndarray:
+    """(layer,) standard deviation of the information over the windows of a sample."""
     information = _filled(grids, measure)
     mean = np.average(information, axis=1, weights=grids.weights)[:, None]
     return np.sqrt(np.average((information - mean) ** 2, axis=1, weights=grids.weights))
 
 
 def _removal(grids: TokenGrids, measure: str) -> np.ndarray:
+    """(layer,) removal effect of the sample, from the baselines that its token grid carries."""
     removed = grids.removed.astype(float)
     return np.exp(grids.all) - np.exp(removed) if measure == "p" else grids.all - removed
 

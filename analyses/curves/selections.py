@@ -69,8 +69,8 @@ class Selection:
         if self.only_effective:
             leave_out(_rows_without_effect(run, self.measure, target), NO_EFFECT)
         if self.balance:
-            kept = run.ok[~run.ok.index.isin(list(left_out))]
-            leave_out(_surplus(kept, self.balance, self.seed), f"drawn out to balance {self.balance}")
+            rest = run.ok[~run.ok.index.isin(list(left_out))]
+            leave_out(_surplus(rest, self.balance, self.seed), f"drawn out to balance {self.balance}")
         return replace(run, left_out=left_out, caution=CIRCULAR if self.only_effective else run.caution)
 
 
@@ -118,12 +118,12 @@ def exclusions(run: Run) -> dict[str, int]:
 
 def selection_text(run: Run) -> str:
     """What was excluded, for people: "120 of 240 samples: 80 answered wrong, 40 without ..."; "" where nothing was."""
-    counted = exclusions(run)
-    if not counted:
+    counts = exclusions(run)
+    if not counts:
         return ""
-    kept = len(run.ok)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counted.items())
-    return f"{kept} of {kept + sum(counted.values())} samples: {reasons}"
+    n_kept = len(run.ok)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+    return f"{n_kept} of {n_kept + sum(counts.values())} samples: {reasons}"
 
 
 def _right_rows(run: Run, target: str) -> np.ndarray:
@@ -155,13 +155,13 @@ def _rows_without_effect(run: Run, measure: str, target: str) -> pd.Index:
     return pd.Index(effects.rows[~(effects.values[:, 0] > floor)])
 
 
-def _surplus(kept: pd.DataFrame, column: str, seed: int) -> pd.Index:
+def _surplus(samples: pd.DataFrame, column: str, seed: int) -> pd.Index:
     """Rows beyond the size of the smallest group, drawn at random."""
     check_choice("column to balance", column, GROUP_COLUMNS)
-    if column == "category" and not kept["category"].fillna("").any():
+    if column == "category" and not samples["category"].fillna("").any():
         raise HorizonError("no sample has a category to balance over")
     columns = ["task", "category"] if column == "category" else [column]
-    groups = [rows.index for _, rows in kept.groupby([kept[name].fillna("") for name in columns])]
+    groups = [rows.index for _, rows in samples.groupby([samples[name].fillna("") for name in columns])]
     least = min(map(len, groups), default=0)
     rng = np.random.default_rng(seed)
     return pd.Index([row for rows in groups for row in rng.permutation(rows)[least:]], dtype=int)

@@ -40,16 +40,16 @@ def mean_spectra(run: Run) -> list[MeanSpectrum]:
     """
     spectra = []
     for stream in run.config.streams:
-        held = run.spectra(stream)
-        if not held:
+        by_row = run.spectra(stream)
+        if not by_row:
             continue
-        n_ranks = max(values.shape[1] for values in held.values())
+        n_ranks = max(values.shape[1] for values in by_row.values())
         by_task: dict[str, list[np.ndarray]] = {}
-        for row, values in held.items():
+        for row, values in by_row.items():
             padded = np.pad(values.astype(float), ((0, 0), (0, n_ranks - values.shape[1])))
             by_task.setdefault(str(run.samples.loc[row, "task"]), []).append(padded)
         mean = np.mean([np.mean(padded, axis=0) for padded in by_task.values()], axis=0)
         spectra.append(
-            MeanSpectrum(run.model, stream, run.config.n_layers, len(held), np.arange(len(mean)), mean),
+            MeanSpectrum(run.model, stream, run.config.n_layers, len(by_row), np.arange(len(mean)), mean),
         )
     return spectra

@@ -59,8 +59,8 @@ def target_shares(run: Run, *, by: Sequence[str] = ("task",)) -> list[TargetShar
     Raises:
         HorizonError: a column that samples cannot be grouped by.
     """
-    held = run.ok[run.ok["target_ids"].map(_has_target).astype(bool)]
-    return [_counted(run, group, held.loc[rows]) for group, rows in split_groups(held, by) if len(rows)]
+    samples = run.ok[run.ok["target_ids"].map(_has_target).astype(bool)]
+    return [_counted(run, group, samples.loc[rows]) for group, rows in split_groups(samples, by) if len(rows)]
 
 
 def _has_target(ids: object) -> bool:
@@ -91,17 +91,17 @@ def _counted(run: Run, group: dict[str, str], samples: pd.DataFrame) -> TargetSh
 
 
 def _warning(n_targets: int, n_samples: int, share: float, text: str, n_blank: int) -> str:
-    found = []
+    reasons = []
     if n_blank:
-        found.append(
+        reasons.append(
             f"the target of {n_blank} of {n_samples} samples is a bare space, which carries no information: "
             "measure gold or greedy-correct"
         )
     if share > LARGEST_SHARE:
-        found.append(
+        reasons.append(
             f"{share:.0%} of the samples share the target token {text!r}: on these it hardly measures the answer"
         )
     if n_targets < FEWEST:
         targets = "one target covers" if n_targets == 1 else f"{n_targets} targets cover"
-        found.append(f"{targets} all samples: a constant guess is right on {share:.0%} of them")
-    return "; ".join(found)
+        reasons.append(f"{targets} all samples: a constant guess is right on {share:.0%} of them")
+    return "; ".join(reasons)

@@ -32,10 +32,10 @@ def render(table: Table, form: str = "text") -> str:
         HorizonError: the format is unknown.
     """
     check_choice("table format", form, FORMATS)
-    shown = with_notes(table)
+    noted = with_notes(table)
     if form == "text":
-        return str(shown)
-    return _markdown(shown) if form == "markdown" else _latex(shown)
+        return str(noted)
+    return _markdown(noted) if form == "markdown" else _latex(noted)
 
 
 def to_csv(results: Sequence[Any]) -> str:
@@ -65,7 +65,7 @@ def _flatten(record: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in record.items():
         if name == "group":
-            flat |= {f"group.{column}": held for column, held in value.items()}
+            flat |= {f"group.{column}": label for column, label in value.items()}
         elif name.endswith("interval"):
             flat |= {f"{name}.low": (value or [None])[0], f"{name}.high": (value or [None])[-1]}
         else:

@@ -57,13 +57,13 @@ class PublishedNumbers:
             tasks: names of tasks or task types; case does not matter.
             quantities: which to return.
         """
-        wanted = {name.casefold() for name in tasks}
+        task_names = {name.casefold() for name in tasks}
         return [
             number
             for number in self.numbers
             if number.quantity in quantities
             and model.rstrip("/").rsplit("/", 1)[-1].casefold() in _names(number.model, self.models)
-            and (number.task is None or wanted & _names(number.task, self.tasks))
+            and (number.task is None or task_names & _names(number.task, self.tasks))
         ]
 
 

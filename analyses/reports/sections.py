@@ -84,64 +84,64 @@ class Section:
 
 
 def _collapse(run: Run, options: Options) -> Section:
-    found = find_collapse_layer(run, by=options.by, rule=options.rule)
-    return Section(found, collapse_table(found))
+    results = find_collapse_layer(run, by=options.by, rule=options.rule)
+    return Section(results, collapse_table(results))
 
 
 def _joint(run: Run, options: Options) -> Section:
-    found = [joint_collapse_layer(run, rule=options.rule)]
-    return Section(found, joint_table(found))
+    results = [joint_collapse_layer(run, rule=options.rule)]
+    return Section(results, joint_table(results))
 
 
 def _horizons(run: Run, options: Options) -> Section:
-    found = find_horizon(run, by=options.by, criterion=options.criterion, **options.effect)
-    return Section(found, horizon_table(found))
+    results = find_horizon(run, by=options.by, criterion=options.criterion, **options.effect)
+    return Section(results, horizon_table(results))
 
 
 def _criteria(run: Run, options: Options) -> Section:
-    found = compare_criteria(run, by=options.by, default=options.criterion or "removal", **options.effect)
-    return Section(found, criteria_table(found))
+    results = compare_criteria(run, by=options.by, default=options.criterion or "removal", **options.effect)
+    return Section(results, criteria_table(results))
 
 
 def _agreement(run: Run, options: Options) -> Section:
-    found = compare_collapse_to_horizon(
+    results = compare_collapse_to_horizon(
         run, by=options.by, rule=options.rule, criterion=options.criterion or "removal", **options.effect
     )
-    return Section(found, agreement_table(found))
+    return Section(results, agreement_table(results))
 
 
 def _split(run: Run, options: Options) -> Section:
     criterion = options.criterion or "removal"
-    found = split_estimates(run, by=options.by, criterion=criterion, split=options.split, **options.effect)
-    return Section(found, split_table(found))
+    results = split_estimates(run, by=options.by, criterion=criterion, split=options.split, **options.effect)
+    return Section(results, split_table(results))
 
 
 def _covariates(run: Run, options: Options) -> Section:
-    found = correlate_half_depth(run, options.covariates, by=options.by, **options.effect)
-    return Section(found, association_table(found))
+    results = correlate_half_depth(run, options.covariates, by=options.by, **options.effect)
+    return Section(results, association_table(results))
 
 
 def _targets(run: Run, options: Options) -> Section:
-    found = target_shares(run, by=options.by_task)
-    return Section(found, target_table(found))
+    results = target_shares(run, by=options.by_task)
+    return Section(results, target_table(results))
 
 
 def _scores(run: Run, options: Options) -> Section:
-    found = score_run(run, by=options.by_task, scorer=options.scorer)
-    return Section(found, score_table(found))
+    results = score_run(run, by=options.by_task, scorer=options.scorer)
+    return Section(results, score_table(results))
 
 
 def _gate(run: Run, options: Options) -> Section:
-    found = gate_agreement(run, target=options.target)
-    return Section(found, gate_table(found))
+    results = gate_agreement(run, target=options.target)
+    return Section(results, gate_table(results))
 
 
 def _published(run: Run, options: Options) -> Section:
     samples = run.samples
     names = {str(name) for column in ("task", "task_type") for name in samples[column].dropna().unique()}
     theirs = run.config.tokens == "visual"  # all published numbers are of visual tokens
-    found = [] if options.published is None or not theirs else options.published.matching(run.config.model, names)
-    return Section(found, published_table(found))
+    results = [] if options.published is None or not theirs else options.published.matching(run.config.model, names)
+    return Section(results, published_table(results))
 
 
 # name -> (probes that it needs one of, how it is made)
@@ -175,12 +175,12 @@ def make_sections(run: Run, names: Sequence[str] = STANDARD, options: Options | 
         HorizonError: a section, or a word in the options, is unknown.
     """
     options = options or Options()
-    made = {}
+    sections = {}
     for name in names:
         check_choice("section", name, tuple(SECTIONS))
         needed, make = SECTIONS[name]
         if all(set(any_of) & set(run.config.probes) for any_of in needed):
             section = make(run, options)
             if section.results:
-                made[name] = section
-    return made
+                sections[name] = section
+    return sections

@@ -26,10 +26,10 @@ def describe_agreement(results: Sequence[GateAgreement]) -> str:
         return "gate against exact values: no sample was checked, so nothing says what the first-order values are worth"
     parts = []
     for context in dict.fromkeys(r.context for r in results):
-        own = [r for r in results if r.context == context]
-        known = [r.rank_correlation for r in own if np.isfinite(r.rank_correlation)]
+        of_context = [r for r in results if r.context == context]
+        known = [r.rank_correlation for r in of_context if np.isfinite(r.rank_correlation)]
         rank = number_text(float(np.mean(known)) if known else None, 2)
-        overlap = number_text(100 * float(np.mean([r.top_overlap for r in own])), 0)
+        overlap = number_text(100 * float(np.mean([r.top_overlap for r in of_context])), 0)
         parts.append(f"{context}: rank correlation {rank}, top-10 % overlap {overlap} %")
     n = max(r.n_samples for r in results)
     return f"gate against exact values on {n} samples, mean over layers: {'; '.join(parts)}"
@@ -77,8 +77,8 @@ def summarize(
 
 def _spoken_horizons(run: Run, detector: HorizonDetector | None) -> list[Horizon]:
     """Horizons by task type and by the criteria that sentences are about, as far as the run carries them."""
-    carried = [criterion for criterion in SPOKEN if criterion in criteria_of(run)]
-    return [horizon for name in carried for horizon in find_horizon(run, criterion=name, detector=detector)]
+    criteria = [criterion for criterion in SPOKEN if criterion in criteria_of(run)]
+    return [horizon for name in criteria for horizon in find_horizon(run, criterion=name, detector=detector)]
 
 
 def describe_collapse(results: Sequence[CollapseLayer]) -> str:
@@ -89,12 +89,12 @@ def describe_collapse(results: Sequence[CollapseLayer]) -> str:
     """
     if not results:
         raise HorizonError("there is no entropy curve to describe: the run measured no stream")
-    found = [r for r in results if r.layer is not None]
+    collapses = [r for r in results if r.layer is not None]
     missing = [r for r in results if r.layer is None]
     parts = [
         f"the entropy of {r.stream} collapses at layer {r.layer} {interval_text(r.interval)}, "
         f"dropping by {number_text(r.drop, 2)} nats ({r.consistency:.0%} of resamples agree)"
-        for r in found
+        for r in collapses
     ]
     if missing:
         reasons = "; ".join(f"{r.stream}: {r.reason}" for r in missing)
@@ -103,21 +103,23 @@ def describe_collapse(results: Sequence[CollapseLayer]) -> str:
     return f"{results[0].model}{where}: {'; '.join(parts)}."
 
 
-def describe_horizon(found: Horizon) -> str:
+def describe_horizon(horizon: Horizon) -> str:
     """One sentence on the horizon and half depth of one group."""
-    where = f"{model_text(found)}, {group_text(found.group)} ({found.criterion} criterion, {found.n_images} images)"
-    if found.layer is None:
-        return f"{where}: no information horizon, because {found.reason}."
-    end = found.n_layers
-    interval = interval_text(found.interval, end=end)
-    at = f"the information horizon is layer {found.layer} {interval} of {end}"
-    if found.censored:
-        known = f", at the earliest layer {found.interval[0]}" if found.interval and found.interval[0] < end else ""
-        at = f"the information horizon is {NOT_REACHED} of the {end} layers{known}"
-    beware = f" ({found.warning})" if found.warning else ""
-    if found.half_depth is None:
+    basis = f"{horizon.criterion} criterion, {horizon.n_images} images"
+    where = f"{model_text(horizon)}, {group_text(horizon.group)} ({basis})"
+    if horizon.layer is None:
+        return f"{where}: no information horizon, because {horizon.reason}."
+    end = horizon.n_layers
+    interval = interval_text(horizon.interval, end=end)
+    at = f"the information horizon is layer {horizon.layer} {interval} of {end}"
+    if horizon.censored:
+        earliest = horizon.interval[0] if horizon.interval else end
+        bound = f", at the earliest layer {earliest}" if earliest < end else ""
+        at = f"the information horizon is {NOT_REACHED} of the {end} layers{bound}"
+    beware = f" ({horizon.warning})" if horizon.warning else ""
+    if horizon.half_depth is None:
         return f"{where}: {at}{beware}."
-    half = f"{number_text(found.half_depth, 2)} {interval_text(found.half_depth_interval, 2)}"
+    half = f"{number_text(horizon.half_depth, 2)} {interval_text(horizon.half_depth_interval, 2)}"
     return f"{where}: {at}; half of the effect is gone at depth {half}{beware}."
 
 

@@ -106,8 +106,8 @@ def model_text(result: Any) -> str:
     Args:
         result: with `model`, `group` and, if it is about removals, `tokens`.
     """
-    said = "tokens" in result.group
-    return str(result.model) if said else tokens_text(result.model, getattr(result, "tokens", "visual"))
+    in_group = "tokens" in result.group
+    return str(result.model) if in_group else tokens_text(result.model, getattr(result, "tokens", "visual"))
 
 
 def to_record(result: Any) -> Any:

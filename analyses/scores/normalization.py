@@ -66,11 +66,11 @@ def evalai_answer(answer: str) -> str:
 
 def _without_punctuation(text: str) -> str:
     """Each sign is looked for in the text as it was, and dropped or spaced out everywhere at once."""
-    kept = text
+    rest = text
     for sign in _PUNCTUATION:
         beside_space = f"{sign} " in text or f" {sign}" in text
-        kept = kept.replace(sign, "" if beside_space or _THOUSANDS.search(text) else " ")
-    return _PERIOD.sub("", kept)
+        rest = rest.replace(sign, "" if beside_space or _THOUSANDS.search(text) else " ")
+    return _PERIOD.sub("", rest)
 
 
 def plain_answer(answer: str) -> str:

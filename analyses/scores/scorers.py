@@ -75,11 +75,11 @@ def vqa(prediction: str, answers: Sequence[str]) -> float:
     >>> [round(vqa("stop", ["Stop"] * n + ["halt"] * (10 - n)), 2) for n in (0, 1, 2, 3, 4)]
     [0.0, 0.3, 0.6, 0.9, 1.0]
     """
-    wanted = evalai_answer(prediction)
-    agree = [evalai_answer(answer) == wanted for answer in answers]
+    normalized = evalai_answer(prediction)
+    agree = [evalai_answer(answer) == normalized for answer in answers]
     if len(agree) < FEWEST_VOTES:
         return float(any(agree))
-    return sum(min(1.0, (sum(agree) - own) / 3) for own in agree) / len(agree)
+    return sum(min(1.0, (sum(agree) - vote) / 3) for vote in agree) / len(agree)
 
 
 def anls(prediction: str, answers: Sequence[str]) -> float:
@@ -92,8 +92,8 @@ def anls(prediction: str, answers: Sequence[str]) -> float:
     >>> anls("helo", ["hello"]), anls("ab", ["ax"]), anls("abc", ["axy"])
     (0.8, 0.5, 0.0)
     """
-    said = spaced_answer(prediction)
-    best = max((Levenshtein.normalized_similarity(said, spaced_answer(answer)) for answer in answers), default=0.0)
+    text = spaced_answer(prediction)
+    best = max((Levenshtein.normalized_similarity(text, spaced_answer(answer)) for answer in answers), default=0.0)
     return best if best >= ANLS_THRESHOLD else 0.0
 
 
@@ -111,11 +111,11 @@ def ocrbench(prediction: str, answers: Sequence[str], *, formula: bool = False) 
     (1.0, 0.0, 1.0)
     """
 
-    def told(text: str) -> str:
+    def comparable(text: str) -> str:
         flat = text.strip().replace("\n", " ")
         return flat.replace(" ", "") if formula else flat.lower()
 
-    return float(any(told(answer) in told(prediction) for answer in answers))
+    return float(any(comparable(answer) in comparable(prediction) for answer in answers))
 
 
 def mme(prediction: str, answers: Sequence[str]) -> float:
@@ -158,10 +158,10 @@ def truth(answers: Sequence[str], scorer: str) -> str:
     Raises:
         HorizonError: it is neither.
     """
-    said = plain_answer(answers[0]) if answers else ""
-    if said not in ("yes", "no"):
+    reference = plain_answer(answers[0]) if answers else ""
+    if reference not in ("yes", "no"):
         raise HorizonError(f"the scorer {scorer!r} expects the answer yes or no, not {list(answers)!r}")
-    return said
+    return reference
 
 
 def letter(prediction: str, answers: Sequence[str], *, options: Sequence[str] = ()) -> float:
@@ -202,20 +202,20 @@ def option_letter(prediction: str, letters: str, options: Sequence[str] = ()) ->
     words = prediction.translate(_MARKS).split()
     if len(words) == 1 and words[0].upper() in letters:
         return words[0].upper()
-    if (named := _ANSWER_IS.search(prediction)) and named[1] in letters:
-        return named[1]
-    held = [one for one in letters if one in words]
-    if len(held) == 1 and not (held == ["A"] and len(words) > 3):
-        return held[0]
-    return _option_told(prediction.lower(), letters, options)
+    if (match := _ANSWER_IS.search(prediction)) and match[1] in letters:
+        return match[1]
+    present = [letter for letter in letters if letter in words]
+    if len(present) == 1 and not (present == ["A"] and len(words) > 3):
+        return present[0]
+    return _option_by_text(prediction.lower(), letters, options)
 
 
-def _option_told(prediction: str, letters: str, options: Sequence[str]) -> str | None:
+def _option_by_text(prediction: str, letters: str, options: Sequence[str]) -> str | None:
     """The only option whose text a prediction contains, unless it rambles."""
     if len(prediction) > 2 * sum(map(len, options)):
         return None
-    told = [one for one, text in zip(letters, options, strict=False) if text.strip().lower() in prediction]
-    return told[0] if len(told) == 1 else None
+    matches = [letter for letter, text in zip(letters, options, strict=False) if text.strip().lower() in prediction]
+    return matches[0] if len(matches) == 1 else None
 
 
 SCORERS: dict[str, Callable[..., float]] = {

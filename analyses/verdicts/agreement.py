@@ -268,8 +268,8 @@ def _poll(run: Run, singles: Sequence[CollapseLayer], votes: pd.DataFrame) -> _P
 def _finite_entropies(run: Run, stream: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values, images and tasks of the samples with a whole entropy curve."""
     values, images, tasks = group_entropies(run, entropy_curves(run, stream), rows)
-    used = np.isfinite(values).all(axis=1)
-    return values[used], images[used], tasks[used]
+    finite = np.isfinite(values).all(axis=1)
+    return values[finite], images[finite], tasks[finite]
 
 
 def _curve_draws(run: Run, stream: str, rows: np.ndarray, detector: CollapseDetector) -> np.ndarray:

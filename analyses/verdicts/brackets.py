@@ -112,29 +112,29 @@ def next_layer(information: Horizon, guide: Guide) -> int | None:
     return _beside_the_peak(information) if information.layer else None
 
 
-def _crossing(found: Horizon, guide: Guide, bracket: tuple[int, int]) -> int:
+def _crossing(horizon: Horizon, guide: Guide, bracket: tuple[int, int]) -> int:
     """A skipped layer in the bracket."""
     before, at = bracket
-    inside = found.skipped[(found.skipped > before) & (found.skipped < at)]
+    inside = horizon.skipped[(horizon.skipped > before) & (horizon.skipped < at)]
     if guide.horizon in (at, before + 1):
         return int(inside[-1 if guide.horizon == at else 0])
-    start, end = (abs(float(found.effect[found.layers == layer][0])) for layer in bracket)
-    left = np.maximum.accumulate(np.abs(guide.effect)[::-1])[::-1]  # the most that is still to come at each layer
-    first, last = (float(left[guide.layers == layer][0]) for layer in bracket)
+    start, end = (abs(float(horizon.effect[horizon.layers == layer][0])) for layer in bracket)
+    remaining = np.maximum.accumulate(np.abs(guide.effect)[::-1])[::-1]  # the most that is still to come at each layer
+    first, last = (float(remaining[guide.layers == layer][0]) for layer in bracket)
     if first <= last:
         return int(inside[len(inside) // 2])
-    drawn = end + (start - end) * (left[np.isin(guide.layers, inside)] - last) / (first - last)
-    guess = int((drawn < found.threshold).argmax()) if (drawn < found.threshold).any() else len(inside) - 1
+    expected = end + (start - end) * (remaining[np.isin(guide.layers, inside)] - last) / (first - last)
+    guess = int((expected < horizon.threshold).argmax()) if (expected < horizon.threshold).any() else len(inside) - 1
     outer = len(inside) // 4
     return int(inside[np.clip(guess, outer, len(inside) - 1 - outer)])
 
 
-def _beside_the_peak(found: Horizon) -> int | None:
-    size = np.abs(found.effect)
-    if size[found.layers < found.layer][-1] >= PEAK_MARGIN * found.threshold:
+def _beside_the_peak(horizon: Horizon) -> int | None:
+    size = np.abs(horizon.effect)
+    if size[horizon.layers < horizon.layer][-1] >= PEAK_MARGIN * horizon.threshold:
         return None
     peak = int(size.argmax())
-    ends = [(found.layers[i], found.layers[i + 1]) for i in (peak - 1, peak) if i >= 0]
-    gaps = [found.skipped[(found.skipped > low) & (found.skipped < high)] for low, high in ends]
+    ends = [(horizon.layers[i], horizon.layers[i + 1]) for i in (peak - 1, peak) if i >= 0]
+    gaps = [horizon.skipped[(horizon.skipped > low) & (horizon.skipped < high)] for low, high in ends]
     widest = max(gaps, key=len)
     return int(widest[len(widest) // 2]) if len(widest) else None

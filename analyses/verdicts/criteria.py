@@ -148,9 +148,9 @@ def _stored_curves(stored: str, run: Run, measure: str, target: str) -> tuple[Ef
     """A measure of its own, and the removal effects in the measure asked for; NaN for samples that lack those."""
     curves = removal_effects(run, measure=stored, target=target)
     removal = removal_effects(run, measure=measure, target=target)
-    found = dict(zip(removal.rows, removal.values, strict=True))
+    by_row = dict(zip(removal.rows, removal.values, strict=True))
     missing = np.full(len(removal.layers), np.nan)
-    aligned = np.array([found.get(row, missing) for row in curves.rows]).reshape(-1, len(missing))
+    aligned = np.array([by_row.get(row, missing) for row in curves.rows]).reshape(-1, len(missing))
     return curves, replace(curves, values=aligned, layers=removal.layers, measure=removal.measure, unit=removal.unit)
 
 

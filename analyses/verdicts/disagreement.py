@@ -87,92 +87,95 @@ def explain_criteria(horizons: Sequence[Horizon], *, default: str = "removal") -
     groups: dict[tuple[str, ...], list[Horizon]] = {}
     for horizon in horizons:
         groups.setdefault((tokens_text(horizon.model, horizon.tokens), *horizon.group.values()), []).append(horizon)
-    found = []
+    verdicts = []
     for name, members in groups.items():
-        reference = next((one for one in members if one.criterion == default), None)
+        reference = next((member for member in members if member.criterion == default), None)
         if reference is None:
             raise HorizonError(
                 f"no horizon by the criterion {default!r} to hold the others against: {' / '.join(name)}"
             )
-        others = [one for one in members if one is not reference]
-        found += [_verdict(one, reference) for one in (reference, *others)]
-    return found
+        others = [member for member in members if member is not reference]
+        verdicts += [_verdict(member, reference) for member in (reference, *others)]
+    return verdicts
 
 
-def _verdict(one: Horizon, reference: Horizon) -> CriterionVerdict:
-    shift = None if one.layer is None or reference.layer is None else one.layer - reference.layer
+def _verdict(horizon: Horizon, reference: Horizon) -> CriterionVerdict:
+    shift = None if horizon.layer is None or reference.layer is None else horizon.layer - reference.layer
     apart = None
-    if one.interval is not None and reference.interval is not None:
-        apart = one.interval[0] > reference.interval[1] or reference.interval[0] > one.interval[1]
+    if horizon.interval is not None and reference.interval is not None:
+        apart = horizon.interval[0] > reference.interval[1] or reference.interval[0] > horizon.interval[1]
     return CriterionVerdict(
-        model=one.model,
-        group=one.group,
-        criterion=one.criterion,
-        measure=one.measure,
-        layer=one.layer,
-        interval=one.interval,
-        censored=one.censored,
-        reason=one.reason,
-        n_samples=one.n_samples,
-        n_images=one.n_images,
+        model=horizon.model,
+        group=horizon.group,
+        criterion=horizon.criterion,
+        measure=horizon.measure,
+        layer=horizon.layer,
+        interval=horizon.interval,
+        censored=horizon.censored,
+        reason=horizon.reason,
+        n_samples=horizon.n_samples,
+        n_images=horizon.n_images,
         shift=shift,
         apart=apart,
-        why="the default" if one is reference else _why(one, reference, shift, apart),
-        n_layers=one.n_layers,
-        tokens=one.tokens,
+        why="the default" if horizon is reference else _why(horizon, reference, shift, apart),
+        n_layers=horizon.n_layers,
+        tokens=horizon.tokens,
     )
 
 
-def _why(one: Horizon, reference: Horizon, shift: int | None, apart: bool | None) -> str:
+def _why(horizon: Horizon, reference: Horizon, shift: int | None, apart: bool | None) -> str:
     """Everything that sets a criterion apart from the default, as sentences without their full stop."""
     if shift is None:
-        parts = [_missing(one, reference)]
+        parts = [_missing(horizon, reference)]
     elif shift == 0:
-        parts = ["neither is reached before the end" if one.censored else "the same layer"]
+        parts = ["neither is reached before the end" if horizon.censored else "the same layer"]
     else:
-        parts = [_deeper(one, reference) if shift > 0 else _shallower(one, reference)]
+        parts = [_deeper(horizon, reference) if shift > 0 else _shallower(horizon, reference)]
         if apart is False:
             parts.append("the intervals overlap, so the difference may be chance")
-    if one.layer is not None:
-        parts += _peculiarities(one, said=reference.censored)
-    parts += [caution for caution in CAUTIONS if caution in one.warning]
-    if one.n_samples != reference.n_samples:
-        parts.append(f"it rests on {one.n_samples} samples, the default on {reference.n_samples}")
+    if horizon.layer is not None:
+        parts += _peculiarities(horizon, both_censored=reference.censored)
+    parts += [caution for caution in CAUTIONS if caution in horizon.warning]
+    if horizon.n_samples != reference.n_samples:
+        parts.append(f"it rests on {horizon.n_samples} samples, the default on {reference.n_samples}")
     return "; ".join(parts)
 
 
-def _missing(one: Horizon, reference: Horizon) -> str:
-    if one.reason == reference.reason:
+def _missing(candidate: Horizon, reference: Horizon) -> str:
+    if candidate.reason == reference.reason:
         return "none by the default either, for the same reason"
-    missing = [f"{horizon.criterion}: {horizon.reason}" for horizon in (one, reference) if horizon.layer is None]
+    missing = [f"{horizon.criterion}: {horizon.reason}" for horizon in (candidate, reference) if horizon.layer is None]
     return f"no layer to compare ({'; '.join(missing)})"
 
 
-def _deeper(one: Horizon, reference: Horizon) -> str:
+def _deeper(horizon: Horizon, reference: Horizon) -> str:
     """It is still there at the layer before its own horizon, where the default's effect is gone."""
-    before = int(one.layers[one.layers < one.layer].max())
-    return f"deeper: at layer {before} the {_state(one, before)}, while the {_state(reference, before)}"
+    before = int(horizon.layers[horizon.layers < horizon.layer].max())
+    return f"deeper: at layer {before} the {_state(horizon, before)}, while the {_state(reference, before)}"
 
 
-def _shallower(one: Horizon, reference: Horizon) -> str:
+def _shallower(horizon: Horizon, reference: Horizon) -> str:
     """The default's effect is still there at the layer before its horizon."""
     before = int(reference.layers[reference.layers < reference.layer].max())
-    return f"shallower: at layer {before} the {_state(reference, before)}, while the {_state(one, before)}"
+    return f"shallower: at layer {before} the {_state(reference, before)}, while the {_state(horizon, before)}"
 
 
-def _peculiarities(one: Horizon, *, said: bool) -> list[str]:
-    """What the rule of this criterion leaves out of sight, where that matters here; `said`: that nothing is reached."""
-    rule = CRITERIA[one.criterion]
-    later = one.layers >= one.layer
-    above = later & is_above(rule, one.effect, one.threshold)
+def _peculiarities(horizon: Horizon, *, both_censored: bool) -> list[str]:
+    """What the rule of this criterion leaves out of sight, where that matters here.
+
+    That the horizon is not before the end is left out if neither is, since that was said before.
+    """
+    rule = CRITERIA[horizon.criterion]
+    later = horizon.layers >= horizon.layer
+    above = later & is_above(rule, horizon.effect, horizon.threshold)
     parts = []
     if not rule.settles:
-        back = ", ".join(map(str, one.layers[above]))
+        back = ", ".join(map(str, horizon.layers[above]))
         parts.append("the first crossing, a point estimate" + (f"; above again at {back}" if back else ""))
-    if rule.signed and (one.effect[later] < -one.threshold).any():
-        rise = -one.effect[later].min()
+    if rule.signed and (horizon.effect[later] < -horizon.threshold).any():
+        rise = -horizon.effect[later].min()
         parts.append(f"only a {rule.looks_at} counts, not that it rises by up to {rise:.3g} there")
-    if one.censored and not said:
+    if horizon.censored and not both_censored:
         parts.append(NOT_REACHED)
     return parts
 

@@ -55,7 +55,7 @@ def gate_agreement(run: Run, *, target: str | None = None) -> list[GateAgreement
         HorizonError: the run has no such target.
     """
     target = check_target(run, target)
-    found = []
+    results = []
     for context in run.config.contexts:
         (_, layers, correlations), (_, _, overlaps), (_, _, sizes) = (
             run.matrix(measure, context=context, target=target) for measure in MEASURES
@@ -63,7 +63,7 @@ def gate_agreement(run: Run, *, target: str | None = None) -> list[GateAgreement
         for at, layer in enumerate(layers.tolist()):
             checked = np.isfinite(overlaps[:, at])  # layers of token grids may differ from sample to sample
             known = correlations[checked, at][np.isfinite(correlations[checked, at])]
-            one = GateAgreement(
+            agreement = GateAgreement(
                 model=run.model,
                 context=context,
                 target=target,
@@ -74,5 +74,5 @@ def gate_agreement(run: Run, *, target: str | None = None) -> list[GateAgreement
                 top_overlap=float(overlaps[checked, at].mean()),
                 largest_effect=float(sizes[checked, at].mean()),
             )
-            found.append(one)
-    return found
+            results.append(agreement)
+    return results

@@ -131,9 +131,9 @@ def split_estimates(
         choice = _choice_by_collapse(run, criterion, collapse_detector, by)
     results = []
     for (group, rows), objection in zip(split_groups(run.samples, by), choice.objections, strict=True):
-        used = np.array(sorted({*rows} & {*choice.rows} & {*losses[0].rows} & {*losses[1].rows}), dtype=int)
+        members = np.array(sorted({*rows} & {*choice.rows} & {*losses[0].rows} & {*losses[1].rows}), dtype=int)
         for curves in losses:
-            results.append(_estimate(run, group, choice, curves.of(used), objection, splits))
+            results.append(_estimate(run, group, choice, curves.of(members), objection, splits))
     return results
 
 

@@ -58,12 +58,12 @@ def gather_information(
     horizons: list[Horizon] = []
     if context == "keep-one" and not METHOD_TABLE[run.config.method].first_order:  # what the criterion is defined on
         horizons = find_horizon(run, by=tuple(by), criterion="information", measure=measure)
-    found = []
+    results = []
     for group, members in split_groups(run.samples.loc[rows], by):
         layers, quantiles = information_quantiles(
             run, members.tolist(), context=context, measure=measure, quantiles=QUANTILES
         )
         horizon = next((h for h in horizons if h.group == group), None)
         what = run.config.method, run.config.tokens
-        found.append(TokenInformation(run.model, group, context, measure, layers, quantiles, horizon, *what))
-    return found
+        results.append(TokenInformation(run.model, group, context, measure, layers, quantiles, horizon, *what))
+    return results
