@@ -154,7 +154,7 @@ def test_pilots_of_few_samples_and_small_models():
 def bracketed(threshold, bracket, n_layers=4):
     """A horizon somewhere between two measured layers with an effect of 1 and of 0."""
     values = np.tile(np.where(np.arange(n_layers + 1) < bracket[1], 1.0, 0.0), (5, 1))
-    found = detect(values, layers=[k for k in (0, *bracket) if k < n_layers])
+    found = detect(values, layers={k for k in (0, *bracket) if k < n_layers})
     assert found.bracket == bracket
     return replace(found, threshold=threshold)
 
@@ -168,6 +168,14 @@ def test_a_crossing_is_where_the_guide_would_be_gone():
     assert ends == {0: 3, 1: 1, 2: 3, 3: 3, 4: 3}
     flat = Guide(np.arange(5), np.zeros(5), 2)
     assert next_layer(bracketed(0.5, (0, 4)), flat) == 2
+
+
+def test_a_crossing_falls_from_the_effect_before_to_the_effect_behind():
+    """From 1 to 0.2 as the guide falls: 0.8, 0.6 and 0.4 in between."""
+    guide = Guide(np.arange(5), np.array([1.0, 0.75, 0.5, 0.25, 0.0]), 3)
+    for threshold, layer in ((0.9, 1), (0.65, 2), (0.45, 3), (0.3, 3)):
+        found = bracketed(threshold, (0, 4))
+        assert next_layer(replace(found, effect=np.array([1.0, 0.2])), guide) == layer
 
 
 def test_a_crossing_keeps_out_of_the_outer_quarters_of_a_wide_bracket():

@@ -260,6 +260,7 @@ def test_a_fall_must_stand_out_further_than_chance_does(monkeypatch):
         assert int(QUICK.picks(curve)) == (layer or 0)
         found = QUICK(values, np.arange(20))
         assert (found.layer, found.sharpness_null) == (layer, least)
+        assert ("does not stand out" in found.reason) == (layer is None)
 
 
 def test_a_step_that_does_not_fall_is_no_pick():

@@ -25,6 +25,7 @@ from probes.models.families import Family, check_grids
 from probes.models.grids import choose_window
 from probes.models.prompts import encode, removable_windows
 from probes.models.targets import Target
+from probes.replay.ablations import kl_divergence
 from probes.replay.capture import capture_prompt
 
 POWER = 0.01  # in the probability of some token
@@ -213,3 +214,16 @@ def test_the_self_test_takes_text_away_too(random_model):
     assert found.name == "half of the text removed from layer 0 on"
     assert found.passed
     assert found.effect > 20 * found.tolerance
+
+
+def test_divergence_is_over_the_vocabulary_and_never_negative():
+    """Of any number of axes before it, against one distribution or as many."""
+    logits = torch.randn(3, 2, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ablated, own = logits.log_softmax(-1), logits[0].log_softmax(-1)
+    found = kl_divergence(ablated, own)
+    for i in range(3):
+        for place in range(2):
+            expected = sum(float(a.exp() * (a - b)) for a, b in zip(ablated[i, place], own[place], strict=True))
+            assert float(found[i, place]) == pytest.approx(max(expected, 0.0), abs=1e-12)
+    assert found[0].tolist() == [0.0, 0.0]
+    assert (kl_divergence(own, own + 1e-9) >= 0).all()
