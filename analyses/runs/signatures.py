@@ -103,7 +103,7 @@ def keywords_source() -> str:
         "from __future__ import annotations\n\n"
         "from collections.abc import Sequence\n"
         "from typing import Literal, TypedDict\n\n"
-        f"from analyses.runs.schema import (\n{imports})\n\n\n" + "\n\n\n".join(bodies) + "\n"
+        f"from {schema.__name__} import (\n{imports})\n\n\n" + "\n\n\n".join(bodies) + "\n"
     )
 
 
