@@ -57,9 +57,9 @@ def save_figures(
     Args:
         runs: one run or several.
         out: directory; made if it is not there.
-        names: which of `FIGURES`; all by default.
-        formats: of "pdf", "svg" and "png" (300 dpi).
-        widths: of "column" and "page".
+        names: names of the figures to draw, of `FIGURES`; all by default.
+        formats: file formats, of "pdf", "svg" and "png" (300 dpi).
+        widths: widths to draw at, of "column" and "page".
 
     Raises:
         HorizonError: a name, format or width that does not exist.
@@ -85,8 +85,8 @@ def save_figures(
     return SavedFigures(written, skipped)
 
 
-def _check(what: str, given: Iterable[str], choices: Iterable[str]) -> None:
-    unknown = [name for name in given if name not in choices]
+def _check(what: str, names: Iterable[str], choices: Iterable[str]) -> None:
+    unknown = [name for name in names if name not in choices]
     if unknown:
         raise HorizonError(f"no {what} {unknown[0]!r}; choose from {', '.join(choices)}")
 
