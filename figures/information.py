@@ -41,7 +41,7 @@ def plot_token_information(information: TokenInformation, *, look: Look | None =
     Where not every layer was measured, dots on the median say which were.
 
     Args:
-        information: what to draw.
+        information: quantiles and horizon of one group.
         look: color of the group; assigned by its name if not given.
         ax: where to draw; a new figure of column width, with a legend, if not given.
     """

@@ -95,7 +95,7 @@ def plot_token_heatmap(
         boxes: (window, 4) left, top, width, height as fractions of the image, as `window_boxes` gives them.
         image: (height, width) gray or (height, width, 3) RGB thumbnail of the whole image, 0..255.
         limit: end of the color scale, symmetric about 0; the largest magnitude if not given.
-        label: of the color bar, with the unit.
+        label: text of the color bar, with the unit.
         ax: where to draw; a new figure of column width, with a color bar, if not given.
     """
     alone, ax = ax is None, new_axes(ax)
@@ -194,7 +194,7 @@ def figure_token_heatmap(
             in the first run, of those that all runs share.
         context: "keep-one" or "leave-one-out".
         measure: "p" or "log_p".
-        layers: which to show; by default evenly spaced, as many as fit.
+        layers: cuts to show; by default evenly spaced ones, as many as fit.
 
     Raises:
         HorizonError: the sample is unknown, a layer was not measured, or nothing carries token grids.
@@ -217,20 +217,20 @@ def figure_token_heatmap(
 
 def _rows_of_sample(runs: Sequence[Run], sample: str | int | None, context: str) -> list[tuple[Run, int]]:
     """The runs that carry token grids of one sample, with its row in each."""
-    placed = [(run, {str(run.samples.loc[row, "id"]): row for row in run.token_rows(context)}) for run in runs]
-    with_grids = [(run, rows) for run, rows in placed if rows]
-    placed = [(run, rows) for run, rows in with_grids if run.config.tokens != "text"]
-    if with_grids and not placed:
+    in_image = [(run, {str(run.samples.loc[row, "id"]): row for row in run.token_rows(context)}) for run in runs]
+    with_grids = [(run, rows) for run, rows in in_image if rows]
+    in_image = [(run, rows) for run, rows in with_grids if run.config.tokens != "text"]
+    if with_grids and not in_image:
         names = ", ".join(run.name for run, _ in with_grids)
         raise HorizonError(f"the token grids of {names} are of text, which has no place in the image")
-    if not placed:
+    if not in_image:
         raise HorizonError(f"the runs hold no {context} token grids; measure them with the probe 'information'")
-    first, rows = placed[0]
+    first, rows = in_image[0]
     if sample is None:
-        shared = [rows[name] for name in rows if all(name in others for _, others in placed)]
+        shared = [rows[name] for name in rows if all(name in others for _, others in in_image)]
         sample = choose_sample(first, shared or list(rows.values()))
     name = sample if isinstance(sample, str) else str(first.samples.loc[sample, "id"])
-    pairs = [(run, rows[name]) for run, rows in placed if name in rows]
+    pairs = [(run, rows[name]) for run, rows in in_image if name in rows]
     if not pairs:
         raise HorizonError(f"no run carries {context} token grids of sample {name!r}")
     return pairs

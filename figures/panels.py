@@ -80,7 +80,7 @@ def facet_grid(
     A single item leaves its direction to the models. A pair that does not occur leaves its place empty.
 
     Args:
-        pairs: what has a panel; any order, repeats allowed.
+        pairs: (model, name) of every panel; any order, repeats allowed.
         width: "column" or "page".
         ratio: height of a panel with its labels over its width.
         extra: inches above the panels, for the legend.
@@ -88,7 +88,7 @@ def facet_grid(
     Returns:
         the figure and its axes by (model, item), the items of a model in a row.
     """
-    wanted = set(pairs := list(pairs))
+    panels = set(pairs := list(pairs))
     models, items = unique(model for model, _ in pairs), unique(item for _, item in pairs)
     n = len(items)
     if n == 1:
@@ -106,7 +106,7 @@ def facet_grid(
     fig = new_figure(width, n_rows * height + extra)
     grid = fig.add_gridspec(n_rows, n_columns)
     places = zip(product(models, items), spots, strict=True)
-    return fig, {pair: fig.add_subplot(grid[spot]) for pair, spot in places if pair in wanted}
+    return fig, {pair: fig.add_subplot(grid[spot]) for pair, spot in places if pair in panels}
 
 
 def _places(n: int, most: int) -> Callable[[int], tuple[int, int]]:

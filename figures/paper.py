@@ -57,9 +57,9 @@ def save_figures(
     Args:
         runs: one run or several.
         out: directory; made if it is not there.
-        names: which of `FIGURES`; all by default.
-        formats: of "pdf", "svg" and "png" (300 dpi).
-        widths: of "column" and "page".
+        names: names of the figures to draw, of `FIGURES`; all by default.
+        formats: file formats, of "pdf", "svg" and "png" (300 dpi).
+        widths: widths to draw at, of "column" and "page".
 
     Raises:
         HorizonError: a name, format or width that does not exist.

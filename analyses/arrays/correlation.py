@@ -74,7 +74,7 @@ def fisher_interval(rho: float, n: int, level: float = 0.95) -> tuple[float, flo
     Args:
         rho: the estimate.
         n: observations, at least 4.
-        level: of the interval.
+        level: coverage of the interval, in 0..1.
 
     >>> tuple(round(end, 2) for end in fisher_interval(1.0, 5))
     (0.16, 1.0)
@@ -98,8 +98,8 @@ def rank_p_value(
         x: (observation,) float, finite, not constant.
         y: (observation,) float, finite, not constant.
         clusters: (observation,) int codes.
-        permutations: to draw. If there are no more than that, each is looked at once instead.
-        seed: of the draws.
+        permutations: number of relabelings to draw. If there are no more than that, each is looked at once instead.
+        seed: random seed of the draws.
 
     Returns:
         (1 + permutations at least as extreme) / (1 + permutations drawn), or the share of all where all were looked
@@ -113,7 +113,7 @@ def rank_p_value(
     least = abs(a @ b) * (1 - TIE)
     every = prod(factorial(len(block)) for block in blocks)
     shuffles = _all_shuffles(blocks) if every <= permutations else _random_shuffles(blocks, permutations, seed)
-    extreme = sum(int((np.abs(a[moved] @ b) >= least).sum()) for moved in shuffles)
+    extreme = sum(int((np.abs(a[shuffle] @ b) >= least).sum()) for shuffle in shuffles)
     return extreme / every if every <= permutations else (1 + extreme) / (1 + permutations)
 
 

@@ -48,8 +48,8 @@ def half_depth_p_value(
         values_b: (sample, layer) of the other group, on the same layers.
         images_b: (sample,) codes of their images.
         layers: (layer,) ascending, in layers or in fractions of depth; 0 first.
-        permutations: relabelings to draw. If there are no more than that, each is looked at once instead.
-        seed: of the draws.
+        permutations: number of relabelings to draw. If there are no more than that, each is looked at once instead.
+        seed: random seed of the draws.
 
     Returns:
         (1 + relabelings at least as extreme) / (1 + relabelings drawn), or the share of all where all were looked

@@ -35,9 +35,9 @@ def draw_counts(n_clusters: int, resamples: int = 2000, seed: int = 0, *, size: 
     """Draw clusters with replacement, `resamples` times.
 
     Args:
-        n_clusters: to draw from.
-        resamples: how often.
-        seed: of the draws.
+        n_clusters: number of clusters to draw from.
+        resamples: number of resamples.
+        seed: random seed of the draws.
         size: clusters in a resample; `n_clusters` by default.
 
     Returns:

@@ -29,7 +29,7 @@ def adjusted(results: Sequence[Result], family: Callable[[Result], Hashable] = l
 
     Args:
         results: in any order, which is kept.
-        family: what the results of one family share; all are one family by default.
+        family: result -> a name that all results of its family share; all are one family by default.
     """
     filled = list(results)
     for name in {family(result) for result in results}:

@@ -98,7 +98,7 @@ def compare_horizons(
         within: columns whose values are kept apart: only levels that agree in them are compared.
         criterion: one of `CRITERIA`; half depth exists for "removal" only.
         measure: "p" or "log_p".
-        target: of the runs; their first by default.
+        target: name of one of the runs' targets; their first by default.
         detector: parameters; its seed is that of the permutations too.
         permutations: relabelings to draw for a p-value; 0 leaves p-values out.
 

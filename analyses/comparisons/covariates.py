@@ -111,7 +111,7 @@ def correlate_half_depth(
         measure: "p" or "log_p".
         target: one of the run's targets; the first by default.
         detector: gives what an effect at layer 0 must exceed, and resamples, seed and level.
-        permutations: of the test.
+        permutations: number of relabelings that the test draws.
 
     Returns:
         One result a group and covariate.

@@ -28,7 +28,7 @@ class Level:
     """One side of comparisons: the finite curves of one group of one run.
 
     Attributes:
-        run: it comes from, the `source`-th of the comparison.
+        run: the run that it comes from, the `source`-th of the comparison.
         label: its name.
         effects: of its samples; images are numbered over all levels of the comparison. The group names the revision,
             prompt or tokens too where these are compared.
@@ -56,8 +56,8 @@ def find_levels(runs: Sequence[Run], query: HorizonQuery, *, between: str, withi
     """All levels of a comparison, run by run, with images numbered over all of them.
 
     Args:
-        runs: to compare, or to compare the groups of.
-        query: which horizon is compared.
+        runs: what is compared, whole or by groups.
+        query: the horizon that is compared.
         between: one of `BETWEEN`.
         within: columns whose values are kept apart.
 

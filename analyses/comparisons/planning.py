@@ -25,13 +25,13 @@ class SamplePlan(RemovalFinding):
     """How many samples one group needs until the interval of its half depth is narrow enough.
 
     Attributes:
-        width: that is asked for, in layers.
-        width_now: of the pilot's interval, in layers; None without a half depth.
+        width: the width that the interval is to have, in layers.
+        width_now: width of the pilot's interval, in layers; None without a half depth.
         images: needed in total, never fewer than a pilot needs; None where the pilot cannot carry a plan.
-        images_interval: what other pilots of this size would say, 95 %.
-        more_images: to add to the pilot's. more_samples: the same, at the pilot's questions an image.
-        exponent: of the fitted law width ~ images^-exponent; 0.5 is the square-root law.
-        warning: of the pilot's half depth; "" where nothing is the matter.
+        images_interval: 95 % interval of what other pilots of this size would say.
+        more_images: images to add to the pilot's. more_samples: samples to add, at the pilot's questions an image.
+        exponent: exponent of the fitted law width ~ images^-exponent; 0.5 is the square-root law.
+        warning: why the interval of the pilot may not hold what it promises; "" where nothing is the matter.
     """
 
     width: float
@@ -62,7 +62,7 @@ def plan_samples(
 
     Args:
         run: the pilot, with the probe "removal".
-        width: of the interval, in layers.
+        width: the width that the interval is to have, in layers.
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
         measure: "p" or "log_p".
         target: one of the run's targets; the first by default.

@@ -66,9 +66,9 @@ def correlate_models(
             any number in the run's configuration.
         by: columns that define the groups; () for all samples together.
         measure: "p" or "log_p".
-        target: of the runs; their first by default.
+        target: name of one of the runs' targets; their first by default.
         detector: parameters of half depths, intervals and seed.
-        permutations: of the test; few models are tested exactly.
+        permutations: number of relabelings that the test draws; few models are tested exactly.
 
     Returns:
         One result a group, covariate and unit.

@@ -31,7 +31,7 @@ class EffectCurves:
         values: (sample, layer) float in `unit`.
         images: (sample,) int cluster codes of the images, shared by all curves of one run.
         groups: DataFrame of the samples' columns, indexed by row number, in the order of `rows`.
-        measure: what the values are.
+        measure: name of what the values measure, as "p" or "entropy".
         unit: "probability", "nats", "accuracy" or "1".
         skipped: (skipped,) int, layers that the run cut at, but not for these curves: between its neighbors among
             `layers`, such a layer is unknown.
@@ -203,7 +203,7 @@ def information_quantiles(
     Args:
         run: a run with the probe "information".
         rows: row numbers; all that carry a token grid by default.
-        context: of the token grids.
+        context: of the token grids, "keep-one" or "leave-one-out".
         measure: "p" or "log_p".
         target: one of the run's targets; the first by default.
         quantiles: in 0..1. The quantile q is the smallest value with at least the share q of the weight at or

@@ -32,10 +32,10 @@ class Selection:
         only_effective: those whose removal effect at layer 0 exceeds the run's noise floor.
         balance: "task_type", "task" or "category" (within its task): equal numbers of samples in each, drawn at
             random from what the rest keeps.
-        measure: of the effect, "p" or "log_p".
+        measure: in which the effect is taken, "p" or "log_p".
         target: one of the run's targets; the first by default. Whether a sample is answered right is judged by the
             first target that is not the model's own token.
-        seed: of the draw for balance.
+        seed: random seed of the draw that balances.
     """
 
     only_correct: bool = False
@@ -90,13 +90,13 @@ def select_samples(
     their warning. The noise floor stays that of all measured samples.
 
     Args:
-        run: as loaded, or selected from before.
+        run: a run as it was loaded, or an earlier selection of it.
         only_correct: keep samples that the model answers right, by its most probable first token.
         only_effective: keep samples whose removal effect at layer 0 exceeds the run's noise floor.
         balance: "task_type", "task" or "category" (within its task): keep equal numbers of each.
-        measure: of the effect, "p" or "log_p".
+        measure: in which the effect is taken, "p" or "log_p".
         target: one of the run's targets; the first by default.
-        seed: of the draw for balance.
+        seed: random seed of the draw that balances.
 
     Returns:
         The run; `Run.excluded` lists the others with the reason, `exclusions` counts them.
@@ -111,7 +111,7 @@ def exclusions(run: Run) -> dict[str, int]:
     """Reason -> number of samples excluded for it, by the run itself or by a selection; the most frequent first.
 
     Args:
-        run: as loaded, or a selection of it.
+        run: a run as it was loaded, or a selection of it.
     """
     return dict(Counter(run.excluded["error"]).most_common())
 

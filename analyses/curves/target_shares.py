@@ -26,7 +26,7 @@ class TargetShare:
         n_samples: measured samples that have it.
         n_targets: distinct targets among them; spellings pooled into one target are one.
         most_common: text of the most frequent one.
-        share: of the samples, which have that one; NaN without samples.
+        share: share of the samples that have that one; NaN without samples.
         n_blank: samples whose target is a bare space, which says nothing about the answer.
         warning: what is wrong with such a target; "" where nothing is.
     """
@@ -50,7 +50,7 @@ def target_shares(run: Run, *, by: Sequence[str] = ("task",)) -> list[TargetShar
     tokenizer) are the usual case, yes/no questions the harmless one.
 
     Args:
-        run: as loaded.
+        run: a run as it was loaded.
         by: columns that define the groups.
 
     Returns:

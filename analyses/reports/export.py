@@ -25,7 +25,7 @@ def render(table: Table, form: str = "text") -> str:
     """One table as text, Markdown or LaTeX; numbers as rounded as the table holds them.
 
     Args:
-        table: what `analyses.reports.text` makes.
+        table: a table of results, for example from `horizon_table`.
         form: one of `FORMATS`.
 
     Raises:

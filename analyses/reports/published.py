@@ -55,7 +55,7 @@ class PublishedNumbers:
         Args:
             model: hub id, directory or name; case and everything before the last slash do not matter.
             tasks: names of tasks or task types; case does not matter.
-            quantities: which to return.
+            quantities: names of the quantities to return.
         """
         task_names = {name.casefold() for name in tasks}
         return [

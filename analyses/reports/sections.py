@@ -39,14 +39,14 @@ class Options:
 
     Attributes:
         by: columns that define the groups.
-        criterion: of the horizon; every one that the run can carry by default.
+        criterion: by which the horizon is found; every one that the run can carry by default.
         measure: "p" or "log_p".
-        target: of the run; its first by default.
-        rule: of the collapse layer; the default rule by default.
+        target: name of one of the run's targets; its first by default.
+        rule: by which the collapse layer is found; "drop" by default.
         split: share of the images that choose a layer, for the section "split".
-        covariates: of the section "covariates".
+        covariates: names of the covariates that the section "covariates" is about.
         published: numbers to show beside ours.
-        scorer: of the section "scores"; each task's own by default.
+        scorer: by which the section "scores" scores answers; each task's own by default.
     """
 
     by: tuple[str, ...] = ("task_type",)
@@ -76,7 +76,7 @@ class Section:
 
     Attributes:
         results: dataclasses of one kind, raw numbers.
-        table: the same for people.
+        table: the results as people read them, rounded.
     """
 
     results: list[Any]
@@ -167,9 +167,9 @@ def make_sections(run: Run, names: Sequence[str] = STANDARD, options: Options | 
     """The sections asked for that the run can carry and that have anything to say.
 
     Args:
-        run: what was measured.
-        names: of `SECTIONS`.
-        options: how.
+        run: the run that the sections are about.
+        names: which of `SECTIONS` to make.
+        options: how the sections are made.
 
     Raises:
         HorizonError: a section, or a word in the options, is unknown.

@@ -29,7 +29,7 @@ def collapse_table(results: Sequence[CollapseLayer]) -> Table:
     """One row a group and stream: the ECL or why there is none.
 
     Args:
-        results: of `find_collapse_layer`.
+        results: what `find_collapse_layer` returns.
     """
     columns = (
         *("model", "group", "stream", "rule", "ECL", "interval", "drop (nats)"),
@@ -58,7 +58,7 @@ def horizon_table(results: Sequence[Horizon]) -> Table:
     """One row a group and criterion: the horizon and the half depth, or why there is none.
 
     Args:
-        results: of `find_horizon`.
+        results: what `find_horizon` returns.
     """
     columns = (
         *("model", "group", "criterion", "measure", "horizon", "interval", "half depth", "interval"),
@@ -89,7 +89,7 @@ def difference_table(comparison: Comparison) -> Table:
     """One row a difference, a minus b.
 
     Args:
-        comparison: of `compare_horizons`.
+        comparison: what `compare_horizons` returns.
     """
     columns = ("a", "b", "quantity", "unit", "images", "a - b", "interval", "p", "p (Holm)", "images of a, b")
     rows = [

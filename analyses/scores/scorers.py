@@ -196,7 +196,7 @@ def option_letter(prediction: str, letters: str, options: Sequence[str] = ()) ->
 
     Args:
         prediction: the model's answer.
-        letters: that the question has, "ABCD".
+        letters: option letters that the question has, for example "ABCD".
         options: their texts, in this order.
     """
     words = prediction.translate(_MARKS).split()

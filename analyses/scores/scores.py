@@ -100,8 +100,8 @@ def score_run(
         run: measured with `generate`.
         by: columns that define the groups; samples of one group with different scorers are kept apart.
         scorer: a key of `SCORERS` for all samples; by default that of each task, see `scorer_of`.
-        resamples: of the images, for the intervals.
-        seed: of the resamples.
+        resamples: number of resamples of the images behind the intervals.
+        seed: random seed of the resamples.
 
     Returns:
         One result a group, scorer and metric; empty where the run generated no answer.

@@ -163,11 +163,11 @@ def compare_collapse_to_horizon(
     Args:
         run_or_runs: one run or several, with the probe "entropy" and what the criterion needs.
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
-        streams: of the runs; all by default.
-        rule: of the collapse: "drop", "relative-drop" or "two-segment"; the detector's by default.
-        criterion: of the horizon; half depth comes with "removal" only.
+        streams: names of the runs' streams; all by default.
+        rule: by which the collapse is found: "drop", "relative-drop" or "two-segment"; the detector's by default.
+        criterion: by which the horizon is found, a key of `CRITERIA`; half depth comes with "removal" only.
         measure: "p" or "log_p".
-        target: of the runs; their first by default.
+        target: name of one of the runs' targets; their first by default.
         collapse_detector: parameters of the search for the ECL.
         horizon_detector: parameters of the search for the horizon; its resamples, seed and level hold for both.
 

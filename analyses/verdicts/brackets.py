@@ -72,7 +72,7 @@ def first_layers(removal: Horizon, pilot: Guide | None, most: int) -> list[int]:
     depth. Without a removal effect there is no horizon to look for, and layer 0 has to do.
 
     Args:
-        removal: of the group, by the criterion "removal".
+        removal: the horizon of the group by the criterion "removal".
         pilot: mean magnitude of single windows' information over the group's pilot samples.
         most: layers.
 
@@ -105,7 +105,7 @@ def next_layer(information: Horizon, guide: Guide) -> int | None:
 
     Args:
         information: by a criterion of the token grids.
-        guide: what the effect is likely to follow.
+        guide: a curve over all layers that the effect is likely to follow.
     """
     if information.bracket is not None:
         return _crossing(information, guide, information.bracket)

@@ -34,7 +34,7 @@ class CollapseLayer(Finding):
         consistency: share of bootstrap resamples whose own largest drop is at the same layer and stands out too.
         interval: percentile interval of the layers of the resamples' largest drops; None when no layer is given.
         detector: the parameters that produced all this.
-        task_consistency: the same share of the single tasks' curves.
+        task_consistency: share of the single tasks' curves whose own largest drop is there and stands out too.
         warning: why interval and band may not hold what they promise; "" where nothing is the matter.
     """
 
@@ -77,8 +77,8 @@ class CollapseDetector:
 
     Attributes:
         resamples: bootstrap resamples of images.
-        seed: of the resamples and of the null.
-        level: of intervals, bands and the sharpness null.
+        seed: random seed of the resamples and of the null.
+        level: coverage of intervals, bands and the sharpness null, in 0..1.
         consistency: least share of resamples, and of single tasks, that must agree.
         null_draws: simulated sets of exchangeable steps behind the sharpness null.
         rule: a key of `RULES`: "drop" (the largest one-step drop), "relative-drop" or "two-segment".
@@ -110,8 +110,8 @@ class CollapseDetector:
             tasks: (sample,) labels; tasks weigh equally. One task by default.
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
             model: whose entropies they are, for the result.
-            group: likewise, column -> value of the samples.
-            stream: likewise.
+            group: column -> value of the samples, for the result.
+            stream: which stream they are of, for the result.
 
         Returns:
             The ECL, or the reason why there is none.
@@ -234,7 +234,7 @@ def find_collapse_layer(
     Args:
         run: a run with the probe "entropy".
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
-        streams: of the run; all by default.
+        streams: names of the run's streams; all by default.
         rule: "drop", "relative-drop" or "two-segment"; the detector's by default, which is "drop".
         detector: parameters.
 

@@ -28,7 +28,7 @@ class Limits:
         precision: half-width of the interval of such a fall above which a layer stays undecided.
         eta: KL(removed || all) in nats up to which the output counts as unchanged; VTW's value for LLaVA-1.5-7B.
         eligible_p: what the effect at layer 0 must exceed above the noise floor, in p.
-        eligible_log: the same in log measures, nats.
+        eligible_log: what it must exceed above the noise floor in log measures, nats.
     """
 
     share: float = 0.05
@@ -51,7 +51,7 @@ class Criterion:
     Attributes:
         looks_at: the effect in words, as it reads in "the ... at layer 3".
         context: where its numbers come from: "removal", or the context of the token grids.
-        probe: what the run must have measured.
+        probe: name of the probe that the run must have been made with.
         effects: (run, measure, target) -> its curves, and the removal effects of the same samples in `measure`.
         threshold: ((..., layer) curve, noise floor, limits) -> (...) threshold, which never falls when the curve
             rises anywhere.

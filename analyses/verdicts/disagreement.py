@@ -56,7 +56,7 @@ def compare_criteria(
         by: columns that define the groups ("task_type", "task", "category"); () for all samples together.
         default: the criterion that the others are held against; the runs must carry it.
         measure: "p" or "log_p".
-        target: of the runs; their first by default.
+        target: name of one of the runs' targets; their first by default.
         detector: parameters.
 
     Returns:

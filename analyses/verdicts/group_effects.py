@@ -23,7 +23,7 @@ class GroupEffects:
         removal: (sample,) removal effect at layer 0 in `measure`, which decides whether there is an effect at all.
         criterion: a key of `CRITERIA`.
         measure: "p" or "log_p", of the removal effect, and of `values` unless the criterion has its own.
-        noise_floor: of the run, in the unit of `measure`.
+        noise_floor: noise floor of the run, in the unit of `measure`.
         effect_floor: noise floor of `values` where the criterion has a measure of its own; not held against the
             threshold if None.
         skipped: (skipped,) int, layers that could have been measured and were not. A horizon is named only where
@@ -85,7 +85,7 @@ class RunEffects:
         target: name of the target.
         curves: one curve a sample, of the effect that the criterion looks at.
         removal: removal effects of the same samples, in `measure`.
-        noise_floor: of the run, in the unit of `measure`.
+        noise_floor: noise floor of the run, in the unit of `measure`.
         effect_floor: noise floor of `curves` in their own unit; None where no floor is measured for it.
     """
 

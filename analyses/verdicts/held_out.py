@@ -106,7 +106,7 @@ def split_estimates(
         target: one of the run's targets; the first by default.
         split: share of the images that choose, between 0 and 1. None: all images choose and score, which is flagged.
         repeats: splits to average over.
-        seed: of splits and resamples.
+        seed: random seed of splits and resamples.
         detector: parameters of the horizon or, for a stream, of the collapse.
 
     Returns:
@@ -142,7 +142,7 @@ class _Choice:
     """A rule that chooses a layer on some samples of a group.
 
     Attributes:
-        name: how results call it.
+        name: what results give as `chosen_by`.
         rows: (sample,) row numbers of the samples that it can look at.
         chooser: row numbers of a group -> the rule that chooses a layer on a part of these samples.
         objections: of each group, why no layer can be claimed on all of its samples, or "": what cannot be claimed is
@@ -263,7 +263,7 @@ def split_images(images: np.ndarray, split: float | None, repeats: int, seed: in
         images: (sample,) int codes, 0..n_images-1.
         split: share of the images that choose; None for all of them, once.
         repeats: splits to draw.
-        seed: of the splits.
+        seed: random seed of the splits.
 
     Returns:
         (repeat, sample) bool.

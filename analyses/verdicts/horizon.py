@@ -97,8 +97,8 @@ class HorizonDetector(Limits):
 
     Attributes:
         resamples: bootstrap resamples of images.
-        seed: of the resamples.
-        level: of intervals and bands.
+        seed: random seed of the resamples.
+        level: coverage of intervals and bands, in 0..1.
     """
 
     resamples: int = 2000
@@ -128,7 +128,7 @@ class HorizonDetector(Limits):
         """Find the horizon of one group.
 
         Args:
-            effects: of the group; a sample with a NaN is left out.
+            effects: effects of the group; a sample with a NaN is left out.
             counts: (resample, cluster) drawn before, if several groups are to be resampled together.
         """
         whole, n_layers = effects.of(effects.whole), int(effects.layers[-1])
@@ -295,8 +295,8 @@ def depth_draws(effects: GroupEffects, horizon: Horizon, counts: np.ndarray | No
     """The depths of every resample of a group, for differences with other depths from the same resamples.
 
     Args:
-        effects: of the group, without gaps.
-        horizon: found in them.
+        effects: effects of the group, without gaps.
+        horizon: the horizon of these effects.
         counts: (resample, cluster) how often each image was drawn.
 
     Returns:
