@@ -96,36 +96,38 @@ def run_adaptive(
     from probes.directory.writer import record_choice
     from probes.sweeps.sweep import run
 
-    settings: dict[str, Any] = {**(samples.told if isinstance(samples, SampleStream) else {}), **options}
+    settings: dict[str, Any] = {**(samples.run_options if isinstance(samples, SampleStream) else {}), **options}
     samples = list(samples)
     budget = _checked(settings.pop("budget", None), model.n_layers, settings)
     request = SweepOptions(**settings)
     progress = request.progress
     while True:
-        measured = run(model, samples, out, engine=engine, **settings | {"token_layers": "auto"})
+        current = run(model, samples, out, engine=engine, **settings | {"token_layers": "auto"})
         settings["retry_failed"] = False  # once is enough
         samples = samples[: request.limit]
-        wanted = _wanted_rows(samples, request.token_samples)
-        waiting = _of_other_shards(measured, len(samples), wanted, request.shard)
-        if waiting:
-            _say(progress, f"{waiting} rows of other shards are still to come: give the same command again after them")
-            return measured
-        step = _next_step(measured, wanted, budget)
+        grid_rows = _grid_rows(samples, request.token_samples)
+        n_waiting = _of_other_shards(current, len(samples), grid_rows, request.shard)
+        if n_waiting:
+            _say(
+                progress, f"{n_waiting} rows of other shards are still to come: give the same command again after them"
+            )
+            return current
+        step = _next_step(current, grid_rows, budget)
         _say(progress, step.words)
         if not step.layers and not step.pilot:
-            return measured
+            return current
         record_choice(out, layers=step.layers, pilot=step.pilot)
 
 
 def count_replays(run: Run) -> Replays:
     """Count the ablations behind a run's token grids, and those of a sweep over every window at every layer."""
-    done = everything = 0
+    n_run = n_all = 0
     for context in run.config.contexts:
         for row in run.token_rows(context):
             grids = run.tokens(row, context=context)
-            done += grids.replays
-            everything += len(grids.windows) * len(run.config.removal_layers)
-    return Replays(done, everything)
+            n_run += grids.replays
+            n_all += len(grids.windows) * len(run.config.removal_layers)
+    return Replays(n_run, n_all)
 
 
 def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) -> list[int]:
@@ -147,10 +149,10 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
     fixed = [name for name in ("layers", "token_layers") if options.get(name) is not None]
     if fixed:
         raise HorizonError(f"{' and '.join(fixed)} cannot be given where layers are chosen: leave out one or the other")
-    missing = {"removal", "information"} - set(options.get("probes", PROBES))
-    if missing:
+    absent = {"removal", "information"} - set(options.get("probes", PROBES))
+    if absent:
         raise HorizonError(
-            f"layers are chosen by removal curves for token grids, so the probe {' and '.join(sorted(missing))} is "
+            f"layers are chosen by removal curves for token grids, so the probe {' and '.join(sorted(absent))} is "
             "needed: add it, or name the layers"
         )
     if budget is not None and not 1 <= budget <= n_layers:
@@ -158,33 +160,33 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
     return default_budget(n_layers) if budget is None else budget
 
 
-def _wanted_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
+def _grid_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
     """Rows that get token grids: the first so many of each task."""
     from probes.plans.jobs import placed
 
     return {row for row, place, _ in placed(samples) if token_samples is None or place < token_samples}
 
 
-def _of_other_shards(run: Run, n_rows: int, wanted: set[int], shard: tuple[int, int]) -> int:
+def _of_other_shards(run: Run, n_rows: int, grid_rows: set[int], shard: tuple[int, int]) -> int:
     """How many rows of other shards lack what was chosen so far."""
 
     def lacks(row: int) -> bool:
         if row not in run.samples.index:
             return True
         record = run.samples.loc[row]
-        chosen = run.config.grid_layers(row, str(record["task_type"] or ""))
-        if record["status"] != "ok" or row not in wanted or not chosen:
+        layers = run.config.grid_layers(row, str(record["task_type"] or ""))
+        if record["status"] != "ok" or row not in grid_rows or not layers:
             return False
         stored = run.token_layers(row)
-        return bool(set(chosen) - set(stored)) and (bool(stored) or "information" not in list(record["probes"]))
+        return bool(set(layers) - set(stored)) and (bool(stored) or "information" not in list(record["probes"]))
 
     return sum(lacks(row) for row in range(n_rows) if row % shard[1] != shard[0])
 
 
-def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
+def _next_step(run: Run, grid_rows: set[int], budget: int) -> _Step:
     """What follows from what is on disk."""
     removal = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="removal")}
-    rows = {name: _rows_of(run, name, wanted) for name in removal}
+    rows = {name: _rows_of(run, name, grid_rows) for name in removal}
     sizes = {name: pilot_size(len(rows[name]), run.config.n_layers, budget) for name in removal if rows[name]}
     if not sizes:
         return _Step({}, [], f"removal sweep done: {_verdicts(removal)}; no token grids are asked for")
@@ -196,27 +198,27 @@ def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
     information = {}
     if "keep-one" in run.config.contexts and run.config.chosen_layers:
         information = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="information")}
-    added: dict[str, list[int]] = {}
+    additions: dict[str, list[int]] = {}
     for name in sizes:
         n_pilot = len(set(rows[name]) & set(run.config.pilot_rows))
-        most = layers_left(len(rows[name]), n_pilot, run.config.n_layers, budget)
-        chosen = run.config.chosen_layers.get(name, [])
-        added[name] = _added(run, removal[name], information.get(name), chosen, most)
-    added = {name: layers for name, layers in added.items() if layers}
-    return _Step(added, [], _words(run, removal, information, added))
+        bound = layers_left(len(rows[name]), n_pilot, run.config.n_layers, budget)
+        layers = run.config.chosen_layers.get(name, [])
+        additions[name] = _added(run, removal[name], information.get(name), layers, bound)
+    additions = {name: layers for name, layers in additions.items() if layers}
+    return _Step(additions, [], _words(run, removal, information, additions))
 
 
-def _added(run: Run, removal: Horizon, information: Horizon | None, chosen: list[int], most: int) -> list[int]:
+def _added(run: Run, removal: Horizon, information: Horizon | None, layers: list[int], bound: int) -> list[int]:
     """Layers to add in one task type; empty when its horizon is settled or `most` layers are chosen."""
     pilot = _pilot_guide(run, removal)
-    if not chosen:
-        return first_layers(removal, pilot, most)
-    spare = [layer for layer in dict.fromkeys(named_layers(removal)) if layer not in chosen]
+    if not layers:
+        return first_layers(removal, pilot, bound)
+    spare = [layer for layer in dict.fromkeys(named_layers(removal)) if layer not in layers]
     if information is None:
-        return spare[: most - len(chosen)]
+        return spare[: bound - len(layers)]
     guide = pilot or Guide(removal.layers, removal.effect, removal.layer or 0)
     following = next_layer(information, guide)
-    return (spare if following is None else [following])[: max(0, most - len(chosen))]
+    return (spare if following is None else [following])[: max(0, bound - len(layers))]
 
 
 def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
@@ -233,29 +235,35 @@ def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
     return Guide(pilot.layers, effect, int(horizon))
 
 
-def _rows_of(run: Run, task_type: str, wanted: set[int]) -> list[int]:
+def _rows_of(run: Run, task_type: str, grid_rows: set[int]) -> list[int]:
     """Rows of one task type that get token grids, or have them."""
-    measured = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
+    measured_rows = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
     rows = run.ok.index[run.ok["task_type"].fillna("") == task_type]
-    return [int(row) for row in rows if row in wanted and row in measured]
+    return [int(row) for row in rows if row in grid_rows and row in measured_rows]
 
 
-def _words(run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], added: dict[str, list[int]]) -> str:
+def _words(
+    run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], additions: dict[str, list[int]]
+) -> str:
     """The horizons so far, and what is measured next; at the end also what was spent and what is left open."""
     verdict = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
-    if added:
-        layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in added.items()}
+    if additions:
+        layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in additions.items()}
         planned = [
-            f"{name or 'all'} token grids at {layer_words(np.array(sorted(chosen)))}" for name, chosen in layers.items()
+            f"{name or 'all'} token grids at {layer_words(np.array(sorted(cuts)))}" for name, cuts in layers.items()
         ]
         return f"{verdict if information else f'removal sweep done: {_verdicts(removal)}'}; {'; '.join(planned)}"
     count = count_replays(run)
     times = count.all / max(count.run, 1)
     grids = "first-order windows" if run.config.method == "gate" else "replays for token grids"
-    spent = f"{count.run} {grids}, {times:.1f} times fewer than at every layer"
-    still = [name or "all" for name, horizon in information.items() if horizon.bracket is not None]
-    open_ = f"; the budget is used up with {', '.join(still)} open, a larger one goes on from here" if still else ""
-    return f"done: {_verdicts(removal)}; {verdict}; {spent}{open_}"
+    work = f"{count.run} {grids}, {times:.1f} times fewer than at every layer"
+    open_types = [name or "all" for name, horizon in information.items() if horizon.bracket is not None]
+    open_ = (
+        f"; the budget is used up with {', '.join(open_types)} open, a larger one goes on from here"
+        if open_types
+        else ""
+    )
+    return f"done: {_verdicts(removal)}; {verdict}; {work}{open_}"
 
 
 def _verdicts(horizons: dict[str, Horizon]) -> str:

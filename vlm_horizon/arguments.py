@@ -94,13 +94,13 @@ class Reading:
         settings = {name: value for name, value in asdict(self).items() if value is not None}
         return [read_samples(name, **settings) for name in data]
 
-    def told(self, streams: Sequence[SampleStream], samples: Sequence[Sample]) -> dict[str, Any]:
+    def run_options(self, streams: Sequence[SampleStream], samples: Sequence[Sample]) -> dict[str, Any]:
         """Options of `run` that follow from how data was read."""
         from probes.data.video import frame_rule
 
         return {
             "prompt": self.prompt,
-            "sources": [name for stream in streams for name in stream.told["sources"]],
+            "sources": [name for stream in streams for name in stream.run_options["sources"]],
             "with_ocr_tokens": self.with_ocr_tokens,
             "video": next((rule for sample in samples if (rule := frame_rule(sample.frames))), ""),
         }
@@ -149,15 +149,15 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
             parameters.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
 
     @wraps(command)
-    def called(**given: Any) -> Any:
+    def wrapper(**values: Any) -> Any:
         for title, group in groups.items():
-            texts = {name: given.pop(f"{title}_{name}") for name in spelled_out(group)}
-            given[title] = group(**{name: _value(group, name, text) for name, text in texts.items()})
-        return command(**given)
+            texts = {name: values.pop(f"{title}_{name}") for name in spelled_out(group)}
+            values[title] = group(**{name: _value(group, name, text) for name, text in texts.items()})
+        return command(**values)
 
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return called
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
 
 
 def spelled_out(group: type) -> dict[str, str]:
@@ -188,8 +188,8 @@ def _parameter(title: str, group: Any, name: str) -> inspect.Parameter:
 def _help(group: Any, name: str) -> str:
     """What an option means; other options are named as they are typed."""
     text = sentence(description(group, name))
-    for other, flag in spelled_out(group).items():
-        text = text.replace(f"`{other}`", f"--{flag}")
+    for option_name, flag in spelled_out(group).items():
+        text = text.replace(f"`{option_name}`", f"--{flag}")
     form = _form(hints_of(group)[name])
     return text if form is None else f"{text} {form.hint}"
 
@@ -220,8 +220,8 @@ def completion(choices: Sequence[str], *, several: bool = False) -> Callable[[st
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",") if several else ("", "", incomplete)
-        left = [choice for choice in choices if choice not in before.split(",")]
-        return [f"{before}{comma}{choice}" for choice in left if choice.startswith(last)]
+        candidates = [choice for choice in choices if choice not in before.split(",")]
+        return [f"{before}{comma}{choice}" for choice in candidates if choice.startswith(last)]
 
     return complete
 

@@ -100,8 +100,8 @@ class Levels:
 def show(runs: RunPaths, report: Report, effect: Effect, samples: Samples, output: Output) -> None:
     """Print what each RUN lets one conclude: collapse layers, horizons, intervals, reasons."""
     form, names, options = output.form, report.names, report.options(effect)
-    opened = samples.open(runs, effect)
-    reports = [(run, make_sections(run, names, options)) for run in opened]
+    selected_runs = samples.open(runs, effect)
+    reports = [(run, make_sections(run, names, options)) for run in selected_runs]
     for run, sections in reports:
         for name in names:
             if name not in sections and name not in UNASKED:
@@ -118,8 +118,8 @@ def show(runs: RunPaths, report: Report, effect: Effect, samples: Samples, outpu
         _print_sections(list(sections.values()), form)
     plain = options == replace(Options(), published=options.published)
     if form == "text" and plain:  # sentences are about the defaults
-        given = [sections["horizons"].results for _, sections in reports if "horizons" in sections]
-        for sentence in summarize(opened, horizons=given if len(given) == len(opened) else None):
+        horizons = [sections["horizons"].results for _, sections in reports if "horizons" in sections]
+        for sentence in summarize(selected_runs, horizons=horizons if len(horizons) == len(selected_runs) else None):
             print(f"- {sentence}")
 
 
@@ -127,10 +127,10 @@ def show(runs: RunPaths, report: Report, effect: Effect, samples: Samples, outpu
 def compare(runs: RunPaths, levels: Levels, effect: Effect, samples: Samples, output: Output) -> None:
     """Print how much deeper one task type (task, model, ...) lies than another, paired and unpaired."""
     form = output.form
-    opened = samples.open(runs, effect)
-    say_exclusions(opened)
+    selected_runs = samples.open(runs, effect)
+    say_exclusions(selected_runs)
     comparison = compare_horizons(
-        opened,
+        selected_runs,
         between=levels.between,
         within=words(levels.within),
         criterion=levels.criterion,
@@ -141,16 +141,16 @@ def compare(runs: RunPaths, levels: Levels, effect: Effect, samples: Samples, ou
     if not comparison.groups:
         raise HorizonError(f"{', '.join(map(str, runs))} measured no sample: there is nothing to compare")
     across = []
-    if levels.between == "model" and len(opened) > 2:
+    if levels.between == "model" and len(selected_runs) > 2:
         across = correlate_models(
-            opened,
+            selected_runs,
             by=words(levels.within) or ("task_type",),
             measure=effect.measure,
             target=effect.target,
             permutations=levels.permutations or DEFAULT_PERMUTATIONS,
         )
     if form == "json":
-        excluded = [{"path": str(run.path), "excluded": exclusions(run)} for run in opened]
+        excluded = [{"path": str(run.path), "excluded": exclusions(run)} for run in selected_runs]
         record = to_record(comparison) | {"across_models": to_record(across), "runs": excluded}
         print(json.dumps(record, indent=2))
         return
@@ -174,11 +174,11 @@ def plan(
 ) -> None:
     """Print how many more images each RUN needs until the interval of its half depth is that narrow."""
     form = output.form
-    opened = samples.open(runs, effect)
-    say_exclusions(opened)
+    selected_runs = samples.open(runs, effect)
+    say_exclusions(selected_runs)
     plans = [
         sample_plan
-        for run in opened
+        for run in selected_runs
         for sample_plan in plan_samples(run, width=width, by=words(by), measure=effect.measure, target=effect.target)
     ]
     if not plans:
@@ -223,9 +223,9 @@ def headline(run: Run) -> str:
     bits = f" (states of the model quantized to {run.config.quantization})" if run.config.quantization else ""
     grids = "; token grids are first order (method gate)" if run.config.method == "gate" else ""
     removed = {"removal", "information"} & set(run.config.probes)
-    taken = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
-    counted = f"{len(run.ok)} samples{failed}{right}{grids}{taken}"
-    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counted}{selected}\n"
+    tokens = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
+    counts = f"{len(run.ok)} samples{failed}{right}{grids}{tokens}"
+    return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counts}{selected}\n"
 
 
 def _records(parts: dict[str, Section]) -> dict[str, Any]:
@@ -254,10 +254,10 @@ def _print_sections(parts: Sequence[Section], form: str) -> None:
         elif form == "text" and console.is_terminal:
             table = with_notes(part.table)
             # as Text: what stands in brackets is no markup
-            shown = RichTable(*map(escape, table.columns), title=Text(table.title), title_justify="left")
+            terminal_table = RichTable(*map(escape, table.columns), title=Text(table.title), title_justify="left")
             for row in table.rows:
-                shown.add_row(*map(Text, row))
-            console.print(shown)
+                terminal_table.add_row(*map(Text, row))
+            console.print(terminal_table)
             for number, note in enumerate(table.notes, start=1):
                 console.print(f"[{number}] {note}", markup=False, highlight=False)
         else:

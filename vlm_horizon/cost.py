@@ -62,7 +62,7 @@ def cost(
             f"{NEUTRAL_QUESTION!r}"
         )
     number = samples or (len(examples) if data else reading.limit or NEUTRAL_SAMPLES)
-    estimate = estimate_cost(probed, examples, n_samples=number, **options, **reading.told(streams, examples))
+    estimate = estimate_cost(probed, examples, n_samples=number, **options, **reading.run_options(streams, examples))
     if output == "json":
         print(json.dumps(cost_record(estimate), indent=2))
         return

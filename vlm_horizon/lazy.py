@@ -25,7 +25,7 @@ def lazy_names(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
     statements = list(_imports_for_type_checkers(module))
     homes = {name: home for home, name, attribute in statements if attribute != "*"}
     modules = {name for _, name, attribute in statements if attribute is None}
-    others = [home for home, _, attribute in statements if attribute == "*"]
+    star_modules = [home for home, _, attribute in statements if attribute == "*"]
 
     def get(name: str) -> Any:
         if name in modules:
@@ -33,7 +33,9 @@ def lazy_names(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         elif name in homes:
             value = getattr(import_module(homes[name]), name)
         else:
-            home = next((other for other in map(import_module, others) if name in other.__all__), None)
+            home = next(
+                (candidate for candidate in map(import_module, star_modules) if name in candidate.__all__), None
+            )
             if home is None:
                 raise AttributeError(f"module {module!r} has no attribute {name!r}")
             value = getattr(home, name)

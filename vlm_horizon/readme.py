@@ -57,9 +57,9 @@ def write_tables(path: Path) -> None:
     text = path.read_text()
     for name, table in TABLES.items():
         begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not found_begin or not found_end:
+        before, begin_marker, rest = text.partition(begin)
+        _, end_marker, after = rest.partition(end)
+        if not begin_marker or not end_marker:
             raise HorizonError(f"{path} has no place for the table of {name}: put {begin} and {end} around it")
         text = f"{before}{begin}\n{table()}{end}{after}"
     path.write_text(text)

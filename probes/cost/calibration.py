@@ -60,21 +60,21 @@ class _Stopwatch:
 
     def _times(self, call: Call, short: Call) -> float:
         """How many times the operations of a shorter call the whole one takes."""
-        done = call_work(self.subject, short).operations
-        return call_work(self.subject, call).operations / done if done else 1.0
+        operations = call_work(self.subject, short).operations
+        return call_work(self.subject, call).operations / operations if operations else 1.0
 
     def _timed(self, function: Callable[[], Any]) -> tuple[float, Any]:
         return timed(self.subject.case.model, function, self.clock)
 
     def _answer(self, call: AnswerCall) -> float:
         """A first token and a few more; the rest by what each of those takes beside the first."""
-        found: dict[int, float] = {}
+        seconds_by_length: dict[int, float] = {}
         for limit in sorted({1, min(call.tokens, TIMED_TOKENS)}):
             seconds, answer = self._timed(partial(METERS[AnswerCall].run, self.subject, AnswerCall(limit)))
-            found[len(answer.ids)] = min(seconds, found.get(len(answer.ids), math.inf))
-        first, most = found[min(found)], max(found)
-        if most > 1:
-            return first + (call.tokens - 1) * max(0.0, found[most] - first) / (most - 1)
+            seconds_by_length[len(answer.ids)] = min(seconds, seconds_by_length.get(len(answer.ids), math.inf))
+        first, longest = seconds_by_length[min(seconds_by_length)], max(seconds_by_length)
+        if longest > 1:
+            return first + (call.tokens - 1) * max(0.0, seconds_by_length[longest] - first) / (longest - 1)
         return first * self._times(call, AnswerCall(1))  # it ends at once, so later tokens go by their operations
 
 

@@ -95,10 +95,10 @@ class Cost:
 
     def __str__(self) -> str:
         """One line: how many samples, and what they take."""
-        return f"{self.samples:,} sample{'' if self.samples == 1 else 's'}: {self.taken}"
+        return f"{self.samples:,} sample{'' if self.samples == 1 else 's'}: {self.summary}"
 
     @property
-    def taken(self) -> str:
+    def summary(self) -> str:
         """What the samples take, in a few words."""
         return (
             f"{self.total_replays:,} replays, {operation_text(self.total_operations)}, "
@@ -130,22 +130,22 @@ def estimate_cost(
     Raises:
         HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
     """
-    asked = RunOptions(**options)
-    given = list(islice([samples] if isinstance(samples, Sample) else samples, asked.limit))
-    if asked.token_layers == "auto":
+    request = RunOptions(**options)
+    examples = list(islice([samples] if isinstance(samples, Sample) else samples, request.limit))
+    if request.token_layers == "auto":
         raise HorizonError(
             "token_layers 'auto' are not known before they are chosen: name as many layers in their place"
         )
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
-    config, _ = run_config(asked, model, given)
-    if n_samples is not None and asked.limit is not None:
-        n_samples = min(n_samples, asked.limit)
-    if n_samples is None or not given:
-        amount = planned_amount(given, asked, config)
+    config, _ = run_config(request, model, examples)
+    if n_samples is not None and request.limit is not None:
+        n_samples = min(n_samples, request.limit)
+    if n_samples is None or not examples:
+        amount = planned_amount(examples, request, config)
     else:
-        amount = scaled_amount(given, asked, config, n_samples)
-    prompted = [with_template(sample, asked.prompt) for sample in given]
+        amount = scaled_amount(examples, request, config, n_samples)
+    prompted = [with_template(sample, request.prompt) for sample in examples]
     return cost_of(model, prompted, config, amount, budget=WHEN_ASKED, clock=clock)
 
 
@@ -174,17 +174,17 @@ def cost_of(
     subject = _first_measurable(model, samples, config, clock)
     works = {part: part_work(subject, part) for part in amount.parts}
     operations = amount.total({part: work.operations for part, work in works.items()})
-    spent = time_parts(subject, amount.parts, budget=budget or _budget(subject, operations), clock=clock)
-    seconds = amount.total(spent)
+    part_seconds = time_parts(subject, amount.parts, budget=budget or _budget(subject, operations), clock=clock)
+    seconds = amount.total(part_seconds)
     rows = amount.total({part: work.rows for part, work in works.items()})
     replays = amount.total({part: work.replays for part, work in works.items()})
-    together = _samples_a_part(sum(seconds.values()), amount.samples)
+    samples_per_part = _samples_a_part(sum(seconds.values()), amount.samples)
     disk = disk_parts(
         subject,
         config,
         amount.lists,
-        samples_a_part=together,
-        thumbnail_bytes=_mean_thumbnail(samples, together),
+        samples_a_part=samples_per_part,
+        thumbnail_bytes=_mean_thumbnail(samples, samples_per_part),
     )
     memory, formulas = memory_parts(subject, amount.parts)
     prompt = subject.case.captured.prompt
@@ -222,8 +222,8 @@ def _budget(subject: Subject, operations: dict[str, float]) -> float:
     """Seconds for the calibration, by the rate of the first forward pass."""
     n_tokens = subject.case.captured.prompt.n_tokens
     forward = subject.vision + forward_operations(subject.weights, n_tokens, subject.places)
-    whole = sum(operations.values()) / forward * subject.seconds
-    return float(np.clip(SHARE * whole, LEAST, MOST))
+    run_seconds = sum(operations.values()) / forward * subject.seconds
+    return float(np.clip(SHARE * run_seconds, LEAST, MOST))
 
 
 def _samples_a_part(seconds: float, samples: int) -> int:
@@ -231,7 +231,7 @@ def _samples_a_part(seconds: float, samples: int) -> int:
     return int(np.clip(FLUSH_SECONDS * samples / max(seconds, 1e-9), 1, FLUSH_SAMPLES))
 
 
-def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
+def _mean_thumbnail(samples: Sequence[Sample], samples_per_part: int) -> float | None:
     """Bytes a sample, from a few spread over all; a part holds a picture once. None where none can be read."""
     sizes = []
     for at in sorted({round(place) for place in np.linspace(0, len(samples) - 1, PICTURES)}):
@@ -242,14 +242,14 @@ def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
     if not sizes:
         return None
     pictures = [sample.image if isinstance(sample.image, Path) else id(sample.image) for sample in samples]
-    parts = [set(pictures[start : start + together]) for start in range(0, len(pictures), together)]
+    parts = [set(pictures[start : start + samples_per_part]) for start in range(0, len(pictures), samples_per_part)]
     distinct = sum(map(len, parts)) / len(pictures)
     mean = float(np.mean(sizes))
     return mean * distinct if mean * max(map(len, parts)) < DICTIONARY_BYTES else mean
 
 
 def announcement(
-    model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount, *, each: bool = False
+    model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount, *, per_sample: bool = False
 ) -> str:
     """The line before a run: what is left to do, or why that is not known.
 
@@ -258,13 +258,13 @@ def announcement(
         config: of the run.
         samples: what is left, or the first few samples of a stream.
         amount: how many.
-        each: the amount is of each sample of a stream, whose length is not known.
+        per_sample: the amount is of each sample of a stream, whose length is not known.
     """
     if not amount.samples:
         return "nothing is left to measure"
     try:
         cost = cost_of(model, samples, config, amount)
     except HorizonError as error:
-        known = "samples" if each else f"{amount.samples:,} samples"
-        return f"{known}: what they take is not known, since {error}"
-    return f"as many samples as there come, each: {cost.taken}" if each else str(cost)
+        quantity = "samples" if per_sample else f"{amount.samples:,} samples"
+        return f"{quantity}: what they take is not known, since {error}"
+    return f"as many samples as there come, each: {cost.summary}" if per_sample else str(cost)

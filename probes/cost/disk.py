@@ -20,7 +20,7 @@ from probes.parts.forward import Forward
 from probes.parts.part import Outline, outline_of
 from probes.plans.plans import Parts
 
-FEW = 9  # records in the larger of the trial parts
+TRIAL_RECORDS = 9  # records in the larger of the trial parts
 
 
 def disk_parts(
@@ -43,21 +43,25 @@ def disk_parts(
         samples_a_part: samples that one part of the directory holds.
         thumbnail_bytes: of a thumbnail; the sample's own by default.
     """
-    written = {parts: count for parts, count in lists.items() if any(isinstance(part, Forward) for part in parts)}
+    counts = {parts: count for parts, count in lists.items() if any(isinstance(part, Forward) for part in parts)}
     prompt, random = subject.case.captured.prompt, np.random.default_rng(0)
     size = len(thumbnail(prompt.image)) if thumbnail_bytes is None else int(thumbnail_bytes)
     sums = dict.fromkeys(("samples and curves", "token grids", "spectra"), 0.0)
     fixed = header = 0.0
-    for parts, count in written.items():
+    for parts, count in counts.items():
         shape = outline_of(parts, subject.case)
-        records = [_drawn(subject, config, shape, row, random.bytes(size), random) for row in range(FEW)]
-        one, few = (_sizes(config, some) for some in (records[:1], records))
-        each = (few["samples"] + few["curves"] - one["samples"] - one["curves"]) / (FEW - 1)
-        fixed, header = one["samples"] + one["curves"] - each, one["run.json"]
-        sums["samples and curves"] += count * each
-        sums["token grids"] += count * few["tokens"] / FEW
-        sums["spectra"] += count * few["spectra"] / FEW
-    sums["parts"] = ceil(sum(written.values()) / samples_a_part) * fixed + header
+        records = [
+            _random_record(subject, config, shape, row, random.bytes(size), random) for row in range(TRIAL_RECORDS)
+        ]
+        single_sizes, sizes = (_sizes(config, subset) for subset in (records[:1], records))
+        sample_bytes = (sizes["samples"] + sizes["curves"] - single_sizes["samples"] - single_sizes["curves"]) / (
+            TRIAL_RECORDS - 1
+        )
+        fixed, header = single_sizes["samples"] + single_sizes["curves"] - sample_bytes, single_sizes["run.json"]
+        sums["samples and curves"] += count * sample_bytes
+        sums["token grids"] += count * sizes["tokens"] / TRIAL_RECORDS
+        sums["spectra"] += count * sizes["spectra"] / TRIAL_RECORDS
+    sums["parts"] = ceil(sum(counts.values()) / samples_a_part) * fixed + header
     return {part: round(size) for part, size in sums.items()}
 
 
@@ -76,7 +80,7 @@ def _sizes(config: RunConfig, records: Sequence[Record]) -> Counter[str]:
     return sizes
 
 
-def _drawn(
+def _random_record(
     subject: Subject, config: RunConfig, shape: Outline, row: int, picture: bytes, random: np.random.Generator
 ) -> Record:
     """A record as a run makes it, with other numbers: nothing in it repeats, so nothing packs too well."""

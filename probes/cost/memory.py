@@ -38,8 +38,8 @@ def resident_bytes(device: torch.device) -> int:
 
 def peak(parts: dict[str, int]) -> int:
     """Resident + capture + the largest of what comes and goes (forward, entropies, replays, gates)."""
-    passing = [held for part, held in parts.items() if part not in ("resident", "capture")]
-    return parts["resident"] + parts["capture"] + max(passing)
+    transient = [size for part, size in parts.items() if part not in ("resident", "capture")]
+    return parts["resident"] + parts["capture"] + max(transient)
 
 
 def _width(model: ProbedModel) -> int:
@@ -102,13 +102,13 @@ def replay_bytes(subject: Subject, call: ReplayCall, batch: Batch) -> tuple[int,
     shape = shape_of(captured, batch.rows, batch.columns)
     layer = batch_bytes(model, shape, count)
     masks = 3 * call.ablations.masks.numel()
-    kept = len(call.ablations) if call.whole else 0
-    tables = 3 * 4 * model.vocab_size * subject.places * kept
+    tables_kept = len(call.ablations) if call.whole else 0
+    tables = 3 * 4 * model.vocab_size * subject.places * tables_kept
     part = rows_at_once(model, shape, count)
     parts = f", {part:,} of them at once" if part < batch.rows else ""
     text = (
         f"{layer:,} bytes of {count} replays of {batch.rows:,} rows over {batch.columns:,} columns{parts} (stream, "
         f"attention or feed-forward, masks), {masks:,} of sets of tokens"
-        + (f", {tables:,} of {kept} replays over the vocabulary" if kept else "")
+        + (f", {tables:,} of {tables_kept} replays over the vocabulary" if tables_kept else "")
     )
     return layer + masks + tables, text

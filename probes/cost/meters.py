@@ -87,16 +87,16 @@ class _ReplayMeter:
         widest = max(len(batch.layers) for batch in _batches(subject, call))
         if len(ablations.masks) > widest:
             spread = np.linspace(0, len(ablations.masks) - 1, widest).round().astype(int)
-            chosen = torch.isin(sets, torch.from_numpy(spread).to(sets))
+            in_subset = torch.isin(sets, torch.from_numpy(spread).to(sets))
         else:
-            chosen = torch.ones_like(sets, dtype=torch.bool)
+            in_subset = torch.ones_like(sets, dtype=torch.bool)
 
         def at(cuts: list[int]) -> ReplayCall:
             deep = torch.isin(ablations.layers, ablations.layers.new_tensor(cuts))
-            return replace(call, ablations=ablations[(chosen & deep).nonzero()[:, 0]])
+            return replace(call, ablations=ablations[(in_subset & deep).nonzero()[:, 0]])
 
         cuts = ablations.layers.unique().tolist()
-        return at(_deepest(cuts, lambda some: self.work(subject, at(some)).operations <= operations))
+        return at(_deepest(cuts, lambda subset: self.work(subject, at(subset)).operations <= operations))
 
     def run(self, subject: Subject, call: ReplayCall) -> object:
         return target_log_p(subject.case, call)
@@ -125,14 +125,14 @@ class _GateMeter:
         def at(cuts: list[int]) -> GateCall:
             return replace(call, cuts=tuple(cuts))
 
-        return at(_deepest(list(call.cuts), lambda some: self.work(subject, at(some)).operations <= operations))
+        return at(_deepest(list(call.cuts), lambda subset: self.work(subject, at(subset)).operations <= operations))
 
     def run(self, subject: Subject, call: GateCall) -> object:
         return call.run(subject.case)
 
     def memory(self, subject: Subject, call: GateCall) -> Memory:
         model, captured, targets = subject.case.model, subject.case.captured, len(subject.case.targets)
-        return "gates", *max(pass_bytes(model, captured, each, targets) for each in _passes(subject, call))
+        return "gates", *max(pass_bytes(model, captured, gate_pass, targets) for gate_pass in _passes(subject, call))
 
 
 def _passes(subject: Subject, call: GateCall) -> list[Pass]:

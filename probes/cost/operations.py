@@ -55,14 +55,14 @@ class Batch:
         columns: tokens that these attend to, themselves included.
         pairs: (query, key) pairs of each ablation in a layer; fewer than rows x columns where rows run in parts, of
             which none sees what comes after it.
-        again: tokens of each ablation whose keys and values are computed twice, since parts see later ones.
+        repeated_rows: tokens of each ablation whose keys and values are computed twice, since parts see later ones.
     """
 
     layers: np.ndarray
     rows: int
     columns: int
     pairs: int
-    again: int = 0
+    repeated_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,9 @@ def replay_work(weights: DecoderWeights, batches: Sequence[Batch], n_places: int
 
 def _batch_work(weights: DecoderWeights, batch: Batch, n_places: int) -> Work:
     n_layers = len(weights.inner)
-    per_layer = (batch.rows + batch.again) * weights.inner + batch.rows * weights.outer + batch.pairs * weights.pair
+    per_layer = (
+        (batch.rows + batch.repeated_rows) * weights.inner + batch.rows * weights.outer + batch.pairs * weights.pair
+    )
     per_layer[-1] = last_layer(weights, batch.rows, batch.columns, n_places)
     from_layer = per_layer[::-1].cumsum()[::-1]  # (layer,) what an ablation takes that begins there
     operations = 2.0 * (from_layer[batch.layers].sum() + len(batch.layers) * n_places * weights.head)
@@ -166,13 +168,15 @@ def make_batches(
     first = torch.where(changed.any(1), first_removed(changed), captured.prompt.n_tokens - 1)
     if not captured.in_order:  # rows before a change may see it: as many as see any of the changes
         first = torch.full_like(first, int((~affected_rows(captured.arguments, changed.any(0))).sum()))
-    first, gone = ablations.of_each(first), ablations.of_each(removed_counts(ablations.masks))
+    first, removed = ablations.of_each(first), ablations.of_each(removed_counts(ablations.masks))
     batches = []
     for indices, _ in batches_of(model, captured, ablations, batch_size):
-        run = captured.prompt.n_tokens - (int(gone[indices[0]]) if KIND_TABLE[ablations.kind].deletes else 0)
+        length = captured.prompt.n_tokens - (int(removed[indices[0]]) if KIND_TABLE[ablations.kind].deletes else 0)
         shared = int(first[indices].min())  # rows before the first change of any are those of the capture
         layers = ablations.layers[indices].cpu().numpy()
-        batches.append(Batch(layers, run - shared, run, *_pairs(model, captured, run - shared, run, len(layers))))
+        batches.append(
+            Batch(layers, length - shared, length, *_pairs(model, captured, length - shared, length, len(layers)))
+        )
     return batches
 
 

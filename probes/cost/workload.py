@@ -52,11 +52,11 @@ def meet(model: ProbedModel, sample: Sample, config: RunConfig, clock: Clock = t
     Raises:
         SampleError: it cannot be measured, or has none of the targets.
     """
-    wanted = config.targets if replayed(config) else ()
+    targets = config.targets if replayed(config) else ()
     with counted_vision(model) as vision:
-        seconds, case = timed(model, lambda: prepare(model, sample, wanted, config.streams, config.tokens), clock)
-    if wanted and not case.targets:
-        raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {wanted[0]!r} target")
+        seconds, case = timed(model, lambda: prepare(model, sample, targets, config.streams, config.tokens), clock)
+    if targets and not case.targets:
+        raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {targets[0]!r} target")
     return Subject(sample, case, decoder_weights(model), vision.operations, vision.stored, seconds)
 
 
@@ -64,9 +64,9 @@ def timed(model: ProbedModel, function: Callable[[], Any], clock: Clock) -> tupl
     """Seconds of one call, and what it returned; a GPU is waited for."""
     _wait(model)
     started = clock()
-    found = function()
+    result = function()
     _wait(model)
-    return max(clock() - started, 1e-9), found
+    return max(clock() - started, 1e-9), result
 
 
 def _wait(model: ProbedModel) -> None:

@@ -40,7 +40,7 @@ class SampleStream(Iterator[Sample]):
     samples: Iterator[Sample] = field(default_factory=lambda: iter(()), repr=False)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def run_options(self) -> dict[str, Any]:
         """Arguments of `run` that a list of the same samples would no longer tell."""
         name = f"{self.source.name} ({self.subset})" if self.subset else self.source.name
         return {"sources": (name,), "with_ocr_tokens": self.reading.with_ocr_tokens}
