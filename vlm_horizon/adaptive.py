@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replays:
-    """Ablations of token grids.
+    """Numbers of ablations of token grids.
 
     Attributes:
-        run: that were run, coarse windows included.
-        all: that every window at every layer of the same samples would take.
+        run: the number of ablations that were run, including those of coarse windows.
+        all: the number that every window at every layer of the same samples would take.
     """
 
     run: int
@@ -51,7 +51,13 @@ class Replays:
 
 @dataclass(frozen=True)
 class _Step:
-    """What to measure next: task type -> layers to add, rows to measure at every layer; and why, in words."""
+    """What to measure next.
+
+    Attributes:
+        layers: the layers to add to the token grids of each task type.
+        pilot: the rows to measure at every layer.
+        words: the verdicts so far and the reason for this step, in words.
+    """
 
     layers: dict[str, list[int]]
     pilot: list[int]
@@ -80,8 +86,8 @@ def run_adaptive(
     all, so each stops with a line when it is through with its own, and goes on when called again.
 
     Args:
-        model: as loaded.
-        samples: as in `run`.
+        model: the model, as `load_model` returns it.
+        samples: the samples, whose order fixes the row numbers; give the same ones to resume.
         out: the run directory, new or of the same configuration.
         engine: what runs the jobs of every sweep, as in `run`.
         options: of `run`, by name, except layers and token_layers.
@@ -120,7 +126,7 @@ def run_adaptive(
 
 
 def count_replays(run: Run) -> Replays:
-    """Count the ablations behind a run's token grids, and those of a sweep over every window at every layer."""
+    """Return the number of ablations behind a run's token grids, and that of every window at every layer."""
     n_run = n_all = 0
     for context in run.config.contexts:
         for row in run.token_rows(context):
@@ -131,12 +137,12 @@ def count_replays(run: Run) -> Replays:
 
 
 def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) -> list[int]:
-    """As many layers as a budget allows, spread over the depth: what is known of a choice before it is made.
+    """Return as many layers as a budget allows, evenly spread, which stand for those that a run will choose.
 
     Args:
-        n_layers: of the model.
-        budget: as in `run_adaptive`.
-        options: of `run`.
+        n_layers: the number of layers of the model.
+        budget: the budget of `run_adaptive` in layers; None for its default.
+        options: the options of `run`.
 
     Raises:
         HorizonError: there is nothing to choose.
@@ -145,7 +151,7 @@ def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) ->
 
 
 def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
-    """The budget in layers; raises HorizonError where there is nothing to choose."""
+    """Return the budget in layers; raise HorizonError where there is nothing to choose."""
     fixed = [name for name in ("layers", "token_layers") if options.get(name) is not None]
     if fixed:
         raise HorizonError(f"{' and '.join(fixed)} cannot be given where layers are chosen: leave out one or the other")
@@ -161,14 +167,14 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
 
 
 def _grid_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
-    """Rows that get token grids: the first so many of each task."""
+    """Return the rows that get token grids: the first `token_samples` of each task, or all where that is None."""
     from probes.plans.jobs import placed
 
     return {row for row, place, _ in placed(samples) if token_samples is None or place < token_samples}
 
 
 def _of_other_shards(run: Run, n_rows: int, grid_rows: set[int], shard: tuple[int, int]) -> int:
-    """How many rows of other shards lack what was chosen so far."""
+    """Return how many rows of other shards lack token grids at the layers chosen so far."""
 
     def lacks(row: int) -> bool:
         if row not in run.samples.index:
@@ -184,7 +190,7 @@ def _of_other_shards(run: Run, n_rows: int, grid_rows: set[int], shard: tuple[in
 
 
 def _next_step(run: Run, grid_rows: set[int], budget: int) -> _Step:
-    """What follows from what is on disk."""
+    """Return the next step of a run, as it follows from the measurements on disk."""
     removal = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="removal")}
     rows = {name: _rows_of(run, name, grid_rows) for name in removal}
     sizes = {name: pilot_size(len(rows[name]), run.config.n_layers, budget) for name in removal if rows[name]}
@@ -209,7 +215,7 @@ def _next_step(run: Run, grid_rows: set[int], budget: int) -> _Step:
 
 
 def _added(run: Run, removal: Horizon, information: Horizon | None, layers: list[int], bound: int) -> list[int]:
-    """Layers to add in one task type; empty when its horizon is settled or `most` layers are chosen."""
+    """Return the layers to add in one task type; none where its horizon is settled or `bound` layers are chosen."""
     pilot = _pilot_guide(run, removal)
     if not layers:
         return first_layers(removal, pilot, bound)
@@ -222,7 +228,7 @@ def _added(run: Run, removal: Horizon, information: Horizon | None, layers: list
 
 
 def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
-    """Mean magnitude of the information over the pilot samples of one task type, at every layer."""
+    """Return the mean magnitude of the information over the pilot samples of one task type, at every layer."""
     inside = run.samples["task_type"].fillna("") == removal.group["task_type"]
     rows = set(run.config.pilot_rows) & set(run.samples.index[inside])
     if not rows or "keep-one" not in run.config.contexts:
@@ -236,7 +242,7 @@ def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
 
 
 def _rows_of(run: Run, task_type: str, grid_rows: set[int]) -> list[int]:
-    """Rows of one task type that get token grids, or have them."""
+    """Return the rows of one task type that get token grids and have removal curves."""
     measured_rows = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
     rows = run.ok.index[run.ok["task_type"].fillna("") == task_type]
     return [int(row) for row in rows if row in grid_rows and row in measured_rows]
@@ -245,7 +251,7 @@ def _rows_of(run: Run, task_type: str, grid_rows: set[int]) -> list[int]:
 def _words(
     run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], additions: dict[str, list[int]]
 ) -> str:
-    """The horizons so far, and what is measured next; at the end also what was spent and what is left open."""
+    """Return in words the horizons so far and the next grids; at the end the replays spent and the open horizons."""
     verdict = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
     if additions:
         layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in additions.items()}
@@ -267,7 +273,7 @@ def _words(
 
 
 def _verdicts(horizons: dict[str, Horizon]) -> str:
-    """Every group's horizon, its interval and its half depth, in a few words."""
+    """Return every group's horizon, its interval and its half depth, in a few words."""
     parts = []
     for name, horizon in horizons.items():
         if horizon.layer is None:

@@ -137,7 +137,7 @@ def run(
 
 
 def _read(streams: Sequence[SampleStream]) -> list[Sample]:
-    """All samples, whose images stay in the files; what was found and left out is said."""
+    """Return all samples, whose images stay in their files, and print what each stream reads and leaves out."""
     samples: list[Sample] = []
     for stream in streams:
         print(stream.note, file=sys.stderr)
@@ -186,7 +186,7 @@ def figures(
 
 
 def _remarks(run: Run) -> list[str]:
-    """What to know of a run before concluding from it: exclusions, targets that hardly vary, answers not written."""
+    """Return sentences on what limits conclusions: exclusions, targets that hardly vary, answers not generated."""
     remarks = [f"{count} samples excluded: {reason}" for reason, count in exclusions(run).items()]
     for shares in target_shares(run):
         if shares.warning:
@@ -198,7 +198,7 @@ def _remarks(run: Run) -> list[str]:
 
 
 def _report_failures(runs: Sequence[Run]) -> int:
-    """List what failed on standard error; the exit code."""
+    """List the failed samples on standard error and return the exit code: 1 if there are any, else 0."""
     failed = [(run.name, sample["id"], sample["error"]) for run in runs for _, sample in run.failed.iterrows()]
     for name, sample, reason in failed[:LISTED_FAILURES]:
         print(f"failed in {name}: {sample}: {reason}", file=sys.stderr)

@@ -63,12 +63,12 @@ class Report:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The sections that are asked for, by name or by an option that is about one of them."""
+        """The names of the sections to print: those listed, and those that another option is about."""
         implied = [name for name, value in (("split", self.split), ("scores", self.scorer)) if value is not None]
         return tuple(dict.fromkeys((*words(self.sections), *implied)))
 
     def options(self, effect: Effect) -> Options:
-        """How the sections are made, with the published numbers that come with the package."""
+        """Return the options of the sections, with the published numbers that come with the package."""
         return Options(
             by=words(self.by),
             criterion=self.criterion,
@@ -190,7 +190,7 @@ def plan(
 
 
 def overview(run: Run) -> dict[str, Any]:
-    """What a run is, in a few values."""
+    """Return a run's path, model, counts of samples, method, exclusions and accuracy, as JSON holds them."""
     return {
         "path": str(run.path),
         "model": run.model,
@@ -206,7 +206,10 @@ def overview(run: Run) -> dict[str, Any]:
 
 
 def accuracy(run: Run) -> dict[str, float]:
-    """Share of samples whose most probable token is in the target set, by task type; none for the model's own token."""
+    """Return the share of samples whose most probable token is in the target set, by task type.
+
+    There is none where the target is the model's own token.
+    """
     if run.config.targets[0].startswith("greedy"):
         return {}
     right = run.ok.dropna(subset=["correct"])
@@ -215,7 +218,7 @@ def accuracy(run: Run) -> dict[str, float]:
 
 
 def headline(run: Run) -> str:
-    """One line on a run."""
+    """Return one line on a run, and a second one where samples are excluded."""
     shares = ", ".join(f"{name or 'all'} {share:.1%}" for name, share in accuracy(run).items())
     failed = f", {len(run.failed)} failed" if len(run.failed) else ""
     selected = f"\n{excluded}" if (excluded := selection_text(run)) else ""
@@ -233,7 +236,7 @@ def _records(parts: dict[str, Section]) -> dict[str, Any]:
 
 
 def _print_csv(reports: Sequence[dict[str, Section]], names: Sequence[str]) -> None:
-    """Each section once, with the rows of all runs; a comment line before each if there are several."""
+    """Print each section once with the rows of all runs, after a comment line where there are several sections."""
     merged = {
         name: [result for sections in reports if name in sections for result in sections[name].results]
         for name in names
@@ -245,7 +248,7 @@ def _print_csv(reports: Sequence[dict[str, Section]], names: Sequence[str]) -> N
 
 
 def _print_sections(parts: Sequence[Section], form: str) -> None:
-    """CSV with a comment line before each part if there are several; else tables, drawn as such in a terminal."""
+    """Print sections as CSV, with a comment line before each where there are several, or as tables."""
     console = Console()
     for part in parts:
         if form == "csv":

@@ -19,14 +19,14 @@ SPECIAL = {"prefix": "prompt attends both ways", "image": "image attends both wa
 
 
 def task_table() -> str:
-    """The benchmarks as a Markdown table, one row an entry of `TASKS`."""
+    """Return the benchmarks as a Markdown table with one row for each entry of `TASKS`."""
     return _markdown(
         TASK_COLUMNS, [(t.name, t.task_type, t.answer, t.scorer, f"`{t.hub}`", t.source) for t in TASKS.values()]
     )
 
 
 def family_table() -> str:
-    """The families as a Markdown table, one row an entry of `FAMILIES`."""
+    """Return the families as a Markdown table with one row for each entry of `FAMILIES`."""
     rows = []
     for family in FAMILIES.values():
         name = (family.title, f"`{family.name}`")
@@ -41,7 +41,7 @@ def family_table() -> str:
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, with a line feed behind every row."""
+    """Return a table in Markdown, with a line feed after every row."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, ("---",) * len(columns), *rows))
 
 

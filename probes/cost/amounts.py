@@ -17,17 +17,17 @@ from probes.plans.plans import Parts
 
 @dataclass(frozen=True)
 class Amount:
-    """How many samples get what.
+    """The amount of work of a run.
 
     Attributes:
-        lists: how many samples get each list of parts.
+        lists: the number of samples that get each list of parts.
     """
 
     lists: Mapping[Parts, int]
 
     @classmethod
     def of(cls, jobs: Sequence[Job], config: RunConfig) -> Amount:
-        """Of what is left to do."""
+        """Return the amount of work of these jobs; samples that cannot be read take none."""
         return cls(Counter(job_parts(job, config) for job in jobs if not job.sample.error))
 
     @property
@@ -37,19 +37,19 @@ class Amount:
 
     @property
     def samples(self) -> int:
-        """Measured."""
+        """The number of samples that are measured."""
         return self._count(lambda part: isinstance(part, Forward))
 
     @property
     def grids(self) -> int:
-        """With token grids."""
+        """The number of samples that get token grids."""
         return self._count(lambda part: part.probe == "information")
 
     def _count(self, has: Callable[[Part], bool]) -> int:
         return sum(count for parts, count in self.lists.items() if any(map(has, parts)))
 
     def total(self, values: Mapping[Part, float]) -> dict[str, float]:
-        """What all samples take, by the names of parts, given what one sample takes for each part."""
+        """Return the sum over all samples by the names of parts, given one sample's value for each part."""
         sums: dict[str, float] = {}
         for parts, count in self.lists.items():
             for part in parts:
@@ -59,7 +59,7 @@ class Amount:
 
 
 def planned_amount(samples: Sequence[Sample], options: RunOptions, config: RunConfig) -> Amount:
-    """Of a run that is not begun."""
+    """Return the amount of work of a run on these samples that has not begun."""
     planner, (index, count) = SamplePlanner(options), options.shard
     jobs = [
         Job(row, sample, planner.plan(place, config.grid_layers(row, sample.task_type)), options.generate)
@@ -70,7 +70,10 @@ def planned_amount(samples: Sequence[Sample], options: RunOptions, config: RunCo
 
 
 def scaled_amount(samples: Sequence[Sample], options: RunOptions, config: RunConfig, n_samples: int) -> Amount:
-    """Of a run on more samples than are given, tasks in the same proportions; the first of each may get more."""
+    """Return the amount of work of a run on `n_samples` samples, with tasks in the proportions of those given.
+
+    The first samples of each task may get more than the others.
+    """
     tasks = Counter(sample.task for sample in samples)
     counts = [count * n_samples / tasks.total() for count in tasks.values()]
     index, shards = options.shard

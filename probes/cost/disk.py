@@ -20,7 +20,7 @@ from probes.parts.forward import Forward
 from probes.parts.part import Outline, outline_of
 from probes.plans.plans import Parts
 
-TRIAL_RECORDS = 9  # records in the larger of the trial parts
+TRIAL_RECORDS = 9  # records in the larger of the two trial parts; the smaller one holds one record
 
 
 def disk_parts(
@@ -31,17 +31,17 @@ def disk_parts(
     samples_a_part: int,
     thumbnail_bytes: float | None = None,
 ) -> dict[str, int]:
-    """Bytes of a run directory: `samples and curves`, `token grids`, `spectra`, `parts` (of files, whatever they hold).
+    """Return the bytes of a run directory by kind: samples and curves, token grids, spectra, and overhead of files.
 
-    For every list of parts, a few records of the shape that it leaves, numbers drawn at random, are written to a
-    temporary directory and measured.
+    For every list of parts, a few records of the shape that it leaves, with random numbers, are written to a temporary
+    directory, whose files are measured. The overhead of files is named "parts".
 
     Args:
-        subject: the sample whose shapes count.
-        config: of the run.
-        lists: how many samples get each list of parts.
-        samples_a_part: samples that one part of the directory holds.
-        thumbnail_bytes: of a thumbnail; the sample's own by default.
+        subject: the sample whose shapes stand for all.
+        config: the configuration of the run.
+        lists: the number of samples that get each list of parts.
+        samples_a_part: the number of samples in one part of the directory.
+        thumbnail_bytes: the bytes of a thumbnail; by default those of the subject's.
     """
     counts = {parts: count for parts, count in lists.items() if any(isinstance(part, Forward) for part in parts)}
     prompt, random = subject.case.captured.prompt, np.random.default_rng(0)
@@ -66,7 +66,7 @@ def disk_parts(
 
 
 def _sizes(config: RunConfig, records: Sequence[Record]) -> Counter[str]:
-    """Bytes of one part with these records, by folder."""
+    """Return the bytes of one part of a run directory with these records, by folder."""
     sizes: Counter[str] = Counter()
     with TemporaryDirectory() as folder:
         path = Path(folder, "run")
@@ -83,7 +83,7 @@ def _sizes(config: RunConfig, records: Sequence[Record]) -> Counter[str]:
 def _random_record(
     subject: Subject, config: RunConfig, shape: Outline, row: int, picture: bytes, random: np.random.Generator
 ) -> Record:
-    """A record as a run makes it, with other numbers: nothing in it repeats, so nothing packs too well."""
+    """Return a record of the shape that a run writes, with random numbers, so that compression gains no more on it."""
     sample = subject.sample
     columns = {
         **{name: _number(value, random) if isinstance(value, type) else value for name, value in shape.columns.items()},
@@ -110,5 +110,5 @@ def _random_record(
 
 
 def _number(kind: Any, random: np.random.Generator) -> float:
-    """A number of this type."""
+    """Return a random number of this type as a float."""
     return float(random.integers(2)) if kind is bool else float(kind(random.normal()))

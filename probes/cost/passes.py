@@ -17,13 +17,18 @@ from probes.models.probed import ProbedModel
 from probes.replay.batching import Shape, batch_bytes, feed_forward_size
 from probes.replay.capture import Capture
 
-NARROW = 7  # widths of the stream that derivatives of a row hold
-WIDE = 6  # of the feed-forward: four are saved, two are gradients
+NARROW = 7  # widths of the stream that the derivatives of one row hold
+WIDE = 6  # widths of the feed-forward that they hold: four are saved for them, two are gradients
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that run together in a layer, and columns that they see; none where only keys and values are computed."""
+    """Rows that run together in a layer.
+
+    Attributes:
+        rows: the number of rows.
+        columns: the number of columns that they attend to; 0 where only their keys and values are computed.
+    """
 
     rows: int
     columns: int
@@ -35,10 +40,10 @@ class Pass:
 
     Attributes:
         cut: the first layer.
-        forward: what runs once in every layer from the cut on; nothing where the capture is the trajectory.
-        backward: what runs with its derivatives.
-        times: how often it does.
-        rows: through which derivatives flow.
+        forward: the blocks that run once in every layer from the cut on; none where the capture is the trajectory.
+        backward: the blocks that run together with their derivatives.
+        times: the number of times that `backward` runs.
+        rows: the number of rows through which derivatives flow.
     """
 
     cut: int
@@ -49,12 +54,12 @@ class Pass:
 
 
 def gate_passes(captured: Capture, context: str, cuts: Sequence[int]) -> list[Pass]:
-    """The passes of `gate_effects`: one from the first cut on for leave-one-out, one a cut for keep-one.
+    """Return the passes of `gate_effects`: one from the first cut on for leave-one-out, one per cut for keep-one.
 
     Args:
-        captured: one prompt.
-        context: keep-one or leave-one-out.
-        cuts: ascending.
+        captured: the captured prompt.
+        context: "keep-one" or "leave-one-out".
+        cuts: the cuts, ascending.
     """
     if context == "leave-one-out":
         rows = len(open_rows(captured, cuts[0]))
@@ -74,7 +79,7 @@ def _block(step: Step) -> Block:
 
 
 def _derivative_blocks(captured: Capture, rows: int) -> tuple[Block, ...]:
-    """The parts of so many rows; every other token of the prompt is seen by all of them."""
+    """Return the blocks into which so many rows are divided; all of them attend to every other token of the prompt."""
     fixed = captured.prompt.n_tokens - rows
     blocks = []
     for part in parts_of(captured, rows):
@@ -85,13 +90,13 @@ def _derivative_blocks(captured: Capture, rows: int) -> tuple[Block, ...]:
 
 
 def pass_work(weights: DecoderWeights, passes: Iterable[Pass], n_targets: int, n_places: int) -> Work:
-    """Count the work of passes, which are no replays.
+    """Return the work of passes, which count as no replays.
 
     Args:
-        weights: of the decoder.
-        passes: what runs.
-        n_targets: targets that derivatives are taken of.
-        n_places: readout places of the prompt.
+        weights: the multiplications of the decoder.
+        passes: the passes.
+        n_targets: the number of targets whose derivatives are taken.
+        n_places: the number of readout places of the prompt.
     """
     return sum((_work_of(weights, gate_pass, n_targets, n_places) for gate_pass in passes), start=Work())
 
@@ -111,10 +116,10 @@ def _work_of(weights: DecoderWeights, gate_pass: Pass, n_targets: int, n_places:
 
 
 def pass_bytes(model: ProbedModel, captured: Capture, gate_pass: Pass, n_targets: int) -> tuple[int, str]:
-    """Memory that a pass takes at its peak beside the capture, and the formula behind it.
+    """Return the bytes that a pass takes at its peak beside the capture, and the formula behind them.
 
-    The trajectory, and the larger of one part of one layer as it runs forward, and one with all that its derivatives
-    need, beside what every row is worth so far.
+    They are those of the trajectory, and the larger of two: one block of one layer as it runs forward, and one with
+    all that its derivatives need, beside the gradients of every row so far.
     """
     item, d = model.dtype.itemsize, model.hidden_size
     keys, layers = model.n_key_value_heads * model.head_dim, model.n_layers - gate_pass.cut
@@ -133,7 +138,7 @@ def pass_bytes(model: ProbedModel, captured: Capture, gate_pass: Pass, n_targets
 
 
 def _forward_bytes(model: ProbedModel, block: Block) -> int:
-    """One part of a layer without derivatives: as in a replay, with a mask of gates, and own keys and values kept."""
+    """Return the bytes of one block without derivatives: a replay, a mask of gates, and the keys and values."""
     shape = Shape(block.rows, block.columns, 0, own_mask=True)
     key_value_width = 2 * model.n_key_value_heads * model.head_dim
     return (
@@ -143,9 +148,10 @@ def _forward_bytes(model: ProbedModel, block: Block) -> int:
 
 
 def _derivative_bytes(model: ProbedModel, block: Block) -> int:
-    """One part of a layer with all that its derivatives need: the scores, saved; and their gradients or the wide rows'.
+    """Return the bytes of one block with all that its derivatives need.
 
-    Keys and values of all columns are there as leaves, joined, scaled, and as gradients.
+    The scores are saved; beside them stand their gradients, or the states of the feed-forward where these are larger.
+    Keys and values of all columns are held four times: as leaves, joined, scaled, and as gradients.
     """
     queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
     scores = model.n_heads * block.rows * block.columns

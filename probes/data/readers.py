@@ -41,7 +41,7 @@ class SampleStream(Iterator[Sample]):
 
     @property
     def run_options(self) -> dict[str, Any]:
-        """Arguments of `run` that a list of the same samples would no longer tell."""
+        """The options of `run` that follow from how the samples are read, by name."""
         name = f"{self.source.name} ({self.subset})" if self.subset else self.source.name
         return {"sources": (name,), "with_ocr_tokens": self.reading.with_ocr_tokens}
 
