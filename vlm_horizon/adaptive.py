@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replays:
-    """Ablations of token grids.
+    """Numbers of ablations of token grids.
 
     Attributes:
-        run: that were run, coarse windows included.
-        all: that every window at every layer of the same samples would take.
+        run: the number of ablations that were run, including those of coarse windows.
+        all: the number that every window at every layer of the same samples would take.
     """
 
     run: int
@@ -51,7 +51,13 @@ class Replays:
 
 @dataclass(frozen=True)
 class _Step:
-    """What to measure next: task type -> layers to add, rows to measure at every layer; and why, in words."""
+    """What to measure next.
+
+    Attributes:
+        layers: the layers to add to the token grids of each task type.
+        pilot: the rows to measure at every layer.
+        words: the verdicts so far and the reason for this step, in words.
+    """
 
     layers: dict[str, list[int]]
     pilot: list[int]
@@ -80,8 +86,8 @@ def run_adaptive(
     all, so each stops with a line when it is through with its own, and goes on when called again.
 
     Args:
-        model: as loaded.
-        samples: as in `run`.
+        model: the model, as `load_model` returns it.
+        samples: the samples, whose order fixes the row numbers; give the same ones to resume.
         out: the run directory, new or of the same configuration.
         engine: what runs the jobs of every sweep, as in `run`.
         options: of `run`, by name, except layers and token_layers.
@@ -96,45 +102,47 @@ def run_adaptive(
     from probes.directory.writer import record_choice
     from probes.sweeps.sweep import run
 
-    settings: dict[str, Any] = {**(samples.told if isinstance(samples, SampleStream) else {}), **options}
+    settings: dict[str, Any] = {**(samples.run_options if isinstance(samples, SampleStream) else {}), **options}
     samples = list(samples)
     budget = _checked(settings.pop("budget", None), model.n_layers, settings)
     request = SweepOptions(**settings)
     progress = request.progress
     while True:
-        measured = run(model, samples, out, engine=engine, **settings | {"token_layers": "auto"})
+        current = run(model, samples, out, engine=engine, **settings | {"token_layers": "auto"})
         settings["retry_failed"] = False  # once is enough
         samples = samples[: request.limit]
-        wanted = _wanted_rows(samples, request.token_samples)
-        waiting = _of_other_shards(measured, len(samples), wanted, request.shard)
-        if waiting:
-            _say(progress, f"{waiting} rows of other shards are still to come: give the same command again after them")
-            return measured
-        step = _next_step(measured, wanted, budget)
+        grid_rows = _grid_rows(samples, request.token_samples)
+        n_waiting = _of_other_shards(current, len(samples), grid_rows, request.shard)
+        if n_waiting:
+            _say(
+                progress, f"{n_waiting} rows of other shards are still to come: give the same command again after them"
+            )
+            return current
+        step = _next_step(current, grid_rows, budget)
         _say(progress, step.words)
         if not step.layers and not step.pilot:
-            return measured
+            return current
         record_choice(out, layers=step.layers, pilot=step.pilot)
 
 
 def count_replays(run: Run) -> Replays:
-    """Count the ablations behind a run's token grids, and those of a sweep over every window at every layer."""
-    done = everything = 0
+    """Return the number of ablations behind a run's token grids, and that of every window at every layer."""
+    n_run = n_all = 0
     for context in run.config.contexts:
         for row in run.token_rows(context):
             grids = run.tokens(row, context=context)
-            done += grids.replays
-            everything += len(grids.windows) * len(run.config.removal_layers)
-    return Replays(done, everything)
+            n_run += grids.replays
+            n_all += len(grids.windows) * len(run.config.removal_layers)
+    return Replays(n_run, n_all)
 
 
 def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) -> list[int]:
-    """As many layers as a budget allows, spread over the depth: what is known of a choice before it is made.
+    """Return as many layers as a budget allows, evenly spread, which stand for those that a run will choose.
 
     Args:
-        n_layers: of the model.
-        budget: as in `run_adaptive`.
-        options: of `run`.
+        n_layers: the number of layers of the model.
+        budget: the budget of `run_adaptive` in layers; None for its default.
+        options: the options of `run`.
 
     Raises:
         HorizonError: there is nothing to choose.
@@ -143,14 +151,14 @@ def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) ->
 
 
 def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
-    """The budget in layers; raises HorizonError where there is nothing to choose."""
+    """Return the budget in layers; raise HorizonError where there is nothing to choose."""
     fixed = [name for name in ("layers", "token_layers") if options.get(name) is not None]
     if fixed:
         raise HorizonError(f"{' and '.join(fixed)} cannot be given where layers are chosen: leave out one or the other")
-    missing = {"removal", "information"} - set(options.get("probes", PROBES))
-    if missing:
+    absent = {"removal", "information"} - set(options.get("probes", PROBES))
+    if absent:
         raise HorizonError(
-            f"layers are chosen by removal curves for token grids, so the probe {' and '.join(sorted(missing))} is "
+            f"layers are chosen by removal curves for token grids, so the probe {' and '.join(sorted(absent))} is "
             "needed: add it, or name the layers"
         )
     if budget is not None and not 1 <= budget <= n_layers:
@@ -158,33 +166,33 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
     return default_budget(n_layers) if budget is None else budget
 
 
-def _wanted_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
-    """Rows that get token grids: the first so many of each task."""
+def _grid_rows(samples: Sequence[Sample], token_samples: int | None) -> set[int]:
+    """Return the rows that get token grids: the first `token_samples` of each task, or all where that is None."""
     from probes.plans.jobs import placed
 
     return {row for row, place, _ in placed(samples) if token_samples is None or place < token_samples}
 
 
-def _of_other_shards(run: Run, n_rows: int, wanted: set[int], shard: tuple[int, int]) -> int:
-    """How many rows of other shards lack what was chosen so far."""
+def _of_other_shards(run: Run, n_rows: int, grid_rows: set[int], shard: tuple[int, int]) -> int:
+    """Return how many rows of other shards lack token grids at the layers chosen so far."""
 
     def lacks(row: int) -> bool:
         if row not in run.samples.index:
             return True
         record = run.samples.loc[row]
-        chosen = run.config.grid_layers(row, str(record["task_type"] or ""))
-        if record["status"] != "ok" or row not in wanted or not chosen:
+        layers = run.config.grid_layers(row, str(record["task_type"] or ""))
+        if record["status"] != "ok" or row not in grid_rows or not layers:
             return False
         stored = run.token_layers(row)
-        return bool(set(chosen) - set(stored)) and (bool(stored) or "information" not in list(record["probes"]))
+        return bool(set(layers) - set(stored)) and (bool(stored) or "information" not in list(record["probes"]))
 
     return sum(lacks(row) for row in range(n_rows) if row % shard[1] != shard[0])
 
 
-def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
-    """What follows from what is on disk."""
+def _next_step(run: Run, grid_rows: set[int], budget: int) -> _Step:
+    """Return the next step of a run, as it follows from the measurements on disk."""
     removal = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="removal")}
-    rows = {name: _rows_of(run, name, wanted) for name in removal}
+    rows = {name: _rows_of(run, name, grid_rows) for name in removal}
     sizes = {name: pilot_size(len(rows[name]), run.config.n_layers, budget) for name in removal if rows[name]}
     if not sizes:
         return _Step({}, [], f"removal sweep done: {_verdicts(removal)}; no token grids are asked for")
@@ -196,31 +204,31 @@ def _next_step(run: Run, wanted: set[int], budget: int) -> _Step:
     information = {}
     if "keep-one" in run.config.contexts and run.config.chosen_layers:
         information = {horizon.group["task_type"]: horizon for horizon in find_horizon(run, criterion="information")}
-    added: dict[str, list[int]] = {}
+    additions: dict[str, list[int]] = {}
     for name in sizes:
         n_pilot = len(set(rows[name]) & set(run.config.pilot_rows))
-        most = layers_left(len(rows[name]), n_pilot, run.config.n_layers, budget)
-        chosen = run.config.chosen_layers.get(name, [])
-        added[name] = _added(run, removal[name], information.get(name), chosen, most)
-    added = {name: layers for name, layers in added.items() if layers}
-    return _Step(added, [], _words(run, removal, information, added))
+        bound = layers_left(len(rows[name]), n_pilot, run.config.n_layers, budget)
+        layers = run.config.chosen_layers.get(name, [])
+        additions[name] = _added(run, removal[name], information.get(name), layers, bound)
+    additions = {name: layers for name, layers in additions.items() if layers}
+    return _Step(additions, [], _words(run, removal, information, additions))
 
 
-def _added(run: Run, removal: Horizon, information: Horizon | None, chosen: list[int], most: int) -> list[int]:
-    """Layers to add in one task type; empty when its horizon is settled or `most` layers are chosen."""
+def _added(run: Run, removal: Horizon, information: Horizon | None, layers: list[int], bound: int) -> list[int]:
+    """Return the layers to add in one task type; none where its horizon is settled or `bound` layers are chosen."""
     pilot = _pilot_guide(run, removal)
-    if not chosen:
-        return first_layers(removal, pilot, most)
-    spare = [layer for layer in dict.fromkeys(named_layers(removal)) if layer not in chosen]
+    if not layers:
+        return first_layers(removal, pilot, bound)
+    spare = [layer for layer in dict.fromkeys(named_layers(removal)) if layer not in layers]
     if information is None:
-        return spare[: most - len(chosen)]
+        return spare[: bound - len(layers)]
     guide = pilot or Guide(removal.layers, removal.effect, removal.layer or 0)
     following = next_layer(information, guide)
-    return (spare if following is None else [following])[: max(0, most - len(chosen))]
+    return (spare if following is None else [following])[: max(0, bound - len(layers))]
 
 
 def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
-    """Mean magnitude of the information over the pilot samples of one task type, at every layer."""
+    """Return the mean magnitude of the information over the pilot samples of one task type, at every layer."""
     inside = run.samples["task_type"].fillna("") == removal.group["task_type"]
     rows = set(run.config.pilot_rows) & set(run.samples.index[inside])
     if not rows or "keep-one" not in run.config.contexts:
@@ -233,33 +241,39 @@ def _pilot_guide(run: Run, removal: Horizon) -> Guide | None:
     return Guide(pilot.layers, effect, int(horizon))
 
 
-def _rows_of(run: Run, task_type: str, wanted: set[int]) -> list[int]:
-    """Rows of one task type that get token grids, or have them."""
-    measured = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
+def _rows_of(run: Run, task_type: str, grid_rows: set[int]) -> list[int]:
+    """Return the rows of one task type that get token grids and have removal curves."""
+    measured_rows = set(run.curves.loc[run.curves["target"] == run.config.targets[0], "row"])
     rows = run.ok.index[run.ok["task_type"].fillna("") == task_type]
-    return [int(row) for row in rows if row in wanted and row in measured]
+    return [int(row) for row in rows if row in grid_rows and row in measured_rows]
 
 
-def _words(run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], added: dict[str, list[int]]) -> str:
-    """The horizons so far, and what is measured next; at the end also what was spent and what is left open."""
+def _words(
+    run: Run, removal: dict[str, Horizon], information: dict[str, Horizon], additions: dict[str, list[int]]
+) -> str:
+    """Return in words the horizons so far and the next grids; at the end the replays spent and the open horizons."""
     verdict = f"by single windows' information {_verdicts(information)}" if information else "no keep-one grids"
-    if added:
-        layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in added.items()}
+    if additions:
+        layers = {name: {*run.config.chosen_layers.get(name, []), *new} for name, new in additions.items()}
         planned = [
-            f"{name or 'all'} token grids at {layer_words(np.array(sorted(chosen)))}" for name, chosen in layers.items()
+            f"{name or 'all'} token grids at {layer_words(np.array(sorted(cuts)))}" for name, cuts in layers.items()
         ]
         return f"{verdict if information else f'removal sweep done: {_verdicts(removal)}'}; {'; '.join(planned)}"
     count = count_replays(run)
     times = count.all / max(count.run, 1)
     grids = "first-order windows" if run.config.method == "gate" else "replays for token grids"
-    spent = f"{count.run} {grids}, {times:.1f} times fewer than at every layer"
-    still = [name or "all" for name, horizon in information.items() if horizon.bracket is not None]
-    open_ = f"; the budget is used up with {', '.join(still)} open, a larger one goes on from here" if still else ""
-    return f"done: {_verdicts(removal)}; {verdict}; {spent}{open_}"
+    work = f"{count.run} {grids}, {times:.1f} times fewer than at every layer"
+    open_types = [name or "all" for name, horizon in information.items() if horizon.bracket is not None]
+    open_ = (
+        f"; the budget is used up with {', '.join(open_types)} open, a larger one goes on from here"
+        if open_types
+        else ""
+    )
+    return f"done: {_verdicts(removal)}; {verdict}; {work}{open_}"
 
 
 def _verdicts(horizons: dict[str, Horizon]) -> str:
-    """Every group's horizon, its interval and its half depth, in a few words."""
+    """Return every group's horizon, its interval and its half depth, in a few words."""
     parts = []
     for name, horizon in horizons.items():
         if horizon.layer is None:

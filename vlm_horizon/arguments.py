@@ -43,7 +43,7 @@ class Loading:
     quantization: Annotated[QuantizationName | None, Option(text="of the weights (needs bitsandbytes).")] = None
 
     def load(self, model: str, *, check: bool = True) -> ProbedModel:
-        """Load a model; raises HorizonError where it cannot be measured."""
+        """Return the loaded model; raise HorizonError where it cannot be measured."""
         from probes.loading.loading import load_model
 
         return load_model(model, check=check, **asdict(self))
@@ -88,19 +88,19 @@ class Reading:
     fps: Annotated[float | None, Option(text="of videos: so many frames a second instead.")] = None
 
     def open(self, data: Sequence[str]) -> list[SampleStream]:
-        """The samples of each name of data, not read yet; raises HorizonError where there are none."""
+        """Return the stream of samples of each name in `data`, not read yet; raise HorizonError where one has none."""
         from probes.data.readers import read_samples
 
         settings = {name: value for name, value in asdict(self).items() if value is not None}
         return [read_samples(name, **settings) for name in data]
 
-    def told(self, streams: Sequence[SampleStream], samples: Sequence[Sample]) -> dict[str, Any]:
-        """Options of `run` that follow from how data was read."""
+    def run_options(self, streams: Sequence[SampleStream], samples: Sequence[Sample]) -> dict[str, Any]:
+        """Return the options of `run` that follow from how the data was read."""
         from probes.data.video import frame_rule
 
         return {
             "prompt": self.prompt,
-            "sources": [name for stream in streams for name in stream.told["sources"]],
+            "sources": [name for stream in streams for name in stream.run_options["sources"]],
             "with_ocr_tokens": self.with_ocr_tokens,
             "video": next((rule for sample in samples if (rule := frame_rule(sample.frames))), ""),
         }
@@ -114,14 +114,18 @@ class Measuring(AdaptiveOptions):
 
     @property
     def auto(self) -> bool:
-        """Whether layers are to be chosen; raises HorizonError for a budget without a choice."""
+        """Whether the run is to choose its layers; raises HorizonError for a budget without a choice."""
         auto = isinstance(self.layers, str)
         if self.budget is not None and not auto:
             raise HorizonError(f"--layer-budget {self.budget} says how --layers auto chooses: give both or neither")
         return auto
 
     def options(self) -> dict[str, Any]:
-        """As `run` takes them, no layers where they are to be chosen; raises HorizonError where one is unusable."""
+        """Return the options that `run` takes, without layers where the run is to choose them.
+
+        Raises:
+            HorizonError: an option is unusable.
+        """
         settings = {name: getattr(self, name) for name in spelled_out(Measuring) if name != "budget"}
         settings |= {"layers": None} if self.auto else {}
         check_options(RunOptions(**settings))
@@ -129,7 +133,13 @@ class Measuring(AdaptiveOptions):
 
 
 class TextForm(NamedTuple):
-    """How values of a type are read from text, how their default is written, and what help says of it."""
+    """How values of one type stand on the command line.
+
+    Attributes:
+        read: returns the value of a text.
+        write: returns the text of a default value.
+        hint: the sentence on it in the help.
+    """
 
     read: Callable[[str], Any]
     write: Callable[[Any], str]
@@ -149,25 +159,25 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
             parameters.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
 
     @wraps(command)
-    def called(**given: Any) -> Any:
+    def wrapper(**values: Any) -> Any:
         for title, group in groups.items():
-            texts = {name: given.pop(f"{title}_{name}") for name in spelled_out(group)}
-            given[title] = group(**{name: _value(group, name, text) for name, text in texts.items()})
-        return command(**given)
+            texts = {name: values.pop(f"{title}_{name}") for name in spelled_out(group)}
+            values[title] = group(**{name: _value(group, name, text) for name, text in texts.items()})
+        return command(**values)
 
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return called
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
 
 
 def spelled_out(group: type) -> dict[str, str]:
-    """Name -> flag on the command line, without dashes in front, of a group's options that commands take."""
+    """Return the flag, without leading dashes, of each option of a group that commands take, by the option's name."""
     flags = {name: name if option.flag is None else option.flag for name, option in options_of(group).items()}
     return {name: flag.replace("_", "-") for name, flag in flags.items() if flag}
 
 
 def _parameter(title: str, group: Any, name: str) -> inspect.Parameter:
-    """One option of a group, under its heading in the help."""
+    """Return one option of a group as a parameter of a command, listed under the group's heading in the help."""
     hint = hints_of(group)[name]
     choices, form = choices_of(hint), _form(hint)
     several = get_origin(value_type(hint)) is Sequence
@@ -186,16 +196,16 @@ def _parameter(title: str, group: Any, name: str) -> inspect.Parameter:
 
 
 def _help(group: Any, name: str) -> str:
-    """What an option means; other options are named as they are typed."""
+    """Return the help of an option, in which other options are named by their flags."""
     text = sentence(description(group, name))
-    for other, flag in spelled_out(group).items():
-        text = text.replace(f"`{other}`", f"--{flag}")
+    for option_name, flag in spelled_out(group).items():
+        text = text.replace(f"`{option_name}`", f"--{flag}")
     form = _form(hints_of(group)[name])
     return text if form is None else f"{text} {form.hint}"
 
 
 def _form(hint: Any) -> TextForm | None:
-    """How a type is read from text, where typer does not know: sequences by what they hold."""
+    """Return how a type is read from text; None where typer reads it. Sequences are read by the type of their items."""
     kind = value_type(hint)
     if kind in FORMS:
         return FORMS[kind]
@@ -203,7 +213,7 @@ def _form(hint: Any) -> TextForm | None:
 
 
 def _value(group: Any, name: str, text: Any) -> Any:
-    """What a text means; raises HorizonError where it means nothing."""
+    """Return the value of an option's text; raise HorizonError where it has none."""
     hint = hints_of(group)[name]
     form = _form(hint)
     value = text if form is None or text is None else form.read(text)
@@ -212,7 +222,9 @@ def _value(group: Any, name: str, text: Any) -> Any:
 
 
 def completion(choices: Sequence[str], *, several: bool = False) -> Callable[[str], list[str]]:
-    """What a shell offers for the beginning of a word; of words between commas, for that of the last one.
+    """Return the function that gives a shell the choices for the beginning of a word.
+
+    Where several words may stand between commas, it completes the last one.
 
     >>> completion(["exact", "gate"])("g"), completion(["zero", "mean"], several=True)("zero,")
     (['gate'], ['zero,mean'])
@@ -220,19 +232,19 @@ def completion(choices: Sequence[str], *, several: bool = False) -> Callable[[st
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",") if several else ("", "", incomplete)
-        left = [choice for choice in choices if choice not in before.split(",")]
-        return [f"{before}{comma}{choice}" for choice in left if choice.startswith(last)]
+        candidates = [choice for choice in choices if choice not in before.split(",")]
+        return [f"{before}{comma}{choice}" for choice in candidates if choice.startswith(last)]
 
     return complete
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Split at commas; blanks around words and empty words do not count."""
+    """Return the words between commas, without blanks around them and without empty words."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def parse_layers(text: str) -> list[int] | str:
-    """Read "0,4,8" or "0-7" as layers; "auto" stays as it is."""
+    """Return the layers that "0,4,8" or "0-7" name; "auto" is returned as it is."""
     if text.strip() == "auto":
         return "auto"
     layers: list[int] = []
@@ -245,7 +257,7 @@ def parse_layers(text: str) -> list[int] | str:
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Read "0/4" as a shard."""
+    """Return the index and the number of shards that "0/4" names."""
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit()):
         raise HorizonError(f"shard {text!r} cannot be read; write it as i/n, for example 0/4")

@@ -54,7 +54,7 @@ def facts_table(result: ModelCheck) -> Table:
 
 
 def properties_table(result: ModelCheck) -> Table:
-    """Tabulate each property that was tested: its error beside what rounding explains, and what the ablation moved."""
+    """Tabulate each tested property: its error, the error that rounding explains, and the effect of the ablation."""
     rows = [
         (
             item.name,
@@ -70,7 +70,7 @@ def properties_table(result: ModelCheck) -> Table:
 
 
 def check_record(result: ModelCheck) -> dict[str, Any]:
-    """Return what both tables say as JSON holds it."""
+    """Return the contents of both tables as JSON holds them."""
     record = {name: getattr(result, name) for name in ("n_prompt", "n_visual", "n_placeless", "grids", "additions")}
     properties = [{**asdict(item), "passed": item.passed} for item in result.properties]
     return {

@@ -85,13 +85,13 @@ def demo(
     from vlm_horizon.demo import run_demo
 
     with _resumable():
-        found = run_demo(out, token_samples=token_samples, limit=limit)
+        result = run_demo(out, token_samples=token_samples, limit=limit)
     print()
-    for sentence in found.sentences:
+    for sentence in result.sentences:
         print(f"- {sentence}")
-    print(f"\nRuns: {', '.join(str(run.path) for run in found.runs)}")
-    print(f"Figures: {len(found.figures)} files in {out / 'figures'}")
-    raise typer.Exit(_report_failures(found.runs))
+    print(f"\nRuns: {', '.join(str(run.path) for run in result.runs)}")
+    print(f"Figures: {len(result.figures)} files in {out / 'figures'}")
+    raise typer.Exit(_report_failures(result.runs))
 
 
 @app.command()
@@ -123,21 +123,21 @@ def run(
         f"{probed.name}: {probed.n_layers} layers, {probed.dtype}, {probed.device}; {len(samples)} samples -> {out}",
         file=sys.stderr,
     )
-    options |= reading.told(streams, samples)
+    options |= reading.run_options(streams, samples)
     with _resumable():
-        measured = measure(probed, samples, out, retry_failed=retry_failed, progress=not quiet, **options)
-    if measured.config.method == "gate":
-        print(describe_agreement(gate_agreement(measured)), file=sys.stderr)
-    if measuring.coarse is not None and (count := count_replays(measured)).all:
+        result = measure(probed, samples, out, retry_failed=retry_failed, progress=not quiet, **options)
+    if result.config.method == "gate":
+        print(describe_agreement(gate_agreement(result)), file=sys.stderr)
+    if measuring.coarse is not None and (count := count_replays(result)).all:
         print(f"{count.run} replays for token grids instead of {count.all} at every window and layer", file=sys.stderr)
-    for sentence in _remarks(measured):
+    for sentence in _remarks(result):
         print(sentence, file=sys.stderr)
-    print(f"{len(measured.ok)} samples measured in {out}; `vlm-horizon show {out}` concludes", file=sys.stderr)
-    raise typer.Exit(_report_failures([measured]))
+    print(f"{len(result.ok)} samples measured in {out}; `vlm-horizon show {out}` concludes", file=sys.stderr)
+    raise typer.Exit(_report_failures([result]))
 
 
 def _read(streams: Sequence[SampleStream]) -> list[Sample]:
-    """All samples, whose images stay in the files; what was found and left out is said."""
+    """Return all samples, whose images stay in their files, and print what each stream reads and leaves out."""
     samples: list[Sample] = []
     for stream in streams:
         print(stream.note, file=sys.stderr)
@@ -186,19 +186,19 @@ def figures(
 
 
 def _remarks(run: Run) -> list[str]:
-    """What to know of a run before concluding from it: exclusions, targets that hardly vary, answers not written."""
-    found = [f"{count} samples excluded: {reason}" for reason, count in exclusions(run).items()]
+    """Return sentences on what limits conclusions: exclusions, targets that hardly vary, answers not generated."""
+    remarks = [f"{count} samples excluded: {reason}" for reason, count in exclusions(run).items()]
     for shares in target_shares(run):
         if shares.warning:
-            found.append(f"target {shares.target} of {' / '.join(shares.group.values()) or 'all'}: {shares.warning}")
+            remarks.append(f"target {shares.target} of {' / '.join(shares.group.values()) or 'all'}: {shares.warning}")
     unwritten = run.generations["error"].reindex(run.ok.index).fillna("").loc[lambda reasons: reasons != ""]
     if len(unwritten):
-        found.append(f"{len(unwritten)} answers could not be written out; the first: {unwritten.iloc[0]}")
-    return found
+        remarks.append(f"{len(unwritten)} answers could not be written out; the first: {unwritten.iloc[0]}")
+    return remarks
 
 
 def _report_failures(runs: Sequence[Run]) -> int:
-    """List what failed on standard error; the exit code."""
+    """List the failed samples on standard error and return the exit code: 1 if there are any, else 0."""
     failed = [(run.name, sample["id"], sample["error"]) for run in runs for _, sample in run.failed.iterrows()]
     for name, sample, reason in failed[:LISTED_FAILURES]:
         print(f"failed in {name}: {sample}: {reason}", file=sys.stderr)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 OUTPUTS = (*FORMATS, "json")
 NEUTRAL_SIDE = 336  # pixels, of the image that stands for data
 NEUTRAL_QUESTION = "What is shown in the image?"
-NEUTRAL_ANSWERS = ("yes", "A", "1", "red", "the")  # the first that the tokenizer knows
+NEUTRAL_ANSWERS = ("yes", "A", "1", "red", "the")  # the first one that the tokenizer knows is the answer
 NEUTRAL_SAMPLES = 100
-WITHOUT_DATA = ("task", "task_type", "prompt", "limit")  # reading options that mean something without
+WITHOUT_DATA = ("task", "task_type", "prompt", "limit")  # the reading options that mean something without data
 
 
 @with_groups
@@ -62,7 +62,7 @@ def cost(
             f"{NEUTRAL_QUESTION!r}"
         )
     number = samples or (len(examples) if data else reading.limit or NEUTRAL_SAMPLES)
-    estimate = estimate_cost(probed, examples, n_samples=number, **options, **reading.told(streams, examples))
+    estimate = estimate_cost(probed, examples, n_samples=number, **options, **reading.run_options(streams, examples))
     if output == "json":
         print(json.dumps(cost_record(estimate), indent=2))
         return
@@ -74,7 +74,7 @@ def cost(
 
 
 def _neutral(reading: Reading) -> list[Sample]:
-    """A question about a gray image, as a benchmark asks it, with every answer that some tokenizer may know.
+    """Return samples that ask one question about a gray image, as a benchmark asks it, one for each neutral answer.
 
     Raises:
         HorizonError: the benchmark is unknown, or an option chooses among data that is not given.

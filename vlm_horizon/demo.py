@@ -16,12 +16,12 @@ TOKEN_SAMPLES = 100  # of each task; with both models the demo then stays well u
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demonstration left.
+    """The results of the demonstration.
 
     Attributes:
-        runs: one run a model.
-        figures: the files drawn.
-        sentences: what the runs allow to say.
+        runs: one run for each model.
+        figures: the files of the figures.
+        sentences: the conclusions from the runs.
     """
 
     runs: list[Run]
@@ -40,11 +40,11 @@ def run_demo(
     """Measure both demo models on both sample sets, conclude and draw. Resumes where it was interrupted.
 
     Args:
-        out: directory of the two runs and the figures.
-        token_samples: samples of each task that also get token grids.
-        limit: at most so many samples of each set.
-        progress: show progress on standard error.
-        say: receives one line at a time.
+        out: the directory of the two runs and the figures.
+        token_samples: the number of samples of each task that also get token grids.
+        limit: the largest number of samples of each set; by default all.
+        progress: whether progress is shown on standard error.
+        say: the function that takes the lines on what is done, one at a time.
 
     Returns:
         The runs, the figures and the sentences; runs and figures are in `out`.

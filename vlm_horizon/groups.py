@@ -19,7 +19,7 @@ OUTPUTS = (*FORMATS, "csv", "json")
 
 @dataclass(frozen=True)
 class Effect:
-    """Which effect results are about."""
+    """The effect that results are about."""
 
     PANEL: ClassVar = "Effect"
 
@@ -29,7 +29,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Samples:
-    """Which samples results are made from."""
+    """The samples that results are made from."""
 
     PANEL: ClassVar = "Samples"
 
@@ -46,7 +46,7 @@ class Samples:
     balance_seed: Annotated[int, typer.Option(help="Of that draw.")] = 0
 
     def open(self, paths: Sequence[Path], effect: Effect | None = None) -> list[Run]:
-        """The runs without the samples that are left out because of this effect, or of the default one."""
+        """Return the runs with only the selected samples; the selection uses this effect, or the default one."""
         effect = effect or Effect()
         selection = Selection(
             only_correct=self.only_correct,
@@ -72,7 +72,7 @@ class Output:
 
     @property
     def form(self) -> str:
-        """One of `OUTPUTS`; raises HorizonError for another word."""
+        """The format, one of `OUTPUTS`; raises HorizonError for another word."""
         form = "json" if self.as_json else self.output
         if form not in OUTPUTS:
             raise HorizonError(f"format {form!r} is unknown; choose from {', '.join(OUTPUTS)}")

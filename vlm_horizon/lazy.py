@@ -14,18 +14,17 @@ from typing import Any
 
 
 def lazy_names(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a module whose imports are for type checkers only.
+    """Return the functions `__getattr__` and `__dir__` of a module whose imports are for type checkers only.
+
+    The first imports a name where it is first used. The second lists the names of `__all__` and the imported modules.
 
     Args:
-        module: its name, `__name__`.
-
-    Returns:
-        What imports a name where it is first used, and what lists the names of `__all__` and the modules beside them.
+        module: the module's name, `__name__`.
     """
     statements = list(_imports_for_type_checkers(module))
     homes = {name: home for home, name, attribute in statements if attribute != "*"}
     modules = {name for _, name, attribute in statements if attribute is None}
-    others = [home for home, _, attribute in statements if attribute == "*"]
+    star_modules = [home for home, _, attribute in statements if attribute == "*"]
 
     def get(name: str) -> Any:
         if name in modules:
@@ -33,7 +32,9 @@ def lazy_names(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
         elif name in homes:
             value = getattr(import_module(homes[name]), name)
         else:
-            home = next((other for other in map(import_module, others) if name in other.__all__), None)
+            home = next(
+                (candidate for candidate in map(import_module, star_modules) if name in candidate.__all__), None
+            )
             if home is None:
                 raise AttributeError(f"module {module!r} has no attribute {name!r}")
             value = getattr(home, name)
@@ -47,7 +48,10 @@ def lazy_names(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
 
 
 def _imports_for_type_checkers(module: str) -> Iterator[tuple[str, str, str | None]]:
-    """Of every name that a module imports below `if TYPE_CHECKING:` (home, name, attribute; None for a module)."""
+    """Yield (home, name, attribute) of every name that a module imports below `if TYPE_CHECKING:`.
+
+    The attribute is None where the name is that of a module.
+    """
     spec = sys.modules[module].__spec__
     source = spec.loader.get_source(module)  # type: ignore[union-attr]  # every module with source has both
     for block in ast.parse(source).body:

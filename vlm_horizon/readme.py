@@ -19,14 +19,14 @@ SPECIAL = {"prefix": "prompt attends both ways", "image": "image attends both wa
 
 
 def task_table() -> str:
-    """The benchmarks as a Markdown table, one row an entry of `TASKS`."""
+    """Return the benchmarks as a Markdown table with one row for each entry of `TASKS`."""
     return _markdown(
         TASK_COLUMNS, [(t.name, t.task_type, t.answer, t.scorer, f"`{t.hub}`", t.source) for t in TASKS.values()]
     )
 
 
 def family_table() -> str:
-    """The families as a Markdown table, one row an entry of `FAMILIES`."""
+    """Return the families as a Markdown table with one row for each entry of `FAMILIES`."""
     rows = []
     for family in FAMILIES.values():
         name = (family.title, f"`{family.name}`")
@@ -41,7 +41,7 @@ def family_table() -> str:
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, with a line feed behind every row."""
+    """Return a table in Markdown, with a line feed after every row."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in (columns, ("---",) * len(columns), *rows))
 
 
@@ -57,9 +57,9 @@ def write_tables(path: Path) -> None:
     text = path.read_text()
     for name, table in TABLES.items():
         begin, end = (f"<!-- {name}: {place} -->" for place in ("begin", "end"))
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not found_begin or not found_end:
+        before, begin_marker, rest = text.partition(begin)
+        _, end_marker, after = rest.partition(end)
+        if not begin_marker or not end_marker:
             raise HorizonError(f"{path} has no place for the table of {name}: put {begin} and {end} around it")
         text = f"{before}{begin}\n{table()}{end}{after}"
     path.write_text(text)

@@ -8,13 +8,13 @@ from analyses.runs import HorizonError
 
 
 def data_path(*parts: str) -> Path:
-    """A file or directory of the shipped data: `data_path("demo-models", "tiny-8")`, `data_path("demo-samples")`.
+    """Return the path of a file or directory of the shipped data, for example `data_path("demo-models", "tiny-8")`.
 
     Args:
-        parts: its path below the data directory.
+        parts: the parts of the path below the data directory.
 
     Raises:
-        HorizonError: there is no such thing.
+        HorizonError: the shipped data hold no such path.
     """
     here = Path(__file__).resolve().parent
     for root in (here / "data", here.parent / "data"):  # in a wheel, in a checkout

@@ -10,24 +10,24 @@ from analyses.runs import RunConfig
 from probes.data.samples import Sample
 from probes.parts.forward import Forward
 from probes.parts.part import Part
-from probes.plans.jobs import Chosen, Job, job_parts, placed
+from probes.plans.jobs import Job, SamplePlanner, job_parts, placed
 from probes.plans.options import RunOptions
 from probes.plans.plans import Parts
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How many samples get what.
+    """The amount of work of a run.
 
     Attributes:
-        lists: how many samples get each list of parts.
+        lists: the number of samples that get each list of parts.
     """
 
     lists: Mapping[Parts, int]
 
     @classmethod
     def of(cls, jobs: Sequence[Job], config: RunConfig) -> Amount:
-        """Of what is left to do."""
+        """Return the amount of work of these jobs; samples that cannot be read take none."""
         return cls(Counter(job_parts(job, config) for job in jobs if not job.sample.error))
 
     @property
@@ -37,19 +37,19 @@ class Amount:
 
     @property
     def samples(self) -> int:
-        """Measured."""
+        """The number of samples that are measured."""
         return self._count(lambda part: isinstance(part, Forward))
 
     @property
     def grids(self) -> int:
-        """With token grids."""
+        """The number of samples that get token grids."""
         return self._count(lambda part: part.probe == "information")
 
     def _count(self, has: Callable[[Part], bool]) -> int:
         return sum(count for parts, count in self.lists.items() if any(map(has, parts)))
 
     def total(self, values: Mapping[Part, float]) -> dict[str, float]:
-        """What all samples take, by the names of parts, given what one sample takes for each part."""
+        """Return the sum over all samples by the names of parts, given one sample's value for each part."""
         sums: dict[str, float] = {}
         for parts, count in self.lists.items():
             for part in parts:
@@ -58,31 +58,34 @@ class Amount:
         return sums
 
 
-def planned_amount(samples: Sequence[Sample], asked: RunOptions, config: RunConfig) -> Amount:
-    """Of a run that is not begun."""
-    chosen, (index, count) = Chosen(asked), asked.shard
+def planned_amount(samples: Sequence[Sample], options: RunOptions, config: RunConfig) -> Amount:
+    """Return the amount of work of a run on these samples that has not begun."""
+    planner, (index, count) = SamplePlanner(options), options.shard
     jobs = [
-        Job(row, sample, chosen.plan(place, config.grid_layers(row, sample.task_type)), asked.generate)
+        Job(row, sample, planner.plan(place, config.grid_layers(row, sample.task_type)), options.generate)
         for row, place, sample in placed(samples)
         if row % count == index
     ]
     return Amount.of(jobs, config)
 
 
-def scaled_amount(samples: Sequence[Sample], asked: RunOptions, config: RunConfig, n_samples: int) -> Amount:
-    """Of a run on more samples than are given, tasks in the same proportions; the first of each may get more."""
+def scaled_amount(samples: Sequence[Sample], options: RunOptions, config: RunConfig, n_samples: int) -> Amount:
+    """Return the amount of work of a run on `n_samples` samples, with tasks in the proportions of those given.
+
+    The first samples of each task may get more than the others.
+    """
     tasks = Counter(sample.task for sample in samples)
     counts = [count * n_samples / tasks.total() for count in tasks.values()]
-    index, shards = asked.shard
-    own = len(range(index, n_samples, shards))
+    index, shards = options.shard
+    shard_samples = len(range(index, n_samples, shards))
 
-    def first(most: float) -> int:
-        return round(own / n_samples * sum(min(most, count) for count in counts))
+    def first(bound: float) -> int:
+        return round(shard_samples / n_samples * sum(min(bound, count) for count in counts))
 
-    chosen, layers = Chosen(asked), config.grid_layers()
-    bounds = sorted({0, *(most for most in (asked.token_samples, asked.gate_checks, asked.spectra) if most)})
+    planner, layers = SamplePlanner(options), config.grid_layers()
+    bounds = sorted({0, *(bound for bound in (options.token_samples, options.gate_checks, options.spectra) if bound)})
     lists: Counter[Parts] = Counter()
     for start, end in zip(bounds, [*bounds[1:], float("inf")], strict=True):
-        job = Job(index, samples[0], chosen.plan(start, layers), asked.generate)
+        job = Job(index, samples[0], planner.plan(start, layers), options.generate)
         lists[job_parts(job, config)] += first(end) - first(start)
     return Amount(+lists or lists)

@@ -26,15 +26,21 @@ TIMED_TOKENS = 4  # of a whole answer
 
 @dataclass(frozen=True)
 class _Stopwatch:
-    """Times calls on one sample."""
+    """Times calls on one sample.
+
+    Attributes:
+        subject: the sample.
+        clock: the function that returns seconds.
+    """
 
     subject: Subject
     clock: Clock
 
     def seconds(self, call: Call, share: float) -> float:
-        """Of a whole call, by as much of it as half its share of a budget in seconds pays for: one run goes first.
+        """Return the seconds of a whole call, scaled up from as much of it as half its share of the budget pays for.
 
-        The shortest version says how much that is, and is the answer where even it takes long.
+        A first run of the shortest version says how much that is. Where that run alone exceeds the share (in seconds),
+        it is scaled up itself.
         """
         if isinstance(call, AnswerCall):
             return self._answer(call)
@@ -51,7 +57,7 @@ class _Stopwatch:
         return self._timed(partial(METERS[type(call)].run, self.subject, call))[0]
 
     def _repeated(self, call: Call, share: float) -> float:
-        """Median of a few runs after a first one, or the second alone, or the first where even that takes long."""
+        """Return the median seconds of `REPEATS` runs after a first one; of fewer runs where these exceed the share."""
         first = self._once(call)
         if first > share:
             return first
@@ -59,37 +65,37 @@ class _Stopwatch:
         return float(np.median([self._once(call) for _ in range(repeats)]))
 
     def _times(self, call: Call, short: Call) -> float:
-        """How many times the operations of a shorter call the whole one takes."""
-        done = call_work(self.subject, short).operations
-        return call_work(self.subject, call).operations / done if done else 1.0
+        """Return the operations of a whole call as a multiple of those of a shorter one."""
+        operations = call_work(self.subject, short).operations
+        return call_work(self.subject, call).operations / operations if operations else 1.0
 
     def _timed(self, function: Callable[[], Any]) -> tuple[float, Any]:
         return timed(self.subject.case.model, function, self.clock)
 
     def _answer(self, call: AnswerCall) -> float:
-        """A first token and a few more; the rest by what each of those takes beside the first."""
-        found: dict[int, float] = {}
+        """Return the seconds of an answer, from its first token and a few more, each of which stands for the rest."""
+        seconds_by_length: dict[int, float] = {}
         for limit in sorted({1, min(call.tokens, TIMED_TOKENS)}):
             seconds, answer = self._timed(partial(METERS[AnswerCall].run, self.subject, AnswerCall(limit)))
-            found[len(answer.ids)] = min(seconds, found.get(len(answer.ids), math.inf))
-        first, most = found[min(found)], max(found)
-        if most > 1:
-            return first + (call.tokens - 1) * max(0.0, found[most] - first) / (most - 1)
+            seconds_by_length[len(answer.ids)] = min(seconds, seconds_by_length.get(len(answer.ids), math.inf))
+        first, longest = seconds_by_length[min(seconds_by_length)], max(seconds_by_length)
+        if longest > 1:
+            return first + (call.tokens - 1) * max(0.0, seconds_by_length[longest] - first) / (longest - 1)
         return first * self._times(call, AnswerCall(1))  # it ends at once, so later tokens go by their operations
 
 
 def time_parts(
     subject: Subject, parts: Iterable[Part], *, budget: float, clock: Clock = time.perf_counter
 ) -> dict[Part, float]:
-    """Seconds of every part on one sample, about.
+    """Return about how many seconds each part takes on one sample.
 
-    Of parts with one name the largest is timed, and the others go by their operations.
+    Of parts with one name the largest is timed, and the others are scaled from it by their operations.
 
     Args:
         subject: the sample.
-        parts: of a measurement, those that some sample gets.
-        budget: seconds that this may take, about.
-        clock: gives seconds; processor time on a busy machine.
+        parts: the parts of the measurement.
+        budget: the seconds that the timing itself may take, about.
+        clock: the function that returns seconds; processor time is better on a busy machine.
 
     Raises:
         HorizonError: the model fails in a part.
@@ -112,7 +118,7 @@ def time_parts(
 
 
 def _part_seconds(watch: _Stopwatch, part: Part, share: float, operations: float) -> float:
-    """All calls of a part, each with its share of that of the part."""
+    """Return the seconds of all calls of a part, which divide its share of the budget by their operations."""
     calls = part.calls(watch.subject.case)
     shares = [share * (call_work(watch.subject, call).operations / operations if operations else 1.0) for call in calls]
     return sum(watch.seconds(call, part_of) for call, part_of in zip(calls, shares, strict=True))

@@ -29,31 +29,31 @@ from probes.directory.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 from probes.models.probed import ProbedModel
 from probes.plans.options import run_config
 
-TRIED = 5  # samples, until one can be measured
-SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run, but within so many seconds
-WHEN_ASKED = 3.0  # seconds, where nothing but the cost is asked for
-PICTURES = 8  # thumbnails looked at, for their mean size
-DICTIONARY_BYTES = 2**20  # up to here parquet stores what repeats once
+TRIED = 5  # samples that are tried, at most, until one can be measured
+SHARE, LEAST, MOST = 0.03, 0.25, 2.0  # a calibration takes this share of the run's time, between these bounds (s)
+WHEN_ASKED = 3.0  # seconds of a calibration where the cost is all that the user wants
+PICTURES = 8  # thumbnails from which their mean size is estimated
+DICTIONARY_BYTES = 2**20  # parquet stores repeated values once in dictionaries up to this size
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes, all samples together unless said otherwise.
+    """The cost of a run, summed over all samples unless said otherwise.
 
     Attributes:
-        samples: measured.
-        grid_samples: of these, with token grids.
-        replays: ablations run, by part: removal, keep-one, leave-one-out, noise floor. Of the method "gate": 0 for
-            its backward passes, and those of its exact checks. With `coarse`: those of the coarse windows, and of all
-            fine ones, the most that they can ask for.
-        layer_rows: tokens recomputed over all layers, by the same parts.
-        operations: multiplications and additions: those of the replays, of the forward passes, entropies, spectra.
-        seconds: on this machine, by part, with `record` (thumbnail, hashes) besides; writing is not in it.
-        memory: bytes by part: resident, capture, and what comes and goes (forward, entropies, replays).
-        disk: bytes by part.
-        formulas: what stands behind the parts of `memory`, in words and numbers.
-        shape: visual tokens and all tokens of the sample that stands for all.
-        less: when it takes less, in words; nothing where the figures say all.
+        samples: the number of samples that are measured.
+        grid_samples: the number of these that get token grids.
+        replays: the number of ablations, by part: removal, keep-one, leave-one-out, noise floor. For the method "gate"
+            its exact checks count, its backward passes do not. With `coarse` the coarse windows and all fine ones
+            count, which is the most possible.
+        layer_rows: the number of tokens recomputed, summed over layers, by the same parts.
+        operations: multiplications and additions, by part: replays, forward passes, entropies, spectra.
+        seconds: seconds on this machine, by part, with `record` for thumbnail and hashes; writing is not included.
+        memory: bytes by part: resident, capture, and the transient ones (forward, entropies, replays).
+        disk: bytes on disk, by part.
+        formulas: the formula behind each part of `memory`, in words and numbers.
+        shape: the numbers of visual tokens and of all tokens of the sample that stands for all.
+        less: conditions under which the run takes less, in words; empty where the numbers are exact.
     """
 
     samples: int
@@ -70,36 +70,36 @@ class Cost:
 
     @property
     def total_replays(self) -> int:
-        """Ablations run."""
+        """The number of ablations, over all parts."""
         return sum(self.replays.values())
 
     @property
     def total_operations(self) -> float:
-        """Multiplications and additions."""
+        """Multiplications and additions, over all parts."""
         return sum(self.operations.values())
 
     @property
     def total_seconds(self) -> float:
-        """On this machine."""
+        """Seconds on this machine, over all parts."""
         return sum(self.seconds.values())
 
     @property
     def peak_bytes(self) -> int:
-        """Resident size (on a GPU: memory of torch) at its largest."""
+        """The largest resident size in bytes; on a GPU the largest memory of torch."""
         return peak(self.memory)
 
     @property
     def disk_bytes(self) -> int:
-        """Size of the run directory, or of what is added to it."""
+        """Bytes of the run directory, or of what is added to it."""
         return sum(self.disk.values())
 
     def __str__(self) -> str:
-        """One line: how many samples, and what they take."""
-        return f"{self.samples:,} sample{'' if self.samples == 1 else 's'}: {self.taken}"
+        """Return one line with the number of samples and their cost."""
+        return f"{self.samples:,} sample{'' if self.samples == 1 else 's'}: {self.summary}"
 
     @property
-    def taken(self) -> str:
-        """What the samples take, in a few words."""
+    def summary(self) -> str:
+        """The cost of the samples in a few words, without their number."""
         return (
             f"{self.total_replays:,} replays, {operation_text(self.total_operations)}, "
             f"about {duration_text(self.total_seconds)}, peak {byte_text(self.peak_bytes)}, "
@@ -116,36 +116,36 @@ def estimate_cost(
     clock: Clock = time.perf_counter,
     **options: Unpack[RunKeywords],
 ) -> Cost:
-    """What `run` with the same options would take on this machine. Runs parts of one sample for up to a few seconds.
+    """Return what `run` with the same options would take on this machine, from a few seconds of timing on one sample.
 
     The first sample that can be measured stands for all: where images differ in size, so will their cost.
 
     Args:
-        model: as loaded.
-        samples: one sample, or those of the run.
-        n_samples: how many samples there will be, tasks in the same proportions; as many as given by default.
-        clock: gives seconds; `time.process_time` tells more where a machine is busy.
+        model: the model, as `load_model` returns it.
+        samples: one sample, or the samples of the run.
+        n_samples: the number of samples of the run, with tasks in the same proportions; by default as many as given.
+        clock: the function that returns seconds; `time.process_time` is more exact on a busy machine.
         options: of `run`, by name, except those that say how it goes on.
 
     Raises:
         HorizonError: an option is unusable, there is no sample, or none of the first few can be measured.
     """
-    asked = RunOptions(**options)
-    given = list(islice([samples] if isinstance(samples, Sample) else samples, asked.limit))
-    if asked.token_layers == "auto":
+    request = RunOptions(**options)
+    examples = list(islice([samples] if isinstance(samples, Sample) else samples, request.limit))
+    if request.token_layers == "auto":
         raise HorizonError(
             "token_layers 'auto' are not known before they are chosen: name as many layers in their place"
         )
     if n_samples is not None and n_samples < 1:
         raise HorizonError(f"n_samples is {n_samples}; it must be at least 1")
-    config, _ = run_config(asked, model, given)
-    if n_samples is not None and asked.limit is not None:
-        n_samples = min(n_samples, asked.limit)
-    if n_samples is None or not given:
-        amount = planned_amount(given, asked, config)
+    config, _ = run_config(request, model, examples)
+    if n_samples is not None and request.limit is not None:
+        n_samples = min(n_samples, request.limit)
+    if n_samples is None or not examples:
+        amount = planned_amount(examples, request, config)
     else:
-        amount = scaled_amount(given, asked, config, n_samples)
-    prompted = [with_template(sample, asked.prompt) for sample in given]
+        amount = scaled_amount(examples, request, config, n_samples)
+    prompted = [with_template(sample, request.prompt) for sample in examples]
     return cost_of(model, prompted, config, amount, budget=WHEN_ASKED, clock=clock)
 
 
@@ -158,15 +158,15 @@ def cost_of(
     budget: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> Cost:
-    """`estimate_cost` for a configuration that has been checked.
+    """Return the cost of an amount of work under a configuration that has been checked.
 
     Args:
-        model: as loaded.
-        samples: the first of them that can be measured stands for all.
-        config: of the run.
-        amount: how many samples are left to measure.
-        budget: seconds for the timing, about; by default a small share of the run's.
-        clock: gives seconds.
+        model: the model, as `load_model` returns it.
+        samples: the samples, of which the first that can be measured stands for all.
+        config: the configuration of the run.
+        amount: the amount of work that is left.
+        budget: the seconds that the timing may take, about; by default a small share of the run's.
+        clock: the function that returns seconds.
 
     Raises:
         HorizonError: there is no sample, or none of the first few can be measured.
@@ -174,17 +174,17 @@ def cost_of(
     subject = _first_measurable(model, samples, config, clock)
     works = {part: part_work(subject, part) for part in amount.parts}
     operations = amount.total({part: work.operations for part, work in works.items()})
-    spent = time_parts(subject, amount.parts, budget=budget or _budget(subject, operations), clock=clock)
-    seconds = amount.total(spent)
+    part_seconds = time_parts(subject, amount.parts, budget=budget or _budget(subject, operations), clock=clock)
+    seconds = amount.total(part_seconds)
     rows = amount.total({part: work.rows for part, work in works.items()})
     replays = amount.total({part: work.replays for part, work in works.items()})
-    together = _samples_a_part(sum(seconds.values()), amount.samples)
+    samples_per_part = _samples_a_part(sum(seconds.values()), amount.samples)
     disk = disk_parts(
         subject,
         config,
         amount.lists,
-        samples_a_part=together,
-        thumbnail_bytes=_mean_thumbnail(samples, together),
+        samples_a_part=samples_per_part,
+        thumbnail_bytes=_mean_thumbnail(samples, samples_per_part),
     )
     memory, formulas = memory_parts(subject, amount.parts)
     prompt = subject.case.captured.prompt
@@ -219,20 +219,23 @@ def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: Run
 
 
 def _budget(subject: Subject, operations: dict[str, float]) -> float:
-    """Seconds for the calibration, by the rate of the first forward pass."""
+    """Return the seconds for the calibration: a share of the run's time, by the rate of the first forward pass."""
     n_tokens = subject.case.captured.prompt.n_tokens
     forward = subject.vision + forward_operations(subject.weights, n_tokens, subject.places)
-    whole = sum(operations.values()) / forward * subject.seconds
-    return float(np.clip(SHARE * whole, LEAST, MOST))
+    run_seconds = sum(operations.values()) / forward * subject.seconds
+    return float(np.clip(SHARE * run_seconds, LEAST, MOST))
 
 
 def _samples_a_part(seconds: float, samples: int) -> int:
-    """Samples that a run commits at once."""
+    """Return the number of samples that a run commits in one part."""
     return int(np.clip(FLUSH_SECONDS * samples / max(seconds, 1e-9), 1, FLUSH_SAMPLES))
 
 
-def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
-    """Bytes a sample, from a few spread over all; a part holds a picture once. None where none can be read."""
+def _mean_thumbnail(samples: Sequence[Sample], samples_per_part: int) -> float | None:
+    """Return the mean bytes of a thumbnail on disk, from a few samples; None where no picture can be read.
+
+    A part of the run directory stores a repeated picture once.
+    """
     sizes = []
     for at in sorted({round(place) for place in np.linspace(0, len(samples) - 1, PICTURES)}):
         try:
@@ -242,29 +245,29 @@ def _mean_thumbnail(samples: Sequence[Sample], together: int) -> float | None:
     if not sizes:
         return None
     pictures = [sample.image if isinstance(sample.image, Path) else id(sample.image) for sample in samples]
-    parts = [set(pictures[start : start + together]) for start in range(0, len(pictures), together)]
+    parts = [set(pictures[start : start + samples_per_part]) for start in range(0, len(pictures), samples_per_part)]
     distinct = sum(map(len, parts)) / len(pictures)
     mean = float(np.mean(sizes))
     return mean * distinct if mean * max(map(len, parts)) < DICTIONARY_BYTES else mean
 
 
 def announcement(
-    model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount, *, each: bool = False
+    model: ProbedModel, config: RunConfig, samples: Sequence[Sample], amount: Amount, *, per_sample: bool = False
 ) -> str:
-    """The line before a run: what is left to do, or why that is not known.
+    """Return the line before a run: what is left to do and its cost, or why the cost is not known.
 
     Args:
-        model: as loaded.
-        config: of the run.
-        samples: what is left, or the first few samples of a stream.
-        amount: how many.
-        each: the amount is of each sample of a stream, whose length is not known.
+        model: the model, as `load_model` returns it.
+        config: the configuration of the run.
+        samples: the samples that are left, or the first few samples of a stream.
+        amount: the amount of work that is left.
+        per_sample: whether the amount is that of one sample, since the length of a stream is not known.
     """
     if not amount.samples:
         return "nothing is left to measure"
     try:
         cost = cost_of(model, samples, config, amount)
     except HorizonError as error:
-        known = "samples" if each else f"{amount.samples:,} samples"
-        return f"{known}: what they take is not known, since {error}"
-    return f"as many samples as there come, each: {cost.taken}" if each else str(cost)
+        quantity = "samples" if per_sample else f"{amount.samples:,} samples"
+        return f"{quantity}: what they take is not known, since {error}"
+    return f"as many samples as there come, each: {cost.summary}" if per_sample else str(cost)

@@ -20,7 +20,7 @@ from probes.parts.forward import Forward
 from probes.parts.part import Outline, outline_of
 from probes.plans.plans import Parts
 
-FEW = 9  # records in the larger of the trial parts
+TRIAL_RECORDS = 9  # records in the larger of the two trial parts; the smaller one holds one record
 
 
 def disk_parts(
@@ -31,38 +31,42 @@ def disk_parts(
     samples_a_part: int,
     thumbnail_bytes: float | None = None,
 ) -> dict[str, int]:
-    """Bytes of a run directory: `samples and curves`, `token grids`, `spectra`, `parts` (of files, whatever they hold).
+    """Return the bytes of a run directory by kind: samples and curves, token grids, spectra, and overhead of files.
 
-    For every list of parts, a few records of the shape that it leaves, numbers drawn at random, are written to a
-    temporary directory and measured.
+    For every list of parts, a few records of the shape that it leaves, with random numbers, are written to a temporary
+    directory, whose files are measured. The overhead of files is named "parts".
 
     Args:
-        subject: the sample whose shapes count.
-        config: of the run.
-        lists: how many samples get each list of parts.
-        samples_a_part: samples that one part of the directory holds.
-        thumbnail_bytes: of a thumbnail; the sample's own by default.
+        subject: the sample whose shapes stand for all.
+        config: the configuration of the run.
+        lists: the number of samples that get each list of parts.
+        samples_a_part: the number of samples in one part of the directory.
+        thumbnail_bytes: the bytes of a thumbnail; by default those of the subject's.
     """
-    written = {parts: count for parts, count in lists.items() if any(isinstance(part, Forward) for part in parts)}
+    counts = {parts: count for parts, count in lists.items() if any(isinstance(part, Forward) for part in parts)}
     prompt, random = subject.case.captured.prompt, np.random.default_rng(0)
     size = len(thumbnail(prompt.image)) if thumbnail_bytes is None else int(thumbnail_bytes)
     sums = dict.fromkeys(("samples and curves", "token grids", "spectra"), 0.0)
     fixed = header = 0.0
-    for parts, count in written.items():
+    for parts, count in counts.items():
         shape = outline_of(parts, subject.case)
-        records = [_drawn(subject, config, shape, row, random.bytes(size), random) for row in range(FEW)]
-        one, few = (_sizes(config, some) for some in (records[:1], records))
-        each = (few["samples"] + few["curves"] - one["samples"] - one["curves"]) / (FEW - 1)
-        fixed, header = one["samples"] + one["curves"] - each, one["run.json"]
-        sums["samples and curves"] += count * each
-        sums["token grids"] += count * few["tokens"] / FEW
-        sums["spectra"] += count * few["spectra"] / FEW
-    sums["parts"] = ceil(sum(written.values()) / samples_a_part) * fixed + header
+        records = [
+            _random_record(subject, config, shape, row, random.bytes(size), random) for row in range(TRIAL_RECORDS)
+        ]
+        single_sizes, sizes = (_sizes(config, subset) for subset in (records[:1], records))
+        sample_bytes = (sizes["samples"] + sizes["curves"] - single_sizes["samples"] - single_sizes["curves"]) / (
+            TRIAL_RECORDS - 1
+        )
+        fixed, header = single_sizes["samples"] + single_sizes["curves"] - sample_bytes, single_sizes["run.json"]
+        sums["samples and curves"] += count * sample_bytes
+        sums["token grids"] += count * sizes["tokens"] / TRIAL_RECORDS
+        sums["spectra"] += count * sizes["spectra"] / TRIAL_RECORDS
+    sums["parts"] = ceil(sum(counts.values()) / samples_a_part) * fixed + header
     return {part: round(size) for part, size in sums.items()}
 
 
 def _sizes(config: RunConfig, records: Sequence[Record]) -> Counter[str]:
-    """Bytes of one part with these records, by folder."""
+    """Return the bytes of one part of a run directory with these records, by folder."""
     sizes: Counter[str] = Counter()
     with TemporaryDirectory() as folder:
         path = Path(folder, "run")
@@ -76,10 +80,10 @@ def _sizes(config: RunConfig, records: Sequence[Record]) -> Counter[str]:
     return sizes
 
 
-def _drawn(
+def _random_record(
     subject: Subject, config: RunConfig, shape: Outline, row: int, picture: bytes, random: np.random.Generator
 ) -> Record:
-    """A record as a run makes it, with other numbers: nothing in it repeats, so nothing packs too well."""
+    """Return a record of the shape that a run writes, with random numbers, so that compression gains no more on it."""
     sample = subject.sample
     columns = {
         **{name: _number(value, random) if isinstance(value, type) else value for name, value in shape.columns.items()},
@@ -106,5 +110,5 @@ def _drawn(
 
 
 def _number(kind: Any, random: np.random.Generator) -> float:
-    """A number of this type."""
+    """Return a random number of this type as a float."""
     return float(random.integers(2)) if kind is bool else float(kind(random.normal()))

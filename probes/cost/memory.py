@@ -20,9 +20,9 @@ from probes.replay.visibility import masks_of
 
 
 def resident_bytes(device: torch.device) -> int:
-    """What is held now: torch's own memory on a GPU, else the resident size of this process.
+    """Return the bytes in use now: torch's memory on a GPU, else the resident size of this process.
 
-    Where the system does not tell that size, the largest one so far stands for it, and 0 where it tells neither.
+    Where the system does not report that size, the largest one so far is returned, and 0 where it reports neither.
     """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
@@ -37,9 +37,9 @@ def resident_bytes(device: torch.device) -> int:
 
 
 def peak(parts: dict[str, int]) -> int:
-    """Resident + capture + the largest of what comes and goes (forward, entropies, replays, gates)."""
-    passing = [held for part, held in parts.items() if part not in ("resident", "capture")]
-    return parts["resident"] + parts["capture"] + max(passing)
+    """Return the bytes at the peak: resident + capture + the largest transient part (forward, entropies, ...)."""
+    transient = [size for part, size in parts.items() if part not in ("resident", "capture")]
+    return parts["resident"] + parts["capture"] + max(transient)
 
 
 def _width(model: ProbedModel) -> int:
@@ -51,7 +51,10 @@ def _bytes(model: ProbedModel) -> int:
 
 
 def capture_bytes(subject: Subject) -> tuple[int, str]:
-    """Layer inputs, keys and values, streams of the visual tokens, log-probabilities, the model's own masks."""
+    """Return the bytes of a capture, and the formula behind them.
+
+    A capture holds layer inputs, keys and values, streams of the visual tokens, log-probabilities and masks.
+    """
     model, captured = subject.case.model, subject.case.captured
     layers, d, b = model.n_layers, model.hidden_size, _bytes(model)
     n = captured.prompt.n_tokens
@@ -65,7 +68,11 @@ def capture_bytes(subject: Subject) -> tuple[int, str]:
 
 
 def forward_bytes(subject: Subject) -> tuple[int, str]:
-    """The vision tower's states; or three feed-forward widths and three streams a token; or attention."""
+    """Return the bytes of a forward pass beside its capture, and the formula behind them.
+
+    They are the largest of the vision tower's states, three feed-forward widths and three streams per token, and
+    attention.
+    """
     model, captured = subject.case.model, subject.case.captured
     n, inner, d, b = captured.prompt.n_tokens, feed_forward_size(model), model.hidden_size, _bytes(model)
     decoder = max(b * n * 3 * (inner + d), b * n * 6 * d + _pairs(model, captured, n))
@@ -76,17 +83,17 @@ def forward_bytes(subject: Subject) -> tuple[int, str]:
 
 
 def _pairs(model: ProbedModel, captured: Capture, n: int) -> int:
-    """Eager attention holds its scores; the other kind a mask as it is added, where the model makes one."""
+    """Return the bytes that attention holds for all pairs: scores if eager, else the mask where the model makes one."""
     if model.attn == "eager":
         return n * n * model.n_heads * score_bytes(model)
     return n * n * (1 + _bytes(model)) * bool(masks_of(captured.arguments))
 
 
 def entropy_bytes(states: torch.Tensor) -> tuple[int, str]:
-    """Float64 copies of a block of states, and three Gram matrices of as many layers as go through at once.
+    """Return the bytes of an entropy, and the formula: float64 copies of a block of states, and three Gram matrices.
 
     Args:
-        states: (layer, token, dim).
+        states: (layer, token, dim) float tensor.
     """
     layers, n, d = states.shape
     at_once = min(layers, matrices_at_once(states))
@@ -97,18 +104,22 @@ def entropy_bytes(states: torch.Tensor) -> tuple[int, str]:
 
 
 def replay_bytes(subject: Subject, call: ReplayCall, batch: Batch) -> tuple[int, str]:
-    """A batch, the sets of tokens that are taken away, and the vocabulary at the readout places where all is kept."""
+    """Return the bytes of a batch of replays, and the formula behind them.
+
+    They are those of the batch, of the sets of removed tokens, and of the distributions over the vocabulary where these
+    are held for all ablations.
+    """
     model, captured, count = subject.case.model, subject.case.captured, len(batch.layers)
     shape = shape_of(captured, batch.rows, batch.columns)
     layer = batch_bytes(model, shape, count)
     masks = 3 * call.ablations.masks.numel()
-    kept = len(call.ablations) if call.whole else 0
-    tables = 3 * 4 * model.vocab_size * subject.places * kept
+    tables_kept = len(call.ablations) if call.whole else 0
+    tables = 3 * 4 * model.vocab_size * subject.places * tables_kept
     part = rows_at_once(model, shape, count)
     parts = f", {part:,} of them at once" if part < batch.rows else ""
     text = (
         f"{layer:,} bytes of {count} replays of {batch.rows:,} rows over {batch.columns:,} columns{parts} (stream, "
         f"attention or feed-forward, masks), {masks:,} of sets of tokens"
-        + (f", {tables:,} of {kept} replays over the vocabulary" if kept else "")
+        + (f", {tables:,} of {tables_kept} replays over the vocabulary" if tables_kept else "")
     )
     return layer + masks + tables, text

@@ -39,23 +39,26 @@ from probes.measures.information import target_log_p
 from probes.measures.preparing import prepare
 from probes.parts.part import Part
 
-Memory = tuple[str, int, str]  # what it is of, bytes, and the formula behind them
+Memory = tuple[str, int, str]  # the name of the part of memory, its bytes, and the formula behind them
 
 
 class Meter(Protocol):
-    """What calls of one kind take, on one subject."""
+    """Measures the cost of calls of one kind, on one subject."""
 
     def work(self, subject: Subject, call: Any) -> Work:
-        """Replays, rows and operations of a call."""
+        """Return the replays, rows and operations of a call."""
 
     def shortened(self, subject: Subject, call: Any, operations: float) -> Any:
-        """The largest like call of so many operations at most, or the smallest that tells what the whole one takes."""
+        """Return the largest call of the same kind with at most so many operations.
+
+        Where none is that small, it is the smallest call from which the whole one can be extrapolated.
+        """
 
     def run(self, subject: Subject, call: Any) -> object:
         """Run a call as a measurement does."""
 
     def memory(self, subject: Subject, call: Any) -> Memory | None:
-        """What comes and goes with a call beside the capture; None where it is less than a forward pass takes."""
+        """Return the memory that a call takes beside the capture; None where a forward pass takes more."""
 
 
 class _ForwardMeter:
@@ -79,7 +82,7 @@ class _ReplayMeter:
         return replay_work(subject.weights, _batches(subject, call), subject.places)
 
     def shortened(self, subject: Subject, call: ReplayCall, operations: float) -> ReplayCall:
-        """Sets of tokens spread over all, as many as a batch holds, and the deepest cuts, if not everything."""
+        """Return the call with as many evenly spread sets of tokens as a batch holds, at the deepest cuts that fit."""
         if self.work(subject, call).operations <= operations:
             return call
         ablations = call.ablations
@@ -87,16 +90,16 @@ class _ReplayMeter:
         widest = max(len(batch.layers) for batch in _batches(subject, call))
         if len(ablations.masks) > widest:
             spread = np.linspace(0, len(ablations.masks) - 1, widest).round().astype(int)
-            chosen = torch.isin(sets, torch.from_numpy(spread).to(sets))
+            in_subset = torch.isin(sets, torch.from_numpy(spread).to(sets))
         else:
-            chosen = torch.ones_like(sets, dtype=torch.bool)
+            in_subset = torch.ones_like(sets, dtype=torch.bool)
 
         def at(cuts: list[int]) -> ReplayCall:
             deep = torch.isin(ablations.layers, ablations.layers.new_tensor(cuts))
-            return replace(call, ablations=ablations[(chosen & deep).nonzero()[:, 0]])
+            return replace(call, ablations=ablations[(in_subset & deep).nonzero()[:, 0]])
 
         cuts = ablations.layers.unique().tolist()
-        return at(_deepest(cuts, lambda some: self.work(subject, at(some)).operations <= operations))
+        return at(_deepest(cuts, lambda subset: self.work(subject, at(subset)).operations <= operations))
 
     def run(self, subject: Subject, call: ReplayCall) -> object:
         return target_log_p(subject.case, call)
@@ -120,19 +123,19 @@ class _GateMeter:
         return pass_work(subject.weights, _passes(subject, call), len(subject.case.targets), subject.places)
 
     def shortened(self, subject: Subject, call: GateCall, operations: float) -> GateCall:
-        """The deepest cuts, if not all."""
+        """Return the call at the deepest cuts that fit, or at all of them."""
 
         def at(cuts: list[int]) -> GateCall:
             return replace(call, cuts=tuple(cuts))
 
-        return at(_deepest(list(call.cuts), lambda some: self.work(subject, at(some)).operations <= operations))
+        return at(_deepest(list(call.cuts), lambda subset: self.work(subject, at(subset)).operations <= operations))
 
     def run(self, subject: Subject, call: GateCall) -> object:
         return call.run(subject.case)
 
     def memory(self, subject: Subject, call: GateCall) -> Memory:
         model, captured, targets = subject.case.model, subject.case.captured, len(subject.case.targets)
-        return "gates", *max(pass_bytes(model, captured, each, targets) for each in _passes(subject, call))
+        return "gates", *max(pass_bytes(model, captured, gate_pass, targets) for gate_pass in _passes(subject, call))
 
 
 def _passes(subject: Subject, call: GateCall) -> list[Pass]:
@@ -140,7 +143,7 @@ def _passes(subject: Subject, call: GateCall) -> list[Pass]:
 
 
 def _deepest(cuts: list[int], fits: Callable[[list[int]], bool]) -> list[int]:
-    """All cuts, or the deepest of them that fit; more than the last one, if there are more."""
+    """Return all cuts, or the deepest of them that fit, but at least two where there are two."""
     fewest = min(2, len(cuts))
     while len(cuts) > fewest and not fits(cuts):
         cuts = cuts[-max(fewest, len(cuts) // 2) :]
@@ -153,7 +156,7 @@ class _EntropyMeter:
         return Work(operations=entropy_operations(n, d, layers, eigenvalues=call.alpha != 2))
 
     def shortened(self, subject: Subject, call: EntropyCall, operations: float) -> EntropyCall:
-        """As many layers, but at least those that go through at once."""
+        """Return the call on as many layers as fit, but at least on those of one chunk."""
         layers = len(call.states)
         affordable = int(operations * layers / self.work(subject, call).operations)
         return replace(call, states=call.states[: min(layers, max(matrices_at_once(call.states), affordable))])
@@ -167,7 +170,7 @@ class _EntropyMeter:
 
 class _AnswerMeter:
     def work(self, subject: Subject, call: AnswerCall) -> Work:
-        """A forward pass, then a token at a time."""
+        """Return the work of a forward pass and then of one token at a time."""
         start = subject.case.captured.prompt.n_tokens + 1
         steps = [Batch(np.zeros(1, int), 1, start + step, start + step) for step in range(call.tokens - 1)]
         stepwise = replay_work(subject.weights, steps, 1).operations
@@ -210,25 +213,25 @@ METERS: dict[type, Meter] = {
 
 
 def call_work(subject: Subject, call: Call) -> Work:
-    """What one call takes."""
+    """Return the replays, rows and operations of one call."""
     return METERS[type(call)].work(subject, call)
 
 
 def part_work(subject: Subject, part: Part) -> Work:
-    """What a part of a measurement takes; nothing where it reads targets that the subject lacks."""
+    """Return the work of a part of a measurement; none where it reads targets and the subject has none."""
     if part.reads_targets and not subject.case.targets:
         return Work()
     return sum((call_work(subject, call) for call in part.calls(subject.case)), start=Work())
 
 
 def memory_parts(subject: Subject, parts: Iterable[Part]) -> tuple[dict[str, int], dict[str, str]]:
-    """Bytes that one sample takes at its peak, and the formula behind them, each by what they are of.
+    """Return the bytes that one sample takes, and the formulas behind them, both by part of memory.
 
-    Of the capture, which stays, and of the largest call of each kind, which comes and goes.
+    The parts are the capture, which stays, and the largest call of each kind, which is transient.
 
     Args:
-        subject: the sample whose shapes count.
-        parts: of a measurement, those that some sample gets.
+        subject: the sample whose shapes stand for all.
+        parts: the parts of the measurement.
     """
     largest = {"capture": capture_bytes(subject), "forward": forward_bytes(subject)}
     for call in (call for part in parts for call in part.calls(subject.case)):

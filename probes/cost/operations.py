@@ -33,10 +33,10 @@ class DecoderWeights:
     """Multiplications that one row takes in each decoder layer.
 
     Attributes:
-        inner: (layer,) in the projections to query, key and value.
-        outer: (layer,) in the output projection and the feed-forward.
-        pair: in attention, for one (query, key) pair.
-        head: in the output embedding.
+        inner: (layer,) multiplications in the projections to query, key and value.
+        outer: (layer,) multiplications in the output projection and the feed-forward.
+        pair: multiplications in attention, for one (query, key) pair.
+        head: multiplications in the output embedding.
     """
 
     inner: np.ndarray
@@ -50,29 +50,29 @@ class Batch:
     """Replays that run together.
 
     Attributes:
-        layers: (ablation,) the layer at which each begins.
-        rows: recomputed tokens of each ablation.
-        columns: tokens that these attend to, themselves included.
-        pairs: (query, key) pairs of each ablation in a layer; fewer than rows x columns where rows run in parts, of
-            which none sees what comes after it.
-        again: tokens of each ablation whose keys and values are computed twice, since parts see later ones.
+        layers: (ablation,) the layer at which each ablation begins.
+        rows: the number of tokens that each ablation recomputes.
+        columns: the number of tokens that these attend to, including themselves.
+        pairs: the number of (query, key) pairs of each ablation in a layer; fewer than rows x columns where rows run
+            in parts, of which none sees what comes after it.
+        repeated_rows: tokens of each ablation whose keys and values are computed twice, since parts see later ones.
     """
 
     layers: np.ndarray
     rows: int
     columns: int
     pairs: int
-    again: int = 0
+    repeated_rows: int = 0
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a set of replays takes.
+    """The work of a set of replays.
 
     Attributes:
-        replays: ablations run.
-        rows: tokens recomputed, over ablations and layers.
-        operations: multiplications and additions.
+        replays: the number of ablations.
+        rows: the number of tokens recomputed, summed over ablations and layers.
+        operations: the number of multiplications and additions.
     """
 
     replays: int = 0
@@ -99,12 +99,12 @@ def decoder_weights(model: ProbedModel) -> DecoderWeights:
 
 
 def _weights(module: nn.Linear) -> int:
-    """By its widths: a quantized matrix is stored in another shape."""
+    """Return the number of weights, by the layer's widths: a quantized matrix is stored in another shape."""
     return module.in_features * module.out_features
 
 
 def forward_operations(weights: DecoderWeights, n_tokens: int, n_places: int) -> float:
-    """Of the decoder and its head: all layers on all tokens, logits at the readout places."""
+    """Return the operations of one forward pass of the decoder and its head, with logits at the readout places only."""
     layers = n_tokens * (weights.inner + weights.outer) + n_tokens**2 * weights.pair
     return 2.0 * (layers.sum() + n_places * weights.head)
 
@@ -113,16 +113,18 @@ def replay_work(weights: DecoderWeights, batches: Sequence[Batch], n_places: int
     """Count the work of batches of replays.
 
     Args:
-        weights: of the decoder.
-        batches: what runs together.
-        n_places: readout places of the prompt.
+        weights: the multiplications of the decoder.
+        batches: the batches of replays.
+        n_places: the number of readout places of the prompt.
     """
     return sum((_batch_work(weights, batch, n_places) for batch in batches), start=Work())
 
 
 def _batch_work(weights: DecoderWeights, batch: Batch, n_places: int) -> Work:
     n_layers = len(weights.inner)
-    per_layer = (batch.rows + batch.again) * weights.inner + batch.rows * weights.outer + batch.pairs * weights.pair
+    per_layer = (
+        (batch.rows + batch.repeated_rows) * weights.inner + batch.rows * weights.outer + batch.pairs * weights.pair
+    )
     per_layer[-1] = last_layer(weights, batch.rows, batch.columns, n_places)
     from_layer = per_layer[::-1].cumsum()[::-1]  # (layer,) what an ablation takes that begins there
     operations = 2.0 * (from_layer[batch.layers].sum() + len(batch.layers) * n_places * weights.head)
@@ -150,15 +152,15 @@ def make_batches(
     batch_size: BatchPolicy | int | None = None,
     recompute: torch.Tensor | None = None,
 ) -> list[Batch]:
-    """Divide ablations as `replay` does.
+    """Return the batches into which `replay` divides ablations.
 
     Args:
         model: the captured model.
-        captured: one sample, which fixes where the image lies.
-        ablations: what is taken away.
-        cuts: each of the ablations at each of these layers, whatever its own; by default as they are.
-        batch_size: ablations at once; by default what `replay` takes.
-        recompute: (token,) bool, rows run again besides those that must be.
+        captured: the captured sample, which fixes where the image lies.
+        ablations: the sets of tokens that are removed.
+        cuts: layers at each of which every set is removed; by default each ablation keeps its own layer.
+        batch_size: the number of ablations in one batch; by default that of `replay`.
+        recompute: (token,) bool, rows that are computed again besides those that an ablation changes.
     """
     if cuts is not None:
         ablations = Ablations.at_every(cuts, ablations.masks, ablations.kind)
@@ -166,18 +168,20 @@ def make_batches(
     first = torch.where(changed.any(1), first_removed(changed), captured.prompt.n_tokens - 1)
     if not captured.in_order:  # rows before a change may see it: as many as see any of the changes
         first = torch.full_like(first, int((~affected_rows(captured.arguments, changed.any(0))).sum()))
-    first, gone = ablations.of_each(first), ablations.of_each(removed_counts(ablations.masks))
+    first, removed = ablations.of_each(first), ablations.of_each(removed_counts(ablations.masks))
     batches = []
     for indices, _ in batches_of(model, captured, ablations, batch_size):
-        run = captured.prompt.n_tokens - (int(gone[indices[0]]) if KIND_TABLE[ablations.kind].deletes else 0)
+        length = captured.prompt.n_tokens - (int(removed[indices[0]]) if KIND_TABLE[ablations.kind].deletes else 0)
         shared = int(first[indices].min())  # rows before the first change of any are those of the capture
         layers = ablations.layers[indices].cpu().numpy()
-        batches.append(Batch(layers, run - shared, run, *_pairs(model, captured, run - shared, run, len(layers))))
+        batches.append(
+            Batch(layers, length - shared, length, *_pairs(model, captured, length - shared, length, len(layers)))
+        )
     return batches
 
 
 def _pairs(model: ProbedModel, captured: Capture, rows: int, columns: int, ablations: int) -> tuple[int, int]:
-    """(query, key) pairs of one ablation in a layer, and rows whose keys and values are computed twice."""
+    """Return the (query, key) pairs of one ablation in a layer, and its rows whose keys and values come twice."""
     part = rows_at_once(model, shape_of(captured, rows, columns), ablations)
     if part >= rows or not captured.in_order:
         return rows * columns, rows if part < rows else 0
@@ -187,18 +191,19 @@ def _pairs(model: ProbedModel, captured: Capture, rows: int, columns: int, ablat
 
 
 def entropy_operations(n_tokens: int, dim: int, layers: int, *, eigenvalues: bool = True) -> float:
-    """Gram matrices on the smaller side n, 2 n^2 N, and eigenvalues of a symmetric n x n matrix, 4/3 n^3."""
+    """Return the operations of Gram matrices on the smaller side n, 2 n^2 N each, and of their eigenvalues, 4/3 n^3."""
     small, large = sorted((n_tokens, dim))
     return layers * (2.0 * small**2 * large + (4 / 3 * small**3 if eigenvalues else 0.0))
 
 
 @dataclass
 class VisionCount:
-    """What ran outside the decoder and its head.
+    """The cost of what runs outside the decoder and its head.
 
     Attributes:
-        operations: of linear and convolution layers by the rows that they were given, and of attention by all pairs.
-        stored: bytes of the towers' states that may be alive at once: every layer's, and three of the widest.
+        operations: operations of linear and convolution layers on all their rows, and of attention on all pairs.
+        stored: bytes of the towers' states that may be alive together: every layer's, and three of the widest.
+        widest: bytes of the widest state so far.
     """
 
     operations: float = 0.0

@@ -17,13 +17,18 @@ from probes.models.probed import ProbedModel
 from probes.replay.batching import Shape, batch_bytes, feed_forward_size
 from probes.replay.capture import Capture
 
-NARROW = 7  # widths of the stream that derivatives of a row hold
-WIDE = 6  # of the feed-forward: four are saved, two are gradients
+NARROW = 7  # widths of the stream that the derivatives of one row hold
+WIDE = 6  # widths of the feed-forward that they hold: four are saved for them, two are gradients
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that run together in a layer, and columns that they see; none where only keys and values are computed."""
+    """Rows that run together in a layer.
+
+    Attributes:
+        rows: the number of rows.
+        columns: the number of columns that they attend to; 0 where only their keys and values are computed.
+    """
 
     rows: int
     columns: int
@@ -35,10 +40,10 @@ class Pass:
 
     Attributes:
         cut: the first layer.
-        forward: what runs once in every layer from the cut on; nothing where the capture is the trajectory.
-        backward: what runs with its derivatives.
-        times: how often it does.
-        rows: through which derivatives flow.
+        forward: the blocks that run once in every layer from the cut on; none where the capture is the trajectory.
+        backward: the blocks that run together with their derivatives.
+        times: the number of times that `backward` runs.
+        rows: the number of rows through which derivatives flow.
     """
 
     cut: int
@@ -49,12 +54,12 @@ class Pass:
 
 
 def gate_passes(captured: Capture, context: str, cuts: Sequence[int]) -> list[Pass]:
-    """The passes of `gate_effects`: one from the first cut on for leave-one-out, one a cut for keep-one.
+    """Return the passes of `gate_effects`: one from the first cut on for leave-one-out, one per cut for keep-one.
 
     Args:
-        captured: one prompt.
-        context: keep-one or leave-one-out.
-        cuts: ascending.
+        captured: the captured prompt.
+        context: "keep-one" or "leave-one-out".
+        cuts: the cuts, ascending.
     """
     if context == "leave-one-out":
         rows = len(open_rows(captured, cuts[0]))
@@ -74,78 +79,82 @@ def _block(step: Step) -> Block:
 
 
 def _derivative_blocks(captured: Capture, rows: int) -> tuple[Block, ...]:
-    """The parts of so many rows; every other token of the prompt is seen by all of them."""
+    """Return the blocks into which so many rows are divided; all of them attend to every other token of the prompt."""
     fixed = captured.prompt.n_tokens - rows
     blocks = []
     for part in parts_of(captured, rows):
         size = part.rows.stop - part.rows.start
-        seen = 0 if part.seen is None else fixed + part.seen.stop - part.seen.start + size * part.own
-        blocks.append(Block(size, seen))
+        columns = 0 if part.seen is None else fixed + part.seen.stop - part.seen.start + size * part.own
+        blocks.append(Block(size, columns))
     return tuple(blocks)
 
 
 def pass_work(weights: DecoderWeights, passes: Iterable[Pass], n_targets: int, n_places: int) -> Work:
-    """Count the work of passes, which are no replays.
+    """Return the work of passes, which count as no replays.
 
     Args:
-        weights: of the decoder.
-        passes: what runs.
-        n_targets: targets that derivatives are taken of.
-        n_places: readout places of the prompt.
+        weights: the multiplications of the decoder.
+        passes: the passes.
+        n_targets: the number of targets whose derivatives are taken.
+        n_places: the number of readout places of the prompt.
     """
-    return sum((_work_of(weights, one, n_targets, n_places) for one in passes), start=Work())
+    return sum((_work_of(weights, gate_pass, n_targets, n_places) for gate_pass in passes), start=Work())
 
 
-def _work_of(weights: DecoderWeights, one: Pass, n_targets: int, n_places: int) -> Work:
-    layers = slice(one.cut, None)
+def _work_of(weights: DecoderWeights, gate_pass: Pass, n_targets: int, n_places: int) -> Work:
+    layers = slice(gate_pass.cut, None)
     inner, outer, pair = weights.inner[layers].sum(), weights.outer[layers].sum(), weights.pair
-    n_layers = len(weights.inner) - one.cut
-    run = [*one.forward, *one.backward * one.times]
-    attending = sum(block.rows for block in run if block.columns)
-    forward = sum(block.rows for block in run) * inner + attending * outer
-    forward += sum(block.rows * block.columns for block in run) * pair * n_layers
-    pairs = sum(block.rows * block.columns for block in one.backward) * pair * n_layers
-    backward = one.times * n_targets * (one.rows * (inner + outer) + 2 * pairs)
-    head = one.times * (1 + n_targets) * n_places * weights.head
+    n_layers = len(weights.inner) - gate_pass.cut
+    blocks = [*gate_pass.forward, *gate_pass.backward * gate_pass.times]
+    attending = sum(block.rows for block in blocks if block.columns)
+    forward = sum(block.rows for block in blocks) * inner + attending * outer
+    forward += sum(block.rows * block.columns for block in blocks) * pair * n_layers
+    pairs = sum(block.rows * block.columns for block in gate_pass.backward) * pair * n_layers
+    backward = gate_pass.times * n_targets * (gate_pass.rows * (inner + outer) + 2 * pairs)
+    head = gate_pass.times * (1 + n_targets) * n_places * weights.head
     return Work(0, attending * n_layers, 2.0 * float(forward + backward + head))
 
 
-def pass_bytes(model: ProbedModel, captured: Capture, one: Pass, n_targets: int) -> tuple[int, str]:
-    """Memory that a pass takes at its peak beside the capture, and the formula behind it.
+def pass_bytes(model: ProbedModel, captured: Capture, gate_pass: Pass, n_targets: int) -> tuple[int, str]:
+    """Return the bytes that a pass takes at its peak beside the capture, and the formula behind them.
 
-    The trajectory, and the larger of one part of one layer as it runs forward, and one with all that its derivatives
-    need, beside what every row is worth so far.
+    They are those of the trajectory, and the larger of two: one block of one layer as it runs forward, and one with
+    all that its derivatives need, beside the gradients of every row so far.
     """
     item, d = model.dtype.itemsize, model.hidden_size
-    keys, layers = model.n_key_value_heads * model.head_dim, model.n_layers - one.cut
-    tokens = captured.prompt.n_tokens if one.forward else 0  # of which keys and values are held
-    held = item * (layers * (one.rows * d + tokens * 2 * keys) + tokens * d)
-    forward = max((_forward_bytes(model, block) for block in one.forward), default=0)
-    backward = max(_derivative_bytes(model, block) for block in one.backward)
-    backward += item * n_targets * one.rows * 2 * (d + keys)
-    largest = max(one.backward, key=lambda block: block.rows * block.columns)
+    keys, layers = model.n_key_value_heads * model.head_dim, model.n_layers - gate_pass.cut
+    tokens = captured.prompt.n_tokens if gate_pass.forward else 0  # of which keys and values are held
+    trajectory_bytes = item * (layers * (gate_pass.rows * d + tokens * 2 * keys) + tokens * d)
+    forward = max((_forward_bytes(model, block) for block in gate_pass.forward), default=0)
+    backward = max(_derivative_bytes(model, block) for block in gate_pass.backward)
+    backward += item * n_targets * gate_pass.rows * 2 * (d + keys)
+    largest = max(gate_pass.backward, key=lambda block: block.rows * block.columns)
     of_tokens = f" + {tokens:,} tokens x 2 x {keys}" if tokens else ""
-    return held + max(forward, backward), (
-        f"{layers} layers x ({one.rows:,} rows x {d}{of_tokens}) x {item} bytes, and the larger of {forward:,} bytes "
-        f"of a layer forward and {backward:,} of one with derivatives of {largest.rows:,} rows over "
+    return trajectory_bytes + max(forward, backward), (
+        f"{layers} layers x ({gate_pass.rows:,} rows x {d}{of_tokens}) x {item} bytes, and the larger of {forward:,} "
+        f"bytes of a layer forward and {backward:,} of one with derivatives of {largest.rows:,} rows over "
         f"{largest.columns:,} columns"
     )
 
 
 def _forward_bytes(model: ProbedModel, block: Block) -> int:
-    """One part of a layer without derivatives: as in a replay, with a mask of gates, and own keys and values kept."""
+    """Return the bytes of one block without derivatives: a replay, a mask of gates, and the keys and values."""
     shape = Shape(block.rows, block.columns, 0, own_mask=True)
-    kept = 2 * model.n_key_value_heads * model.head_dim
-    return batch_bytes(model, shape, part=block.rows) + block.rows * (block.columns + kept) * model.dtype.itemsize
+    key_value_width = 2 * model.n_key_value_heads * model.head_dim
+    return (
+        batch_bytes(model, shape, part=block.rows)
+        + block.rows * (block.columns + key_value_width) * model.dtype.itemsize
+    )
 
 
 def _derivative_bytes(model: ProbedModel, block: Block) -> int:
-    """One part of a layer with all that its derivatives need: the scores, saved; and their gradients or the wide rows'.
+    """Return the bytes of one block with all that its derivatives need.
 
-    Keys and values of all columns are there as leaves, joined, scaled, and as gradients.
+    The scores are saved; beside them stand their gradients, or the states of the feed-forward where these are larger.
+    Keys and values of all columns are held four times: as leaves, joined, scaled, and as gradients.
     """
     queries, keys = model.n_heads * model.head_dim, model.n_key_value_heads * model.head_dim
     scores = model.n_heads * block.rows * block.columns
-    passing = max(2 * scores, block.rows * WIDE * feed_forward_size(model))
+    transient = max(2 * scores, block.rows * WIDE * feed_forward_size(model))
     columns = block.columns * (4 * keys + 2 * queries)
-    return model.dtype.itemsize * (scores + passing + block.rows * NARROW * model.hidden_size + columns)
+    return model.dtype.itemsize * (scores + transient + block.rows * NARROW * model.hidden_size + columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def duration_text(seconds: float) -> str:
-    """A time to two digits.
+    """Return a time in seconds as text of two digits with a fitting unit.
 
     >>> duration_text(0.4), duration_text(42), duration_text(130), duration_text(9000)
     ('0.4 s', '42 s', '2.2 min', '2.5 h')
@@ -16,7 +16,7 @@ def duration_text(seconds: float) -> str:
 
 
 def byte_text(count: float) -> str:
-    """Bytes in powers of 1,000.
+    """Return a number of bytes as text of two digits, in units of powers of 1,000.
 
     >>> byte_text(940), byte_text(14_200_000), byte_text(1.52e9)
     ('940 bytes', '14 MB', '1.5 GB')
@@ -28,7 +28,7 @@ def byte_text(count: float) -> str:
 
 
 def operation_text(count: float) -> str:
-    """Floating-point operations.
+    """Return a number of floating-point operations as text of two digits with a fitting unit.
 
     >>> operation_text(1.23e12), operation_text(3.4e10)
     ('1.2 TFLOP', '34 GFLOP')

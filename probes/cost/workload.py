@@ -25,12 +25,12 @@ class Subject:
     """One sample, captured, whose cost stands for all.
 
     Attributes:
-        sample: as it was given.
-        case: its forward pass, and the targets of the run; none where nothing is replayed.
-        weights: of the model's decoder.
-        vision: operations outside the decoder.
-        vision_bytes: of the vision tower's states, about.
-        seconds: of the first forward pass, encoding included.
+        sample: the sample, with the run's prompt.
+        case: its captured forward pass with the targets of the run, which are none where nothing is replayed.
+        weights: the multiplications of the model's decoder.
+        vision: the operations outside the decoder.
+        vision_bytes: the bytes of the vision tower's states, about.
+        seconds: the time of the first forward pass, including the encoding.
     """
 
     sample: Sample
@@ -42,31 +42,31 @@ class Subject:
 
     @property
     def places(self) -> int:
-        """Readout places of the prompt."""
+        """The number of readout places of the prompt."""
         return len(self.case.captured.prompt.readout)
 
 
 def meet(model: ProbedModel, sample: Sample, config: RunConfig, clock: Clock = time.perf_counter) -> Subject:
-    """Capture a sample, and count and time it.
+    """Return a sample captured, with its operations counted and its time taken.
 
     Raises:
-        SampleError: it cannot be measured, or has none of the targets.
+        SampleError: the sample cannot be measured, or has none of the targets.
     """
-    wanted = config.targets if replayed(config) else ()
+    targets = config.targets if replayed(config) else ()
     with counted_vision(model) as vision:
-        seconds, case = timed(model, lambda: prepare(model, sample, wanted, config.streams, config.tokens), clock)
-    if wanted and not case.targets:
-        raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {wanted[0]!r} target")
+        seconds, case = timed(model, lambda: prepare(model, sample, targets, config.streams, config.tokens), clock)
+    if targets and not case.targets:
+        raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {targets[0]!r} target")
     return Subject(sample, case, decoder_weights(model), vision.operations, vision.stored, seconds)
 
 
 def timed(model: ProbedModel, function: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
-    """Seconds of one call, and what it returned; a GPU is waited for."""
+    """Return the seconds of one call, including what a GPU still computes, and the call's result."""
     _wait(model)
     started = clock()
-    found = function()
+    result = function()
     _wait(model)
-    return max(clock() - started, 1e-9), found
+    return max(clock() - started, 1e-9), result
 
 
 def _wait(model: ProbedModel) -> None:

@@ -40,8 +40,8 @@ class SampleStream(Iterator[Sample]):
     samples: Iterator[Sample] = field(default_factory=lambda: iter(()), repr=False)
 
     @property
-    def told(self) -> dict[str, Any]:
-        """Arguments of `run` that a list of the same samples would no longer tell."""
+    def run_options(self) -> dict[str, Any]:
+        """The options of `run` that follow from how the samples are read, by name."""
         name = f"{self.source.name} ({self.subset})" if self.subset else self.source.name
         return {"sources": (name,), "with_ocr_tokens": self.reading.with_ocr_tokens}
 

@@ -24,22 +24,22 @@ CurveRow = tuple[str, str, int, str, str, float]  # target, context, layer, stre
 
 
 def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
-    """The `SAMPLES` columns that one forward pass gives; those of the first target are null where it is absent."""
-    prompt, own = captured.prompt, captured.log_probs
-    there = own[target.place if target else 0]
-    best = there.argmax()
+    """Return the `SAMPLES` columns of one forward pass; those of the target are absent where it is None."""
+    prompt, log_probs = captured.prompt, captured.log_probs
+    at_target = log_probs[target.place if target else 0]
+    top_token = at_target.argmax()
     entry: dict[str, Any] = {
-        "prediction": model.tokenizer.decode([int(best)]),
-        "output_entropy": float(torch.special.entr(there.double().exp()).sum()),
+        "prediction": model.tokenizer.decode([int(top_token)]),
+        "output_entropy": float(torch.special.entr(at_target.double().exp()).sum()),
         "n_visual": len(prompt.visual),
         "n_placeless": prompt.placeless,
         "n_prompt": int(prompt.readout[0]) + 1,
         "crops": [_crop(grid) for grid in prompt.grids],
     }
     if target:
-        log_p = float(target.log_p(own))
+        log_p = float(target.log_p(log_probs))
         entry.update(
-            correct=bool(target.contains(best)),
+            correct=bool(target.contains(top_token)),
             target_ids=list(target.ids),
             target_text=target.answer if target.name == "answer" else model.tokenizer.decode([target.ids[0]]),
             p=float(np.exp(log_p)),
@@ -49,19 +49,19 @@ def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -
 
 
 def floor_columns(floor: NoiseFloor) -> dict[str, float]:
-    """The `SAMPLES` columns of a noise floor."""
+    """Return the `SAMPLES` columns of a noise floor: in p, log p (nats) and KL (nats)."""
     return dict(zip(FLOORS, (floor.p, floor.log_p, floor.kl), strict=True))
 
 
 def entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[CurveRow]:
-    """`CURVES` of each stream's (layer,) entropies, in nats."""
+    """Yield the rows of `CURVES` for each stream's (layer,) entropies, in nats."""
     for stream, values in entropies.items():
         for layer, value in enumerate(values.tolist()):
             yield "", "", layer, stream, "entropy", value
 
 
 def removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[CurveRow]:
-    """`CURVES` of each target's removals."""
+    """Yield the rows of `CURVES` for each target's removal curve."""
     for name, curve in removals.items():
         for measure in ("log_p", "kl", "correct", "same"):
             for layer, value in zip(curve.layers.tolist(), getattr(curve, measure).tolist(), strict=True):
@@ -69,7 +69,7 @@ def removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[CurveRow]:
 
 
 def token_arrays(grids: Grids) -> dict[str, np.ndarray]:
-    """Token grids by their names in the run directory, less the row."""
+    """Return the arrays of token grids by their names in the run directory, without the row number."""
     arrays: dict[str, np.ndarray] = {}
     for (name, context), grid in grids.items():
         key = f"{name}/{context}"
@@ -85,9 +85,9 @@ def _crop(grid: TokenGrid) -> dict[str, float]:
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """PNG of an image, at most `THUMBNAIL` pixels a side."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    stored = io.BytesIO()
-    small.save(stored, format="PNG")
-    return stored.getvalue()
+    """Return an image as the bytes of a PNG of at most `THUMBNAIL` pixels a side."""
+    reduced = image.copy()
+    reduced.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    reduced.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -18,13 +18,13 @@ REMOVAL_MEASURES = ("log_p", "kl", "correct", "same")
 
 
 def read_record(path: Path, part: str, row: int, layers: Sequence[int]) -> Record:
-    """The record of one committed row, as it was given to the writer; arrays in float32.
+    """Return the record of one committed row as the writer took it, with arrays in float32.
 
     Args:
         path: the run directory.
-        part: that holds the row.
-        row: its number.
-        layers: of the token grids in its part; they are not the row's own if it has none.
+        part: the name of the part that holds the row.
+        row: the row number.
+        layers: the layers of the row's token grids; ignored where the row has none.
     """
     of_row = [("row", "==", row)]
     tokens = _arrays(path / "tokens" / f"{part}.safetensors", row)
@@ -39,43 +39,43 @@ def read_record(path: Path, part: str, row: int, layers: Sequence[int]) -> Recor
     )
 
 
-def held_removals(
-    held: Record, targets: Mapping[str, Target], kind: str, tokens: str = "visual"
+def committed_removals(
+    record: Record, targets: Mapping[str, Target], kind: str, tokens: str = "visual"
 ) -> dict[str, RemovalCurve]:
-    """The removal curves of a committed record, one a target."""
-    found = {}
+    """Return the removal curves of a committed record by the names of their targets."""
+    curves = {}
     for name, target in targets.items():
-        own = [(layer, measure, value) for at, _, layer, _, measure, value in held.curves if at == name]
-        by_measure = {m: {layer: value for layer, measure, value in own if measure == m} for m in REMOVAL_MEASURES}
+        values = [(layer, measure, value) for at, _, layer, _, measure, value in record.curves if at == name]
+        by_measure = {m: {layer: value for layer, measure, value in values if measure == m} for m in REMOVAL_MEASURES}
         layers = np.array(sorted(by_measure["log_p"]))
         log_p, kl, correct, same = (np.array([by_measure[m][k] for k in layers.tolist()]) for m in REMOVAL_MEASURES)
-        found[name] = RemovalCurve(layers, log_p, kl, correct.astype(bool), same.astype(bool), target, kind, tokens)
-    return found
+        curves[name] = RemovalCurve(layers, log_p, kl, correct.astype(bool), same.astype(bool), target, kind, tokens)
+    return curves
 
 
-def merge_grids(held: Record, arrays: Mapping[str, np.ndarray], layers: Sequence[int]) -> Record:
-    """Put token grids of new layers among those of a record, all in the order of their layers.
+def merge_grids(record: Record, arrays: Mapping[str, np.ndarray], layers: Sequence[int]) -> Record:
+    """Return a record with token grids of new layers merged into its own, all in ascending order of their layers.
 
     Args:
-        held: a committed record, with or without token grids.
-        arrays: "<target>/<context>[/removed|/all|/coarse]" -> array over the new layers, as `Record.tokens`.
-        layers: the new ones, ascending, none of them held.
+        record: a committed record, with or without token grids.
+        arrays: "<target>/<context>[/removed|/all|/coarse]" -> array over the new layers, as in `Record.tokens`.
+        layers: the new layers, ascending, none of which the record has.
     """
-    both = [*held.token_layers, *layers]
-    order = np.argsort(both)
+    all_layers = [*record.token_layers, *layers]
+    order = np.argsort(all_layers)
     merged = {}
     for key, new in arrays.items():
         if key.endswith("/all"):
-            merged[key] = held.tokens.get(key, new)
+            merged[key] = record.tokens.get(key, new)
         else:
-            merged[key] = np.concatenate([held.tokens[key], new])[order] if held.token_layers else new
-    return replace(held, tokens=merged, token_layers=tuple(sorted(both)))
+            merged[key] = np.concatenate([record.tokens[key], new])[order] if record.token_layers else new
+    return replace(record, tokens=merged, token_layers=tuple(sorted(all_layers)))
 
 
 def _arrays(file: Path, row: int) -> dict[str, np.ndarray]:
-    """The arrays of one row in a part, by what follows the row number in their names."""
+    """Return the arrays of one row in a part, by the rest of their names after the row number."""
     if not file.exists():
         return {}
     with safe_open(file, framework="numpy") as stored:
-        own = [key for key in stored.keys() if key.startswith(f"{row}/")]  # noqa: SIM118 (not a dict)
-        return {key.split("/", 1)[1]: stored.get_tensor(key) for key in own}
+        keys = [key for key in stored.keys() if key.startswith(f"{row}/")]  # noqa: SIM118 (not a dict)
+        return {key.split("/", 1)[1]: stored.get_tensor(key) for key in keys}

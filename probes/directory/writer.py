@@ -110,7 +110,7 @@ class RunWriter:
             (self.path / folder).mkdir(exist_ok=True)
 
     def _read_committed(self) -> dict[int, dict[str, Any]]:
-        """Row number -> what was asked, its status, probes, part and token layers, for every row of every shard."""
+        """Return for each row number of every shard the `COMMITTED` columns and the layers of its token grids."""
         self._discard_uncommitted()
         run = Run(self.path, self.config)
         return {
@@ -119,7 +119,7 @@ class RunWriter:
         }
 
     def _discard_uncommitted(self) -> None:
-        """Remove what an interrupted flush of this shard left behind: no samples part lists it."""
+        """Remove the files that an interrupted flush of this shard left behind: those without a samples part."""
         committed = {part.stem for part in (self.path / "samples").glob("part-*.parquet")}
         for folder in FOLDERS:
             for file in (self.path / folder).glob(f"*part-{self.label}-*"):
@@ -180,16 +180,16 @@ class RunWriter:
 
 
 def _next_number(folder: Path) -> int:
-    """One above every shard's parts, so that of two commits of a row the later has the higher number."""
+    """Return the number of the next part, above those of every shard: the later commit of a row has a higher one."""
     return max((part_order(part)[0] for part in folder.glob("part-*.parquet")), default=-1) + 1
 
 
 def _layer_labels(records: Sequence[Record]) -> dict[str, str]:
-    """Metadata of a part: the layers of its first token grids, and those of every row that has others."""
+    """Return the metadata of a part: the layers of its first row's token grids, and those of each row that differs."""
     by_row = {str(record.sample["row"]): list(record.token_layers) for record in records if record.tokens}
     layers = next(iter(by_row.values()))
-    others = {row: row_layers for row, row_layers in by_row.items() if row_layers != layers}
-    return {"layers": json.dumps(layers)} | ({"row_layers": json.dumps(others)} if others else {})
+    exceptions = {row: row_layers for row, row_layers in by_row.items() if row_layers != layers}
+    return {"layers": json.dumps(layers)} | ({"row_layers": json.dumps(exceptions)} if exceptions else {})
 
 
 def record_choice(path: str | Path, *, layers: Mapping[str, Sequence[int]], pilot: Sequence[int] = ()) -> None:

@@ -24,9 +24,9 @@ class ForwardCall:
     """One forward pass of the model itself, captured.
 
     Attributes:
-        targets: names of those that are resolved.
-        streams: whose states are kept.
-        tokens: which are to be taken away: visual, text or all.
+        targets: the names of the targets that are resolved from it.
+        streams: the names of the streams whose states are kept.
+        tokens: the tokens that the replays will remove: "visual", "text" or "all".
     """
 
     targets: tuple[str, ...]
@@ -39,10 +39,10 @@ class ReplayCall:
     """One call of `replay`.
 
     Attributes:
-        ablations: what is taken away, and from which layer on.
-        batch_size: ablations at once; as many as fit by default.
-        recompute: (token,) bool, rows to run again besides those that must be.
-        whole: the distributions of all ablations are held together, not reduced batch by batch.
+        ablations: the sets of tokens that are removed, each from a layer on.
+        batch_size: the number of ablations in one batch; by default as many as fit.
+        recompute: (token,) bool, rows that are computed again besides those that an ablation changes.
+        whole: whether the distributions of all ablations are held together, not reduced batch by batch.
     """
 
     ablations: Ablations
@@ -51,7 +51,7 @@ class ReplayCall:
     whole: bool = False
 
     def run(self, case: Case) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Indices of ablations and their (batch, place, vocabulary) log-softmax, batch by batch."""
+        """Yield, batch by batch, the ablations' indices and their (batch, place, vocabulary) log-softmax in nats."""
         batches = case.batches.sized(self.batch_size)
         return replay(case.model, case.captured, self.ablations, batch_size=batches, recompute=self.recompute)
 
@@ -64,7 +64,7 @@ class GateCall:
     cuts: tuple[int, ...]
 
     def run(self, case: Case) -> dict[str, np.ndarray]:
-        """By target: (cut, visual token) effects in nats of log p."""
+        """Return the (cut, visual token) effects of each target, by its name, in nats of log p."""
         return gate_effects(case.model, case.captured, case.targets, self.context, self.cuts)
 
 
@@ -73,10 +73,10 @@ class EntropyCall:
     """Entropies, or eigenvalues, of one stream's states at every layer.
 
     Attributes:
-        states: (layer, token, dim).
-        alpha: Renyi order of the entropies; None for the eigenvalues themselves.
-        center: center tokens first.
-        normalize_rows: scale tokens to length 1 then.
+        states: (layer, token, dim) float tensor.
+        alpha: the Renyi order of the entropies; None for the eigenvalues themselves.
+        center: whether the mean over tokens is subtracted first.
+        normalize_rows: whether every token is then scaled to length 1.
     """
 
     states: torch.Tensor
@@ -85,26 +85,26 @@ class EntropyCall:
     normalize_rows: bool
 
     def run(self) -> np.ndarray:
-        """(layer,) entropies in nats, or (layer, rank) eigenvalues over the trace."""
+        """Return (layer,) entropies in nats, or (layer, rank) eigenvalues as shares of the trace."""
         if self.alpha is None:
-            found = matrix_spectrum(self.states, center=self.center, normalize_rows=self.normalize_rows)
+            values = matrix_spectrum(self.states, center=self.center, normalize_rows=self.normalize_rows)
         else:
-            found = matrix_entropy(
+            values = matrix_entropy(
                 self.states, alpha=self.alpha, center=self.center, normalize_rows=self.normalize_rows
             )
-        return found.cpu().numpy()
+        return values.cpu().numpy()
 
 
 @dataclass(frozen=True)
 class AnswerCall:
-    """A whole answer, written out by the model in at most so many tokens."""
+    """A whole answer, written out by the model in at most `tokens` tokens."""
 
     tokens: int
 
 
 @dataclass(frozen=True, eq=False)
 class PlainCall:
-    """Anything that multiplies no large matrices: it is timed, not counted."""
+    """A call that multiplies no large matrices: it is timed, and its operations are not counted."""
 
     function: Callable[[], object]
 

@@ -16,10 +16,10 @@ class Case:
     """One captured sample and what counts as its answer.
 
     Attributes:
-        model: that was captured.
-        captured: its forward pass on the sample's prompt.
-        targets: by name; none where no answer is read.
-        batches: how many replays run at once; what memory did not hold bounds all later ones of this sample.
+        model: the model whose forward pass was captured.
+        captured: the forward pass on the sample's prompt.
+        targets: the targets by name; empty where no answer is read.
+        batches: the policy for the size of replay batches. A batch that did not fit in memory bounds all later ones.
     """
 
     model: ProbedModel
@@ -29,5 +29,5 @@ class Case:
 
     @property
     def first_target(self) -> tuple[str, Target]:
-        """Name and target of the first, by which a sample is judged and its noise floor measured."""
+        """Name and value of the first target, which judges the sample and whose noise floor is measured."""
         return next(iter(self.targets.items()))

@@ -12,8 +12,8 @@ from analyses.runs import HorizonError, check_choice
 PRESETS = ("paper", "released")
 # Float64 values in one block: 4 MB, so that a block stays in a CPU's caches from its first pass to its last.
 BLOCK_VALUES = {"cpu": 2**19, "cuda": 2**26}
-PANEL_ROWS = 192  # of a Gram matrix computed at once: as narrow as products still run at full speed
-PRODUCT_ORDERS = 4  # up to which tr(G^alpha) takes one product, which costs less than eigenvalues at every size
+PANEL_ROWS = 192  # rows of a Gram matrix in one product: the narrowest panel at which products run at full speed
+PRODUCT_ORDERS = 4  # largest order whose tr(G^alpha) needs one product, which costs less than eigenvalues at any size
 
 
 def matrix_entropy(
@@ -138,12 +138,12 @@ def _check_shape(states: torch.Tensor) -> None:
 def _in_chunks(function: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
     """Apply a function to (matrix, token, dim) chunks of (..., token, dim) states: their float64 copies stay small."""
     matrices = states.reshape(-1, *states.shape[-2:])
-    found = torch.cat([function(chunk) for chunk in matrices.split(matrices_at_once(states))])
-    return found.reshape((*states.shape[:-2], *found.shape[1:]))
+    results = torch.cat([function(chunk) for chunk in matrices.split(matrices_at_once(states))])
+    return results.reshape((*states.shape[:-2], *results.shape[1:]))
 
 
 def matrices_at_once(states: torch.Tensor) -> int:
-    """How many of the (token, dim) matrices of some states go through at once."""
+    """Return how many (token, dim) matrices of these states are computed in one chunk."""
     return max(1, _block_values(states) // (states.shape[-2] * states.shape[-1]))
 
 
@@ -182,9 +182,10 @@ def _gram(states: torch.Tensor, *, center: bool, normalize_rows: bool) -> torch.
 
 
 def _scaled(gram: torch.Tensor, shortest: torch.Tensor | None) -> torch.Tensor:
-    """The matrix over its trace, in place, after its rows' vectors are brought to length 1 unless `shortest` is None.
+    """Divide a Gram matrix by its trace in place and return it.
 
-    Their lengths stand on the diagonal, so that nothing passes over the vectors once more.
+    Unless `shortest` is None, the vectors behind it are scaled to length 1 first. Their squared lengths stand on the
+    diagonal, so the vectors themselves are not read again.
     """
     squares = gram.diagonal(dim1=-2, dim2=-1)
     scale = torch.ones_like(squares) if shortest is None else _inverse(squares.sqrt(), shortest)
@@ -196,18 +197,18 @@ def _scaled(gram: torch.Tensor, shortest: torch.Tensor | None) -> torch.Tensor:
 
 
 def _blocks(states: torch.Tensor, axis: int) -> tuple[torch.Tensor, ...]:
-    """The states split along one axis."""
+    """Split states along one axis into blocks of at most `BLOCK_VALUES` values."""
     return states.split(max(1, _block_values(states) * states.shape[axis] // states.numel()), dim=axis)
 
 
 def _mean_row(states: torch.Tensor) -> torch.Tensor:
-    """(matrix, 1, dim) float64 mean over tokens, block by block."""
+    """Return the (matrix, 1, dim) float64 mean over tokens, summed block by block."""
     sums = [block.double().sum(-2, keepdim=True) for block in _blocks(states, -2)]
     return torch.cat(sums, dim=-2).sum(-2, keepdim=True) / states.shape[-2]
 
 
 def _inverse(lengths: torch.Tensor, shortest: torch.Tensor) -> torch.Tensor:
-    """1 / length; 0 for those no longer than `shortest`."""
+    """Return 1 / length for every length, and 0 for lengths up to `shortest`."""
     return torch.where(lengths > shortest, 1 / lengths, 0.0)
 
 
@@ -220,9 +221,9 @@ def _add_products(gram: torch.Tensor, sides: torch.Tensor) -> None:
 
 def _power_trace(gram: torch.Tensor, order: int) -> torch.Tensor:
     """tr(G^order) from a lower triangle, order 2 to 4: the inner product of two powers that add up to it."""
-    whole = gram.tril() + gram.tril(-1).mT
-    larger = whole @ whole if order > 2 else whole
-    return (larger * (larger if order == 4 else whole)).sum((-2, -1))
+    symmetric = gram.tril() + gram.tril(-1).mT
+    larger = symmetric @ symmetric if order > 2 else symmetric
+    return (larger * (larger if order == 4 else symmetric)).sum((-2, -1))
 
 
 def _spectrum(gram: torch.Tensor) -> torch.Tensor:
@@ -233,7 +234,7 @@ def _spectrum(gram: torch.Tensor) -> torch.Tensor:
 
 
 def _eigenvalues(gram: torch.Tensor) -> torch.Tensor:
-    """Ascending, on the CPU wherever the matrices are: accelerators are slow at float64 eigenvalues of this size."""
+    """Return ascending eigenvalues, computed on the CPU: accelerators are slow at float64 matrices of this size."""
     return torch.linalg.eigvalsh(gram.cpu()).to(gram.device)
 
 

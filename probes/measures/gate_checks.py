@@ -24,26 +24,26 @@ def check_rows(
     estimates: Mapping[str, InformationGrid],
     removals: Mapping[str, RemovalCurve],
 ) -> list[Row]:
-    """Rows of the curves: how well estimates agree with exact effects at up to `CHECKED_LAYERS` of the cuts.
+    """Return rows of the curves: the agreement of estimates with exact effects at up to `CHECKED_LAYERS` cuts.
 
     Args:
-        case: one sample.
-        request: the exact grids, as `exact_request` gives them.
-        estimates: by target, in the same context.
-        removals: by target, measured already.
+        case: the captured sample.
+        request: the request for the exact grids, from `exact_request`.
+        estimates: the first-order grid of each target, in the same context.
+        removals: the removal curve of each target.
     """
     exact = information_grids(case, request, removals)
     return [row for name in case.targets for row in _agreement_rows(estimates[name], exact[name])]
 
 
 def exact_request(model: ProbedModel, estimates: GridRequest) -> GridRequest:
-    """The exact grids that estimates are held against: the same windows, at a few of the layers."""
+    """Return the request for the exact grids that check the estimates: the same windows, at a few of the layers."""
     layers = checked_layers(np.array(estimates.cuts(model)))
     return replace(estimates, method="exact", layers=tuple(layers))
 
 
 def checked_layers(cuts: np.ndarray) -> list[int]:
-    """At most `CHECKED_LAYERS` of the cuts, spread over them, with the first and the last.
+    """Return at most `CHECKED_LAYERS` of the cuts, evenly spread, the first and the last among them.
 
     >>> checked_layers(np.arange(8)), checked_layers(np.array([3, 5]))
     ([0, 2, 5, 7], [3, 5])
@@ -56,8 +56,8 @@ def top_overlap(estimate: np.ndarray, exact: np.ndarray) -> float:
     """Share of the windows with the largest exact effects that are also those with the largest estimates.
 
     Args:
-        estimate: (window,) effects.
-        exact: (window,) effects; a tenth of the windows (`TOP_SHARE`, rounded up) count as the largest.
+        estimate: (window,) first-order effects.
+        exact: (window,) exact effects. A tenth of the windows (`TOP_SHARE`, rounded up) count as the largest.
 
     >>> top_overlap(np.array([3.0, 1.0, 2.0]), np.array([9.0, 0.0, -1.0]))
     1.0
@@ -68,7 +68,7 @@ def top_overlap(estimate: np.ndarray, exact: np.ndarray) -> float:
 
 
 def rank_agreement(estimate: np.ndarray, exact: np.ndarray) -> float:
-    """Spearman's rank correlation of (window,) effects; NaN where one of them is the same everywhere.
+    """Spearman's rank correlation of two arrays of (window,) effects; NaN where either of them is constant.
 
     >>> rank_agreement(np.array([1.0, 2.0, 3.0]), np.array([10.0, 40.0, 20.0]))
     0.5
@@ -81,12 +81,12 @@ def _agreement_rows(estimate: InformationGrid, exact: InformationGrid) -> list[R
     rows: list[Row] = []
     places = np.searchsorted(estimate.layers, exact.layers)
     pairs = zip(exact.layers.tolist(), estimate.effects("log_p")[places], exact.effects("log_p"), strict=True)
-    for at, (layer, first_order, true) in enumerate(pairs):
+    for at, (layer, estimated_effects, exact_effects) in enumerate(pairs):
         values = (
-            rank_agreement(first_order, true),
-            top_overlap(first_order, true),
+            rank_agreement(estimated_effects, exact_effects),
+            top_overlap(estimated_effects, exact_effects),
             float(np.abs(exact.values[at]).max()),
         )
-        measured = zip(CHECK_MEASURES, values, strict=True)
-        rows += [(exact.target, exact.context, layer, "", measure, value) for measure, value in measured]
+        named_values = zip(CHECK_MEASURES, values, strict=True)
+        rows += [(exact.target, exact.context, layer, "", measure, value) for measure, value in named_values]
     return rows

@@ -15,7 +15,7 @@ from probes.data.samples import Sample
 from probes.models.probed import ProbedModel
 from probes.models.prompts import encode
 
-ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # what is kept of a model's own generation settings
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # the generation settings of a checkpoint that stay in force
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Generation:
 
     Attributes:
         text: the answer without special tokens.
-        ids: all generated tokens, the one that ends the answer included.
-        finished: the model ended the answer itself; else it was cut at the limit.
+        ids: the ids of all generated tokens, including the token that ends the answer.
+        finished: whether the model ended the answer itself; otherwise it was cut at the limit.
     """
 
     text: str
@@ -34,15 +34,15 @@ class Generation:
 
 
 def generate_answer(model: ProbedModel, sample: Sample, *, max_new_tokens: int = 16) -> Generation:
-    """Let the model answer a sample, by the most probable token at every step.
+    """Return the model's answer to a sample, generated with the most probable token at every step.
 
     Sampling, penalties and suppressed tokens that a checkpoint's generation settings ask for are left out, so that
     the first token is the one whose probability a run measures.
 
     Args:
-        model: as loaded.
+        model: the model, as `load_model` returns it.
         sample: one question about its pictures.
-        max_new_tokens: after which the answer is cut.
+        max_new_tokens: the number of tokens after which the answer is cut.
 
     Raises:
         HorizonError: the limit is below 1. SampleError: the sample cannot be encoded.
@@ -51,30 +51,42 @@ def generate_answer(model: ProbedModel, sample: Sample, *, max_new_tokens: int =
     inputs = encode(model, sample).inputs
     start = inputs["input_ids"].shape[1]
     with _plain_settings(model) as ends, torch.no_grad():
-        found = model.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # type: ignore[operator]
-    ids = found[0, start:].tolist()
+        sequences = model.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # type: ignore[operator]
+    ids = sequences[0, start:].tolist()
     text = model.tokenizer.decode(ids, skip_special_tokens=True)
     return Generation(text.strip(), tuple(ids), bool(ids) and ids[-1] in ends)
 
 
 def generation_row(model: ProbedModel, row: int, sample: Sample, max_new_tokens: int) -> dict[str, Any]:
-    """A row of `GENERATIONS`; whatever goes wrong with the sample becomes its reason."""
+    """Return a sample's row of `GENERATIONS`; an error becomes the row's reason and is not raised."""
     entry: dict[str, Any] = {"row": row, "max_new_tokens": max_new_tokens}
     try:
-        found = generate_answer(model, sample, max_new_tokens=max_new_tokens)
+        generation = generate_answer(model, sample, max_new_tokens=max_new_tokens)
     except Exception as error:  # one bad sample never ends a run
         reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
         return {**entry, "error": reason}
-    return {**entry, "text": found.text, "n_tokens": len(found.ids), "finished": found.finished, "error": ""}
+    return {
+        **entry,
+        "text": generation.text,
+        "n_tokens": len(generation.ids),
+        "finished": generation.finished,
+        "error": "",
+    }
 
 
-def wants_answer(there: dict[str, Any] | None, max_new_tokens: int, retry_failed: bool) -> bool:
-    """Whether a sample still needs its answer written out, given what is on disk, or one that was cut written on."""
-    if there is None:
+def wants_answer(committed: dict[str, Any] | None, max_new_tokens: int, retry_failed: bool) -> bool:
+    """Whether a sample's answer is still to be generated, or generated again because it was cut at a lower limit.
+
+    Args:
+        committed: the sample's row of `GENERATIONS` on disk; None where there is none.
+        max_new_tokens: the number of tokens after which the answer is cut.
+        retry_failed: whether an answer that failed is generated again.
+    """
+    if committed is None:
         return True
-    if there["error"]:
+    if committed["error"]:
         return retry_failed
-    return not there["finished"] and there["max_new_tokens"] < max_new_tokens
+    return not committed["finished"] and committed["max_new_tokens"] < max_new_tokens
 
 
 def check_limit(max_new_tokens: int) -> None:
@@ -85,16 +97,18 @@ def check_limit(max_new_tokens: int) -> None:
 
 @contextmanager
 def _plain_settings(model: ProbedModel) -> Iterator[frozenset[int]]:
-    """The model with nothing of its generation settings but the tokens that begin and end a text; yields the latter."""
-    own: Any = model.model.generation_config
-    kept = {name: getattr(own, name, None) for name in ENDS}
-    if kept["eos_token_id"] is None:
-        kept["eos_token_id"] = model.tokenizer.eos_token_id
-    ends = kept["eos_token_id"] if isinstance(kept["eos_token_id"], list) else [kept["eos_token_id"]]
-    if kept["pad_token_id"] is None:
-        kept["pad_token_id"] = ends[0]
-    model.model.generation_config = GenerationConfig(**kept)
+    """Keep of the model's generation settings only the special tokens, and yield the ids that end a text."""
+    settings: Any = model.model.generation_config
+    special_ids = {name: getattr(settings, name, None) for name in ENDS}
+    if special_ids["eos_token_id"] is None:
+        special_ids["eos_token_id"] = model.tokenizer.eos_token_id
+    ends = (
+        special_ids["eos_token_id"] if isinstance(special_ids["eos_token_id"], list) else [special_ids["eos_token_id"]]
+    )
+    if special_ids["pad_token_id"] is None:
+        special_ids["pad_token_id"] = ends[0]
+    model.model.generation_config = GenerationConfig(**special_ids)
     try:
         yield frozenset(end for end in ends if end is not None)
     finally:
-        model.model.generation_config = own
+        model.model.generation_config = settings

@@ -33,14 +33,14 @@ class RemovalCurve:
     """All visual tokens (or text, or both) removed from layer k on, for one sample and one target.
 
     Attributes:
-        layers: (layer,) int cuts k, ascending; the last is L: nothing removed, the model's own forward.
+        layers: (layer,) int cuts k, ascending. The last is L, where nothing is removed: the model's own forward pass.
         log_p: (layer,) log p of the target in nats.
         kl: (layer,) KL(removed || all) over the vocabulary at the target's place, in nats.
-        correct: (layer,) bool, the most probable token there is in the target set.
-        same: (layer,) bool, it is the one that the model gives with all tokens.
-        target: what was measured.
-        kind: removal kind.
-        tokens: what is removed: "visual", "text" or "all".
+        correct: (layer,) bool, whether the most probable token at the target's place is in the target set.
+        same: (layer,) bool, whether that token is the one that the model gives with all tokens.
+        target: the target whose probability was measured.
+        kind: the kind of removal: "delete", "zero" or "mean".
+        tokens: the tokens that are removed: "visual", "text" or "all".
     """
 
     layers: np.ndarray
@@ -63,7 +63,7 @@ class RemovalCurve:
         return self.target.ids
 
     def effects(self, measure: str = "p") -> np.ndarray:
-        """(layer,) R_k = m(all) - m(none of the tokens from k) for m = p or log p (nats)."""
+        """Return the (layer,) R_k = m(all) - m(none of the tokens from k) for m = p or log p (nats)."""
         value = np.exp(self.log_p) if measure == "p" else self.log_p
         return value[-1] - value
 
@@ -78,22 +78,22 @@ class InformationGrid(TokenGrids):
         return self.information("p")
 
     def effects(self, measure: str = "p") -> np.ndarray:
-        """(layer, window) the same in p or in nats of log p."""
+        """Return the (layer, window) effects in p, or in nats of log p."""
         return self.information(measure)
 
 
 @dataclass(frozen=True)
 class GridRequest:
-    """Which token grids are wanted of a sample.
+    """The token grids that are to be measured on a sample.
 
     Attributes:
-        context: keep-one or leave-one-out.
-        window: side of a window in tokens; None where `max_windows` chooses it for each sample.
-        max_windows: the smallest windows that are at most so many.
-        layers: cuts in 0..L-1; all by default.
-        kind: delete, zero or mean.
-        method: "exact", or first order by "gate".
-        batch_size: ablations at once; as many as fit by default.
+        context: "keep-one" or "leave-one-out".
+        window: the side of a window in tokens; None where `max_windows` fixes it for each sample.
+        max_windows: the largest number of windows of a sample; the smallest windows that keep to it are taken.
+        layers: the cuts in 0..L-1; by default all.
+        kind: the kind of removal: "delete", "zero" or "mean".
+        method: "exact" for replays, "gate" for first-order estimates.
+        batch_size: the number of ablations in one batch; by default as many as fit.
     """
 
     context: str = "keep-one"
@@ -105,29 +105,29 @@ class GridRequest:
     batch_size: int | None = None
 
     def side(self, prompt: Prompt) -> int:
-        """Side of one sample's windows in tokens."""
+        """Return the side of one sample's windows in tokens."""
         return choose_window(self.window, self.max_windows, prompt.removable_grids)
 
     def windows(self, prompt: Prompt) -> list[Window]:
-        """The windows of one sample, in the order of the grids' columns."""
+        """Return the windows of one sample, in the order of the grids' columns."""
         return removable_windows(prompt, self.side(prompt))
 
     def cuts(self, model: ProbedModel) -> list[int]:
-        """The layers in ascending order; raises HorizonError unless all lie in 0..L-1."""
+        """Return the layers in ascending order; raise HorizonError unless all lie in 0..L-1."""
         return check_layers(model, self.layers)
 
 
 def removal_call(
     case: Case, layers: Sequence[int] | None = None, kind: str = "delete", batch_size: int | None = None
 ) -> ReplayCall:
-    """The replays of `removal_curves`: everything that the prompt says is taken away, at every cut."""
+    """Return the replays of `removal_curves`: all removable tokens of the prompt are removed, once from every cut."""
     cuts = check_layers(case.model, layers)
     check_kind(kind)
     return ReplayCall(removal_ablations(case.captured, cuts, kind), batch_size, whole=True)
 
 
 def window_call(case: Case, request: GridRequest) -> ReplayCall:
-    """The replays of exact token grids: every window at every cut, cut-major."""
+    """Return the replays of exact token grids: every window at every cut, ordered by cut and then by window."""
     windows, cuts = request.windows(case.captured.prompt), request.cuts(case.model)
     ablations = window_ablations(case.captured, windows, request.context, cuts, request.kind)
     return ReplayCall(ablations, request.batch_size)
@@ -136,28 +136,28 @@ def window_call(case: Case, request: GridRequest) -> ReplayCall:
 def removal_curves(
     case: Case, *, layers: Sequence[int] | None = None, kind: str = "delete", batch_size: int | None = None
 ) -> dict[str, RemovalCurve]:
-    """`removal_curve` for every target of one captured sample: one sweep over the layers serves all."""
+    """Return the removal curve of each target of one captured sample; one sweep over the layers serves all targets."""
     call = removal_call(case, layers, kind, batch_size)
-    own = case.captured.log_probs
-    log_probs = own.new_empty(len(call.ablations), *own.shape)
-    for indices, found in call.run(case):
-        log_probs[indices] = found
-    log_probs = torch.cat([log_probs, own[None]])
+    unablated = case.captured.log_probs
+    log_probs = unablated.new_empty(len(call.ablations), *unablated.shape)
+    for indices, batch in call.run(case):
+        log_probs[indices] = batch
+    log_probs = torch.cat([log_probs, unablated[None]])
     axis = np.array([*call.ablations.layers.tolist(), case.model.n_layers])
     tokens = case.captured.prompt.tokens
     return {name: _removal_curve(target, log_probs, axis, kind, tokens) for name, target in case.targets.items()}
 
 
 def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, kind: str, tokens: str) -> RemovalCurve:
-    """One target read from (layer, place, vocabulary) log-softmax, the model's own forward last."""
-    there = log_probs[:, target.place]
-    best = there.argmax(-1)
+    """Read one target's curve from (layer, place, vocabulary) log-softmax, whose last layer is the unablated model."""
+    at_target = log_probs[:, target.place]
+    top_tokens = at_target.argmax(-1)
     return RemovalCurve(
         layers=axis,
         log_p=as_numpy(target.log_p(log_probs)),
-        kl=as_numpy(kl_divergence(there, there[-1])),
-        correct=target.contains(best).cpu().numpy(),
-        same=(best == best[-1]).cpu().numpy(),
+        kl=as_numpy(kl_divergence(at_target, at_target[-1])),
+        correct=target.contains(top_tokens).cpu().numpy(),
+        same=(top_tokens == top_tokens[-1]).cpu().numpy(),
         target=target,
         kind=kind,
         tokens=tokens,
@@ -167,15 +167,12 @@ def _removal_curve(target: Target, log_probs: torch.Tensor, axis: np.ndarray, ki
 def information_grids(
     case: Case, request: GridRequest, removals: Mapping[str, RemovalCurve] | None = None
 ) -> dict[str, InformationGrid]:
-    """`token_information` for every target of one captured sample.
+    """Return the (layer, window) token grid of each target of one captured sample, by the target's name.
 
     Args:
-        case: one sample.
-        request: which grids.
-        removals: by target, measured before at these layers at least; measured here by default.
-
-    Returns:
-        By target: (layer, window) grids.
+        case: the captured sample.
+        request: the grids to measure.
+        removals: the removal curve of each target, at these layers at least; by default they are measured here.
     """
     _check_request(case, request)
     cuts, windows = request.cuts(case.model), request.windows(case.captured.prompt)
@@ -205,7 +202,7 @@ def information_grids(
 
 
 def _check_request(case: Case, request: GridRequest) -> None:
-    """Raise HorizonError unless this sample can give such grids."""
+    """Raise HorizonError unless the requested grids can be measured on this sample."""
     check_context(request.context)
     check_kind(request.kind)
     tokens = case.captured.prompt.tokens
@@ -213,13 +210,13 @@ def _check_request(case: Case, request: GridRequest) -> None:
 
 
 def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:
-    """(layer, window) log p that a context's effects, in nats, are the differences of."""
+    """Return the (layer, window) log p in nats whose differences from the context's baseline are these effects."""
     rule = CONTEXT_TABLE[context]
     return rule.values(effects, rule.baseline(removed, np.asarray(removal.log_p_all)))
 
 
 def target_log_p(case: Case, call: ReplayCall) -> dict[str, np.ndarray]:
-    """(ablation,) log p of every target; the vocabulary is reduced batch by batch."""
+    """Return the (ablation,) log p of each target in nats, by its name, reduced from the vocabulary batch by batch."""
     log_p = {name: np.empty(len(call.ablations)) for name in case.targets}
     for indices, log_probs in call.run(case):
         for name, target in case.targets.items():

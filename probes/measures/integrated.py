@@ -35,14 +35,14 @@ class IntegratedInformation:
     Attributes:
         values: (layer, window) shares of R_k in p or nats; with those of placeless tokens they sum to R_k, up to
             the error of the integration.
-        placeless: (layer,) share of the visual tokens that belong to no window.
-        removal: (layer,) R_k by exact replays.
+        placeless: (layer,) share of the visual tokens that belong to no window, in the same unit.
+        removal: (layer,) R_k by exact replays, in the same unit.
         starts: (layer,) log gate at which the path begins.
         layers: (layer,) int cuts.
-        windows: DataFrame, one row a window: crop, row, column, height, width.
-        target: name of the target.
-        measure: "p" or "log_p".
-        steps: points at which derivatives were taken.
+        windows: DataFrame with one row per window: crop, row, column, height, width.
+        target: the name of the target.
+        measure: "p" or "log_p" (nats).
+        steps: the number of points at which derivatives were taken.
     """
 
     values: np.ndarray
@@ -57,7 +57,7 @@ class IntegratedInformation:
 
     @property
     def error(self) -> np.ndarray:
-        """(layer,) what the shares sum to, minus R_k: 0 but for the steps being finite."""
+        """(layer,) sum of the shares minus R_k, in the unit of `values`: the error of integrating in finite steps."""
         return self.values.sum(1) + self.placeless - self.removal
 
 
@@ -78,13 +78,13 @@ def integrated_information(
     Each step costs a forward pass through the layers from k on, and one with its derivatives.
 
     Args:
-        model: as loaded.
-        sample: one image, one question.
-        window: side of a window in tokens.
-        layers: cuts in 0..L-1; all by default.
-        target: as in `removal_curve`.
+        model: the model, as `load_model` returns it.
+        sample: one image with one question.
+        window: the side of a window in tokens.
+        layers: the cuts in 0..L-1; by default all.
+        target: the name of the target, one of those of `removal_curve`.
         measure: "p", or "log_p" in nats.
-        steps: points on the path.
+        steps: the number of points on the path.
 
     Raises:
         HorizonError: a layer, target or measure is unknown, `steps` is no positive number, or a derivative is not
@@ -98,13 +98,13 @@ def integrated_information(
     check_targets((target,))
     check_method("gate", "delete", (), model.dtype)
     case = prepare_target(model, sample, target)
-    captured, chosen = case.captured, case.targets[target]
+    captured, resolved = case.captured, case.targets[target]
     curve = removal_curves(case, layers=layers)[target]
     cuts = curve.layers[:-1]
     removals = zip(cuts.tolist(), curve.log_p, curve.effects("log_p"), strict=False)  # without the last, L
-    starts = [_start(model, captured, chosen, k, removed, effect) for k, removed, effect in removals]
+    starts = [_start(model, captured, resolved, k, removed, effect) for k, removed, effect in removals]
     pairs = zip(cuts.tolist(), starts, strict=True)
-    shares = np.stack([_shares(model, captured, chosen, k, start, measure, steps) for k, start in pairs])
+    shares = np.stack([_shares(model, captured, resolved, k, start, measure, steps) for k, start in pairs])
     windows = tile_windows(captured.prompt.grids, window)
     values = sum_windows(shares, captured.prompt.visual, windows)
     return IntegratedInformation(
@@ -121,22 +121,25 @@ def integrated_information(
 
 
 def _start(model: ProbedModel, captured: Capture, target: Target, cut: int, removed: float, effect: float) -> float:
-    """The largest log gate of `STARTS` from which down log p is as without visual tokens; the least if none is."""
+    """Return the largest log gate of `STARTS` at and below which log p equals that without visual tokens.
+
+    Where log p differs at every one of them, the smallest is returned.
+    """
     rounding = ROUNDING_HALF if model.dtype in (torch.float16, torch.bfloat16) else ROUNDING
     close = max(rounding, SHUT_SHARE * abs(effect))
-    found = STARTS[-1]
+    largest = STARTS[-1]
     for start in reversed(STARTS):
         path = path_trajectory(model, captured, cut, start)
         if abs(log_p_at(model, target, path) - removed) > close:
             break
-        found = start
-    return found
+        largest = start
+    return largest
 
 
 def _shares(
     model: ProbedModel, captured: Capture, target: Target, cut: int, start: float, measure: str, steps: int
 ) -> np.ndarray:
-    """(visual token,) integral of the derivative of the measure by log gates, from `start` to 0."""
+    """Return the (visual token,) integral of the measure's derivative by the log gates, from `start` to 0."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     total = np.zeros(len(captured.prompt.visual))
     for node, weight in zip(start * (1 - nodes) / 2, -start * weights / 2, strict=True):

@@ -36,20 +36,26 @@ NULL_REPLAYS = 4
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """How far exact replays of one sample stray from the model by rounding alone, per measure (p, nats, nats)."""
+    """How far exact replays of one sample stray from the model by rounding alone: in p, log p (nats) and KL (nats)."""
 
     p: float
     log_p: float
     kl: float
 
     def or_larger(self, other: NoiseFloor) -> NoiseFloor:
-        """The larger of the two in each measure."""
+        """Return the larger of two floors in each measure."""
         return NoiseFloor(max(self.p, other.p), max(self.log_p, other.log_p), max(self.kl, other.kl))
 
 
 @dataclass(frozen=True)
 class Witness:
-    """One ablation as measured in its batch, to be measured again alone."""
+    """One ablation that is to be measured again, alone in its batch.
+
+    Attributes:
+        ablation: the ablation.
+        log_p: log p of the target as measured in the batch that was used, in nats.
+        kl: the divergence from the model as measured there, in nats; None where it was not measured.
+    """
 
     ablation: Ablations
     log_p: float
@@ -57,28 +63,28 @@ class Witness:
 
 
 def removal_witness_layers(cuts: Sequence[int]) -> list[int]:
-    """As many cuts as a removal curve has witnesses, spread over all: which they will be lies in the data."""
+    """Return as many cuts as a removal curve has witnesses, evenly spread: the actual ones depend on the data."""
     return _spread(cuts, min(len(cuts), REMOVAL_WITNESSES))
 
 
 def grid_witness_layers(cuts: Sequence[int], n_windows: int) -> list[int]:
-    """The cut of each witness of a token grid, ascending, spread over all of its cuts.
+    """Return the cut of each witness of a token grid, ascending and evenly spread over the grid's cuts.
 
     >>> grid_witness_layers(range(8), 64)
     [0, 1, 2, 2, 3, 4, 5, 5, 6, 7]
     """
     ablations = len(cuts) * n_windows
-    fewest, most = (min(bound, ablations) for bound in (FEWEST_WITNESSES, MOST_WITNESSES))
-    return _spread(cuts, min(most, max(fewest, ablations // ABLATIONS_A_WITNESS)))
+    lower, upper = (min(bound, ablations) for bound in (FEWEST_WITNESSES, MOST_WITNESSES))
+    return _spread(cuts, min(upper, max(lower, ablations // ABLATIONS_A_WITNESS)))
 
 
 def _spread(cuts: Sequence[int], count: int) -> list[int]:
-    """So many of the cuts, the first and the last among them; some of them twice where there are not enough."""
+    """Return `count` of the cuts, evenly spread from the first to the last; cuts repeat where there are too few."""
     return [cuts[round(place)] for place in np.linspace(0, len(cuts) - 1, count)]
 
 
 def removal_witnesses(captured: Capture, curve: RemovalCurve) -> list[Witness]:
-    """Of a curve, the removal whose p rounding moves most, and then the one with the largest divergence."""
+    """Return a curve's witnesses: the removal whose p rounding moves most, and then that of the largest divergence."""
     log_p, kl = curve.log_p[:-1], curve.kl[:-1]
     order = list(dict.fromkeys([*_by_sensitivity(log_p)[:1], *np.argsort(-kl, kind="stable").tolist()]))
     return [
@@ -92,29 +98,30 @@ def removal_witnesses(captured: Capture, curve: RemovalCurve) -> list[Witness]:
 
 
 def grid_witnesses(captured: Capture, grid: InformationGrid, window: int, kind: str) -> list[Witness]:
-    """The ablations of a token grid that rounding moves most: at each of its `grid_witness_layers` the next one.
+    """Return a token grid's witnesses: at each of its `grid_witness_layers` the ablation that rounding moves most.
 
-    Where a layer reports too few (coarse windows), the most sensitive ones of the other layers take their place.
+    A layer named twice gives its next one too. Where a layer has too few ablations (coarse windows), the most
+    sensitive ones of the other layers take their place.
     """
-    wanted = grid_witness_layers(grid.layers.tolist(), grid.log_p.shape[1])
+    layers = grid_witness_layers(grid.layers.tolist(), grid.log_p.shape[1])
     order = [(int(at) // grid.log_p.shape[1], int(at) % grid.log_p.shape[1]) for at in _by_sensitivity(grid.log_p)]
-    chosen: list[tuple[int, int]] = []
-    for layer in [*wanted, *[None] * len(wanted)]:
-        if len(chosen) < len(wanted):
-            left = (cell for cell in order if cell not in chosen and layer in (None, grid.layers[cell[0]]))
-            chosen += [cell] if (cell := next(left, None)) is not None else []
+    cells: list[tuple[int, int]] = []
+    for layer in [*layers, *[None] * len(layers)]:
+        if len(cells) < len(layers):
+            candidates = (cell for cell in order if cell not in cells and layer in (None, grid.layers[cell[0]]))
+            cells += [cell] if (cell := next(candidates, None)) is not None else []
     windows = removable_windows(captured.prompt, window)
     return [
         Witness(
             window_ablations(captured, windows[place : place + 1], grid.context, [int(grid.layers[layer])], kind),
             float(grid.log_p[layer, place]),
         )
-        for layer, place in sorted(chosen)
+        for layer, place in sorted(cells)
     ]
 
 
 def _by_sensitivity(log_p: np.ndarray) -> list[int]:
-    """Flat indices of what was measured, p nearest to one half first: near 0 or 1 an error in logits hardly moves p."""
+    """Return flat indices of the finite values, p nearest to 1/2 first: near 0 or 1 errors in logits hardly move p."""
     order = np.argsort(np.abs(np.exp(log_p) - 0.5), axis=None, kind="stable")
     return order[: int((~np.isnan(log_p)).sum())].tolist()
 
@@ -122,35 +129,37 @@ def _by_sensitivity(log_p: np.ndarray) -> list[int]:
 def noise_floor(
     model: ProbedModel, captured: Capture, target: Target, witnesses: Sequence[Witness], *, rows: int
 ) -> NoiseFloor:
-    """The largest of three: deviations of two kinds that exact arithmetic would make zero, and a bound beneath them.
+    """Return the largest of three: two kinds of deviations that exact arithmetic would make zero, and a bound.
 
-    Unablated replays from four layers spread over the depth, of as many rows as an ablation runs, against the model's
-    own forward; twice single ablations computed alone against the same in their batches, since a few stand for many;
-    and `rounding_bound`.
+    The first are the deviations of unablated replays from the model's own forward pass: from four layers spread over
+    the depth, over as many rows as an ablation computes. The second are twice the deviations of witnesses computed
+    alone from the same in their batches, twice because a few stand for many. The third is `rounding_bound`.
 
     Args:
-        model: as loaded.
-        captured: one sample.
-        target: whose probability is measured.
+        model: the model, as `load_model` returns it.
+        captured: the captured sample.
+        target: the target whose probability is measured.
         witnesses: ablations as measured in the batches in use.
-        rows: tokens that the longest of the measured ablations runs.
+        rows: the number of tokens that the longest of the measured ablations computes.
 
     Raises:
         SampleError: replays do not reproduce the model, by more than rounding can explain.
     """
-    own = captured.log_probs
+    unablated = captured.log_probs
     null = _null_replays(model, captured, rows)
-    far = _deviations(target, null, float(target.log_p(own)), own, 0.0)
-    if not far[0] <= REPLAY_TOLERANCE:
+    null_deviations = _deviations(target, null, float(target.log_p(unablated)), unablated, 0.0)
+    if not null_deviations[0] <= REPLAY_TOLERANCE:
         raise SampleError(
-            f"replays of {model.name!r} miss its own output by {far[0]:.2g} in p with nothing removed: "
+            f"replays of {model.name!r} miss its own output by {null_deviations[0]:.2g} in p with nothing removed: "
             "something happens between or inside its layers that replays do not see, so nothing is measured"
         )
     bound = rounding_bound(model, captured, max((witness.kl or 0.0 for witness in witnesses), default=0.0))
-    deviations = [np.array((bound.p, bound.log_p, bound.kl)), np.array(far)]
+    deviations = [np.array((bound.p, bound.log_p, bound.kl)), np.array(null_deviations)]
     for witness in witnesses:
-        _, alone = next(replay(model, captured, witness.ablation, batch_size=1))
-        deviations.append(WITNESS_MARGIN * np.array(_deviations(target, alone, witness.log_p, own, witness.kl)))
+        _, log_probs = next(replay(model, captured, witness.ablation, batch_size=1))
+        deviations.append(
+            WITNESS_MARGIN * np.array(_deviations(target, log_probs, witness.log_p, unablated, witness.kl))
+        )
     return NoiseFloor(*(float(value) for value in np.max(deviations, axis=0)))
 
 
@@ -166,9 +175,9 @@ def rounding_bound(model: ProbedModel, captured: Capture, kl: float) -> NoiseFlo
     <= d / 4, and KL, a sum of p (log p - log q), by d (1 + E|log p - log q|) <= d (1 + KL + sqrt(2 KL)), by Pinsker.
 
     Args:
-        model: as loaded.
-        captured: one sample.
-        kl: the divergence that is to be bounded, in nats.
+        model: the model, as `load_model` returns it.
+        captured: the captured sample.
+        kl: the divergence whose rounding is to be bounded, in nats.
     """
     logits = read_logits(model, captured.final[captured.prompt.readout])
     shift = summation_eps(model.dtype) * float(logits.abs().max()) * math.sqrt(2 * model.n_layers + 1)
@@ -176,15 +185,15 @@ def rounding_bound(model: ProbedModel, captured: Capture, kl: float) -> NoiseFlo
 
 
 def summation_eps(dtype: torch.dtype) -> float:
-    """Distance of 1 to the next number, in the precision in which products of a dtype are summed."""
+    """Return the distance from 1 to the next number in the precision in which products of a dtype are summed."""
     return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
 
 
 def null_ablations(model: ProbedModel, captured: Capture, rows: int) -> tuple[Ablations, torch.Tensor]:
-    """Nothing removed from four layers spread over the depth, and the (token,) bool rows to run again regardless.
+    """Return ablations that remove nothing, from four layers spread over the depth, and (token,) bool rows to compute.
 
-    These are the last `rows` of the prompt: as many as an ablation in use runs. More would cost more than a sweep of
-    removals itself, in which nothing before or inside the image is ever run again.
+    The rows are the last `rows` of the prompt: as many as an ablation in use computes. More would cost more than a
+    sweep of removals itself, in which nothing before or inside the image is ever computed again.
     """
     spread = sorted({round(k) for k in np.linspace(0, model.n_layers - 1, NULL_REPLAYS)})
     n = captured.prompt.n_tokens
@@ -193,19 +202,27 @@ def null_ablations(model: ProbedModel, captured: Capture, rows: int) -> tuple[Ab
 
 
 def _null_replays(model: ProbedModel, captured: Capture, rows: int) -> torch.Tensor:
-    """(replay, place, vocabulary) log-softmax of unablated replays."""
+    """Return the (replay, place, vocabulary) log-softmax of unablated replays, in nats."""
     null, recompute = null_ablations(model, captured, rows)
     return torch.cat([log_probs for _, log_probs in replay(model, captured, null, recompute=recompute)])
 
 
 def _deviations(
-    target: Target, found: torch.Tensor, log_p: float, own: torch.Tensor, kl: float | None
+    target: Target, log_probs: torch.Tensor, log_p: float, unablated: torch.Tensor, kl: float | None
 ) -> tuple[float, float, float]:
-    """Largest deviation in p, in log p and in KL(found || own) from what was measured before."""
-    again = as_numpy(target.log_p(found))
-    apart = (
+    """Return the largest deviations of a second measurement from the first: in p, in log p and in KL (both in nats).
+
+    Args:
+        target: the target whose probability is measured.
+        log_probs: (replay, place, vocabulary) log-softmax of the second measurement.
+        log_p: log p of the target in the first, in nats.
+        unablated: (place, vocabulary) log-softmax of the model itself, from which KL is taken.
+        kl: the divergence in the first, in nats; None where it was not measured, which counts as no deviation.
+    """
+    log_p_now = as_numpy(target.log_p(log_probs))
+    kl_deviation = (
         0.0
         if kl is None
-        else float(np.abs(as_numpy(kl_divergence(found[:, target.place], own[target.place])) - kl).max())
+        else float(np.abs(as_numpy(kl_divergence(log_probs[:, target.place], unablated[target.place])) - kl).max())
     )
-    return float(np.abs(np.exp(again) - np.exp(log_p)).max()), float(np.abs(again - log_p).max()), apart
+    return float(np.abs(np.exp(log_p_now) - np.exp(log_p)).max()), float(np.abs(log_p_now - log_p).max()), kl_deviation

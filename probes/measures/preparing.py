@@ -17,7 +17,9 @@ from probes.replay.capture import capture_prompt
 def prepare(
     model: ProbedModel, sample: Sample, targets: Sequence[str], streams: Sequence[str] = (), tokens: str = "visual"
 ) -> Case:
-    """Capture one sample and resolve its targets (none is fine); what they must be read after is forced.
+    """Return one sample captured, with its targets resolved; there may be none.
+
+    The tokens after which a target is read are appended to the prompt.
 
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be measured.
@@ -29,7 +31,7 @@ def prepare(
 def encode_targets(
     model: ProbedModel, sample: Sample, targets: Sequence[str], tokens: str = "visual"
 ) -> tuple[Prompt, dict[str, Target]]:
-    """The first half of `prepare`, which needs no forward pass: the prompt, and the targets that are fixed before one.
+    """Return the prompt, and the targets that need no forward pass, by name: the first half of `prepare`.
 
     Raises:
         SampleError: the sample cannot be encoded, or an answer is needed and missing.
@@ -48,7 +50,9 @@ def capture_targets(
     fixed: dict[str, Target],
     streams: Sequence[str] = (),
 ) -> Case:
-    """The second half of `prepare`: run the prompt and resolve the targets that follow from the model's answer.
+    """Return the captured prompt with all its targets, including those that follow from the model's answer.
+
+    This is the second half of `prepare`.
 
     Raises:
         HorizonError: a stream is unknown. SampleError: the model's output is not finite.
@@ -60,7 +64,7 @@ def capture_targets(
 
 
 def prepare_target(model: ProbedModel, sample: Sample, name: str, tokens: str = "visual") -> Case:
-    """`prepare` for the one target that a caller names.
+    """Return what `prepare` returns for the single target that a caller names.
 
     Raises:
         SampleError: the sample cannot be measured, or has no such target.

@@ -41,18 +41,21 @@ def refined_grids(
     removals: Mapping[str, RemovalCurve] | None = None,
     floor: float | None = None,
 ) -> dict[str, InformationGrid]:
-    """`information_grids`, but fine windows are measured only inside coarse ones with an effect above the floor.
+    """Return the (layer, window) grid of each target, measured only inside coarse windows with an effect.
+
+    A coarse window is refined for all targets if its effect on any of them exceeds the floor.
 
     Args:
-        case: one sample; a coarse window is refined for all targets if its effect on any exceeds the floor.
-        request: the fine grids, exact.
-        coarse: side of the coarse windows, a multiple of the fine ones': every fine window lies in one coarse window.
-        removals: curves measured before, at these layers at least.
-        floor: |effect| in p that a coarse window must exceed at a layer to be refined there; the sample's noise
-            floor by default, measured with the removals.
+        case: the captured sample.
+        request: the fine grids, which are exact.
+        coarse: the side of the coarse windows, a multiple of that of the fine ones, so that every fine window lies in
+            one coarse window.
+        removals: the removal curve of each target, at these layers at least; by default they are measured here.
+        floor: the |effect| in p that a coarse window must exceed at a layer to be refined there; by default the
+            sample's noise floor, measured with the removals.
 
     Returns:
-        Grids over the fine windows: exact, or NaN where nothing was measured. `coarse` has the coarse values.
+        Grids over the fine windows, exact where measured and NaN elsewhere. Their `coarse` holds the coarse values.
     """
     check_context(request.context)
     check_kind(request.kind)
@@ -65,12 +68,12 @@ def refined_grids(
 
 
 def coarse_request(request: GridRequest, coarse: int) -> GridRequest:
-    """The same grids over larger windows."""
+    """Return a request for the same grids over windows of side `coarse`, in tokens."""
     return replace(request, window=coarse, max_windows=None)
 
 
 def coarse_grids(case: Case, request: GridRequest, removals: Mapping[str, RemovalCurve]) -> dict[str, InformationGrid]:
-    """`information_grids` of coarse windows; raises SampleError where one is not a number."""
+    """Return the grid of each target over coarse windows; raise SampleError where a value is not a number."""
     grids = information_grids(case, request, removals)
     _check_finite(case, [grid.log_p for grid in grids.values()])
     return grids
@@ -82,30 +85,32 @@ def refine(
     """Grids over the windows of `request`, measured only inside coarse windows whose effect exceeds the floor.
 
     Args:
-        case: one sample.
-        request: the fine grids.
-        coarse: by target, at the same layers.
-        large: the request for them.
-        floor: in p.
+        case: the captured sample.
+        request: the request for the fine grids.
+        coarse: the coarse grid of each target, at the same layers.
+        large: the request for the coarse grids.
+        floor: the |effect| in p that a coarse window must exceed.
     """
-    small, blocks = (each.windows(case.captured.prompt) for each in (request, large))
+    small, blocks = (grid_request.windows(case.captured.prompt) for grid_request in (request, large))
     above = np.any([np.abs(grid.information("p")) > floor for grid in coarse.values()], axis=0)
-    wanted = above[:, parents(small, blocks)].ravel().nonzero()[0]
-    every = window_call(case, request)
-    chosen = replace(every, ablations=every.ablations[torch.from_numpy(wanted).to(case.model.device)])
-    log_p = target_log_p(case, chosen)
+    measured_indices = above[:, parents(small, blocks)].ravel().nonzero()[0]
+    all_windows = window_call(case, request)
+    subset = replace(
+        all_windows, ablations=all_windows.ablations[torch.from_numpy(measured_indices).to(case.model.device)]
+    )
+    log_p = target_log_p(case, subset)
     _check_finite(case, log_p.values())
     table = window_table(small)
     refined = {}
     for name, grid in coarse.items():
-        values = np.full(len(every.ablations), np.nan)
-        values[wanted] = log_p[name]
+        values = np.full(len(all_windows.ablations), np.nan)
+        values[measured_indices] = log_p[name]
         refined[name] = replace(grid, log_p=values.reshape(len(grid.layers), -1), windows=table, coarse=grid.log_p)
     return refined
 
 
 def _check_finite(case: Case, log_p: Iterable[np.ndarray]) -> None:
-    """NaN says "not measured" in a refined grid, so it must not come out of the model."""
+    """Raise SampleError where a log p is NaN: in a refined grid NaN says "not measured"."""
     if any(np.isnan(values).any() for values in log_p):
         tokens = case.captured.prompt.tokens
         lost = f"without some {'' if tokens == 'all' else f'{tokens} '}tokens"
@@ -113,24 +118,26 @@ def _check_finite(case: Case, log_p: Iterable[np.ndarray]) -> None:
 
 
 def floor_before_grids(case: Case, request: GridRequest, removals: Mapping[str, RemovalCurve]) -> NoiseFloor:
-    """Noise floor of the first target before any token grid is measured, by replays as long as the grids' will be."""
+    """Return the first target's noise floor before any grid is measured, from replays as long as the grids' will be."""
     name, target = case.first_target
     rows = longest_rows(case, calls_before_grids(case, request))
     return noise_floor(case.model, case.captured, target, removal_witnesses(case.captured, removals[name]), rows=rows)
 
 
 def calls_before_grids(case: Case, request: GridRequest) -> list[ReplayCall]:
-    """The replays that the floor before the grids stands for."""
+    """Return the replays whose rounding the floor before the grids covers: removals and all windows."""
     return [removal_call(case, request.layers, request.kind, request.batch_size), window_call(case, request)]
 
 
 def longest_rows(case: Case, calls: Sequence[ReplayCall]) -> int:
-    """Tokens that the longest ablation of some calls runs."""
+    """Return the number of tokens that the longest ablation of these calls computes."""
     return max(most_rows(case.captured, call.ablations) for call in calls)
 
 
 def parents(small: Sequence[Window], large: Sequence[Window]) -> np.ndarray:
-    """(small window,) int, the large window that holds each; large windows tile the same grids by a multiple.
+    """Return the (small window,) int index of the large window that holds each small one.
+
+    The large windows tile the same grids, with a side that is a multiple of the small ones'.
 
     >>> from probes.models.grids import TokenGrid, tile_windows
     >>> grid = TokenGrid(np.arange(12).reshape(3, 4))

@@ -34,13 +34,14 @@ def removal_curve(
     """Effect of removing all visual tokens from layer k on, for every k.
 
     Args:
-        model: as loaded.
-        sample: one image, one question.
+        model: the model, as `load_model` returns it.
+        sample: one image with one question.
         target: one of gold, gold-raw, greedy, greedy-correct, answer.
-        layers: cuts in 0..L-1; all by default.
-        kind: delete, zero or mean.
-        tokens: visual; or text, all that comes before the last token of the prompt and is not visual, beginning-of-
-            sequence and chat markup included; or all, both of them. The last token is read, so it stays.
+        layers: the cuts in 0..L-1; by default all.
+        kind: the kind of removal: "delete", "zero" or "mean".
+        tokens: the tokens to remove: "visual"; "text", all that comes before the last token of the prompt and is not
+            visual, including beginning-of-sequence and chat markup; or "all", both of them. The last token is read,
+            so it stays.
 
     Raises:
         HorizonError: a layer, target, kind or choice of tokens is unknown. SampleError: the sample cannot be measured.
@@ -71,21 +72,23 @@ def token_information(
     these, and what does not belong to them stays.
 
     Args:
-        model: as loaded.
-        sample: one image, one question.
-        context: keep-one or leave-one-out.
-        window: side of a window in tokens; 1 for single tokens; 2 by default.
-        layers: cuts in 0..L-1; all by default.
-        target: as in `removal_curve`.
-        kind: delete, zero or mean.
-        method: "exact", one replay a window; or "gate", first order: the derivative by a gate on every visual token,
-            from one backward pass (keep-one: one a cut), summed over a window's tokens. Only for `delete`.
-        batch_size: ablations at once; by default as many as fit a fixed number of rows.
-        coarse: side of larger windows that are measured first, a multiple of `window`. Windows inside one whose
-            |effect| in p is no more than the sample's noise floor at a layer are not measured there: they are NaN,
-            and statistics take 0. The others are exact.
-        max_windows: the smallest windows that are at most so many, instead of `window`.
-        tokens: visual, text or all, as in `removal_curve`. A window of text is `window` consecutive tokens of a
+        model: the model, as `load_model` returns it.
+        sample: one image with one question.
+        context: "keep-one" or "leave-one-out".
+        window: the side of a window in tokens, 1 for single tokens; by default 2.
+        layers: the cuts in 0..L-1; by default all.
+        target: the name of the target, one of those of `removal_curve`.
+        kind: the kind of removal: "delete", "zero" or "mean".
+        method: "exact" takes one replay per window. "gate" is first order: the derivative by a gate on every visual
+            token, from one backward pass (for keep-one: one per cut), summed over a window's tokens; only for the
+            kind "delete".
+        batch_size: the number of ablations in one batch; by default as many as fit a fixed number of rows.
+        coarse: the side of larger windows that are measured first, a multiple of `window`. Windows inside a larger
+            one whose |effect| in p does not exceed the sample's noise floor at a layer are not measured there: they
+            are NaN, and statistics take 0. The others are exact.
+        max_windows: the largest number of windows, in place of `window`; the smallest windows that keep to it are
+            taken.
+        tokens: "visual", "text" or "all", as in `removal_curve`. A window of text is `window` consecutive tokens of a
             stretch without a picture in between; its crop counts on after the image grids, its row is 0.
 
     Raises:

@@ -28,7 +28,7 @@ class _FloorPart(Part):
     """A measurement of the noise floor.
 
     Attributes:
-        removals: the removals of the sample, in whose batches rounding is measured.
+        removals: the sample's part of removals, in whose batches rounding is measured.
     """
 
     removals: Removals
@@ -42,7 +42,7 @@ class FloorBefore(_FloorPart):
     """The noise floor that decides which windows of one context are refined.
 
     Attributes:
-        request: the fine grids.
+        request: the request for the fine grids.
     """
 
     request: GridRequest
@@ -60,7 +60,7 @@ class Floor(_FloorPart):
     """The noise floor of the first target, in the batches that removals and exact grids came in.
 
     Attributes:
-        requests: the exact token grids.
+        requests: the requests for the exact token grids, one per context.
     """
 
     requests: tuple[GridRequest, ...] = ()
@@ -88,20 +88,20 @@ class Floor(_FloorPart):
 
 
 def floor_calls(case: Case, rows: int, witnesses: Sequence[Ablations]) -> list[ReplayCall]:
-    """The replays of `noise_floor`: nothing removed, over so many rows, then every witness alone."""
+    """Return the replays of `noise_floor`: nothing removed, over `rows` tokens, then every witness alone."""
     null, recompute = null_ablations(case.model, case.captured, rows)
-    alone = [ReplayCall(witness, batch_size=1) for witness in witnesses]
-    return [ReplayCall(null, recompute=recompute, whole=True), *alone]
+    witness_calls = [ReplayCall(witness, batch_size=1) for witness in witnesses]
+    return [ReplayCall(null, recompute=recompute, whole=True), *witness_calls]
 
 
 def _likely_removals(case: Case, removals: Removals) -> list[Ablations]:
-    """As many removals as are measured again, at layers spread over all: which they will be lies in the data."""
+    """Return as many removals as will be measured again, evenly spread: the actual ones depend on the data."""
     cuts = removals.call(case).ablations.layers.tolist()
     return [removal_ablations(case.captured, [cut], removals.kind) for cut in removal_witness_layers(cuts)]
 
 
 def _likely_windows(case: Case, request: GridRequest) -> list[Ablations]:
-    """As many ablations of a grid as are measured again, at their layers: of which windows lies in the data."""
+    """Return as many ablations of a grid as will be measured again; the actual windows depend on the data."""
     windows, cuts = request.windows(case.captured.prompt), request.cuts(case.model)
     middle = windows[len(windows) // 2 :][:1]
     return [

@@ -11,7 +11,7 @@ from PIL import Image
 from analyses.runs import WRONG
 from probes.data.samples import pictures_sha256
 from probes.directory.columns import FLOORS, sample_entry, thumbnail
-from probes.directory.committed import held_removals
+from probes.directory.committed import committed_removals
 from probes.directory.writer import Record
 from probes.measures.calls import AnswerCall, Calls, ForwardCall, PlainCall
 from probes.measures.case import Case
@@ -21,11 +21,11 @@ from probes.parts.part import Outline, Part, Results, outline_of
 
 @dataclass(frozen=True)
 class Forward(Part):
-    """The captured forward pass, whose result is the case that all other parts are given.
+    """The captured forward pass, whose result is the case that all other parts take.
 
     Attributes:
-        call: what is captured, and for which targets.
-        less: as in `Part`.
+        call: the call that says what is captured, and for which targets.
+        less: when a sample takes less than the calls of its parts, in words, as `Part.less` says.
     """
 
     call: ForwardCall
@@ -39,10 +39,10 @@ class Forward(Part):
 
 @dataclass(frozen=True)
 class Columns(Part):
-    """What the samples table says of a sample by its forward pass, and of its pictures.
+    """The columns of the samples table that follow from the forward pass and from the pictures.
 
     Attributes:
-        target: by which the sample is judged there.
+        target: the name of the target by which the table judges the sample.
     """
 
     target: str
@@ -70,8 +70,8 @@ def _pictures(case: Case) -> Sequence[Image.Image]:
 
 
 def _with_pictures(pictures: Sequence[Image.Image], record: Record) -> Record:
-    kept = {"image_sha256": pictures_sha256(pictures), "thumbnail": thumbnail(pictures[0])}
-    return replace(record, sample={**record.sample, **kept})
+    columns = {"image_sha256": pictures_sha256(pictures), "thumbnail": thumbnail(pictures[0])}
+    return replace(record, sample={**record.sample, **columns})
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,21 @@ class RightAnswers(Part):
 
 
 def _answered_right(case: Case) -> bool:
-    """By the first target that is not the model's own token; `greedy-correct` is absent where the answer is wrong."""
+    """Whether the most probable token is in the first target that is not the model's own token.
+
+    The target `greedy-correct` is absent where the answer is wrong.
+    """
     judge = next((target for name, target in case.targets.items() if name != "greedy"), None)
     return judge is not None and bool(judge.contains(case.captured.log_probs[judge.place].argmax()))
 
 
 @dataclass(frozen=True)
-class Kept(Part):
-    """What is on disk of a sample, to which token grids are added; it is never measured again.
+class CommittedSample(Part):
+    """The committed measurement of a sample, to which token grids are added; nothing of it is measured again.
 
     Attributes:
-        parts: all that the sample will have had then.
-        kind: of its removals.
+        parts: the parts whose results the sample's record holds once the grids are added.
+        kind: the kind of its removals.
     """
 
     parts: tuple[Part, ...]
@@ -107,9 +110,9 @@ class Kept(Part):
     def run(self, case: Case, results: Results) -> Results:
         if not case.targets:
             return results
-        held = results.record
-        removals = held_removals(held, case.targets, self.kind, case.captured.prompt.tokens)
-        floor = NoiseFloor(*(held.sample[name] for name in FLOORS))
+        record = results.record
+        removals = committed_removals(record, case.targets, self.kind, case.captured.prompt.tokens)
+        floor = NoiseFloor(*(record.sample[name] for name in FLOORS))
         return replace(results, removals=removals).with_floor(floor)
 
     def outline(self, case: Case) -> Outline:
@@ -121,7 +124,7 @@ class Answer(Part):
     """The whole answer, written out after all else, and kept in a table of its own (`generation_row`).
 
     Attributes:
-        tokens: after which it is cut.
+        tokens: the number of tokens after which it is cut.
     """
 
     tokens: int

@@ -15,7 +15,11 @@ from probes.replay.ablations import window_table
 
 @dataclass(frozen=True)
 class _GridPart(Part):
-    """A part that a request describes."""
+    """A part that measures one context.
+
+    Attributes:
+        request: the request for its token grids.
+    """
 
     request: GridRequest
 
@@ -62,17 +66,18 @@ class GateGrids(TokenGrids):
 
 @dataclass(frozen=True)
 class CoarseGrids(_GridPart):
-    """Exact grids of the coarse windows, which decide where fine ones are measured; `request` is of the fine ones.
+    """Exact grids of the coarse windows, which decide where fine ones are measured.
 
     Attributes:
-        coarse: side of the coarse windows.
+        request: the request for the fine grids.
+        coarse: the side of the coarse windows in tokens.
     """
 
     coarse: int
 
     @property
     def large(self) -> GridRequest:
-        """The coarse grids."""
+        """The request for the coarse grids."""
         return coarse_request(self.request, self.coarse)
 
     @property
@@ -84,8 +89,8 @@ class CoarseGrids(_GridPart):
 
     def run(self, case: Case, results: Results) -> Results:
         grids = coarse_grids(case, self.large, results.removals)
-        found = {(name, self.request.context): grid for name, grid in grids.items()}
-        return replace(results, coarse=results.coarse | found)
+        keyed_grids = {(name, self.request.context): grid for name, grid in grids.items()}
+        return replace(results, coarse=results.coarse | keyed_grids)
 
     def outline(self, case: Case) -> Outline:
         shape = len(self.large.cuts(case.model)), len(self.large.windows(case.captured.prompt))
@@ -95,10 +100,10 @@ class CoarseGrids(_GridPart):
 
 @dataclass(frozen=True)
 class FineGrids(TokenGrids):
-    """Exact token grids inside the coarse windows that show an effect: every window at most.
+    """Exact token grids inside the coarse windows that show an effect; its calls count every window, the most possible.
 
     Attributes:
-        coarse: side of the coarse windows.
+        coarse: the side of the coarse windows in tokens.
     """
 
     coarse: int
@@ -116,7 +121,11 @@ class FineGrids(TokenGrids):
 
 @dataclass(frozen=True)
 class GateChecks(_GridPart):
-    """How well first-order token grids agree with exact ones at a few layers; `request` is of the former."""
+    """The agreement of first-order token grids with exact ones at a few layers.
+
+    Attributes:
+        request: the request for the first-order grids.
+    """
 
     @property
     def name(self) -> str:

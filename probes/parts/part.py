@@ -19,15 +19,15 @@ from probes.measures.noise import NoiseFloor
 
 @dataclass(frozen=True)
 class Results:
-    """What the parts of one sample have given so far.
+    """What the parts of one sample have measured so far.
 
     Attributes:
-        record: what is to be written, token grids excepted.
-        removals: by target.
-        coarse: grids of the windows measured first, by target and context.
-        grids: token grids, by target and context.
-        floor: the noise floor as known so far.
-        later: what is still to be made of the record when the model is through; it must not hold the capture.
+        record: the record to be written, without token grids.
+        removals: the removal curves, by target.
+        coarse: the grids of coarse windows, by target and context.
+        grids: the token grids, by target and context.
+        floor: the noise floor so far; None before it is measured.
+        later: functions that complete the record after the model's work; they must not hold the capture.
     """
 
     record: Record
@@ -38,28 +38,28 @@ class Results:
     later: tuple[Callable[[Record], Record], ...] = ()
 
     def with_columns(self, columns: Mapping[str, Any]) -> Results:
-        """With values of the `SAMPLES` columns."""
+        """Return the results with more values of the `SAMPLES` columns."""
         return replace(self, record=replace(self.record, sample={**self.record.sample, **columns}))
 
     def with_curves(self, rows: Iterable[CurveRow]) -> Results:
-        """With rows of `CURVES`."""
+        """Return the results with more rows of `CURVES`."""
         return replace(self, record=replace(self.record, curves=[*self.record.curves, *rows]))
 
     def with_grids(self, context: str, grids: Mapping[str, InformationGrid]) -> Results:
-        """With the token grids of one context, by target."""
+        """Return the results with the token grids of one context, which are given by target."""
         return replace(self, grids=self.grids | {(name, context): grid for name, grid in grids.items()})
 
     def with_floor(self, floor: NoiseFloor) -> Results:
-        """With a noise floor that is at least as large as this one."""
+        """Return the results with a noise floor: the larger one in each measure, where there is one already."""
         return replace(self, floor=floor if self.floor is None else floor.or_larger(self.floor))
 
     def and_later(self, function: Callable[[Record], Record]) -> Results:
-        """With one thing more to be made of the record."""
+        """Return the results with one more function that completes the record."""
         return replace(self, later=(*self.later, function))
 
     @property
     def whole_record(self) -> Record:
-        """The record with its token grids, among those that it had."""
+        """The record with the new token grids merged into those that it had."""
         if not self.grids:
             return self.record
         first = next(iter(self.grids.values()))
@@ -69,13 +69,13 @@ class Results:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a part leaves on disk, without the values.
+    """The shape of what a part leaves on disk, without the values.
 
     Attributes:
-        columns: of the samples table, with a type in the place of each measured number.
-        curves: rows of the curves, each with the type of its value.
-        tokens: shapes of arrays, as `Record.tokens`.
-        spectra: shapes of arrays, as `Record.spectra`.
+        columns: the columns of the samples table, with a type in the place of each measured number.
+        curves: the rows of the curves, each with the type of its value.
+        tokens: the shapes of the arrays of `Record.tokens`, by name.
+        spectra: the shapes of the arrays of `Record.spectra`, by name.
         token_layers: the layers of `tokens`.
     """
 
@@ -86,7 +86,7 @@ class Outline:
     token_layers: tuple[int, ...] = ()
 
     def __or__(self, other: Outline) -> Outline:
-        """Both together; where they share a name, it is this one's."""
+        """Return the union of two outlines; where they share a name, this one's value is taken."""
         return Outline(
             columns={**other.columns, **self.columns},
             curves=self.curves + other.curves,
@@ -98,45 +98,48 @@ class Outline:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of what a sample gets; a base that runs nothing and leaves nothing.
+    """One part of a sample's measurement; this base class runs nothing and leaves nothing.
 
-    A part knows what it runs before it runs it. So what a run takes is counted, timed and sized from its parts, by
+    A part says what it will run before it runs it. So the cost of a run is counted, timed and sized from its parts, by
     rules that know the kinds of calls and no part by name.
     """
 
     @property
     def name(self) -> str:
-        """Of what it takes, in a cost: parts of one name are added up."""
+        """The part's name in a cost; the costs of parts with one name are added up."""
         return ""
 
     @property
     def probe(self) -> str:
-        """What a committed row with this part says that it carries, if anything."""
+        """The probe that a committed row with this part says it carries; "" where there is none."""
         return ""
 
     @property
     def reads_targets(self) -> bool:
-        """Whether it is left out where a sample has none of its targets."""
+        """Whether the part is left out where a sample has no target."""
         return False
 
     @property
     def less(self) -> str:
-        """When it, or what follows it, takes less than its calls, in words; nothing where they say all."""
+        """When this part, or those after it, take less than their calls, in words; "" where the calls are exact."""
         return ""
 
     def calls(self, case: Case) -> Calls:
-        """What it will run on a sample; or at most, or the like of it, where that depends on what others find."""
+        """Return the calls that the part will run on a sample.
+
+        Where these depend on what other parts measure, they are the most possible, or calls of the same size.
+        """
         return ()
 
     def run(self, case: Case, results: Results) -> Results:
-        """Run it, after the parts before it."""
+        """Run the part and return the results of the parts before it with its own."""
         return results
 
     def outline(self, case: Case) -> Outline:
-        """What it leaves on disk."""
+        """Return the shape of what the part leaves on disk."""
         return Outline()
 
 
 def outline_of(parts: Iterable[Part], case: Case) -> Outline:
-    """What parts leave on disk together."""
+    """Return the shape of what these parts leave on disk together."""
     return reduce(or_, (part.outline(case) for part in parts), Outline())

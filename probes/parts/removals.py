@@ -19,9 +19,9 @@ class Removals(Part):
     """Removal curves of every target.
 
     Attributes:
-        layers: cuts in 0..L-1; None for all.
-        kind: delete, zero or mean.
-        batch_size: ablations at once; as many as fit where None.
+        layers: the cuts in 0..L-1; None for all.
+        kind: the kind of removal: "delete", "zero" or "mean".
+        batch_size: the number of ablations in one batch; None for as many as fit.
     """
 
     layers: tuple[int, ...] | None
@@ -33,7 +33,7 @@ class Removals(Part):
     reads_targets = True
 
     def call(self, case: Case) -> ReplayCall:
-        """The one call that it makes."""
+        """Return the only call of this part."""
         return removal_call(case, self.layers, self.kind, self.batch_size)
 
     def calls(self, case: Case) -> Calls:

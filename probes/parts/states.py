@@ -15,13 +15,13 @@ from probes.parts.part import Outline, Part, Results
 
 @dataclass(frozen=True)
 class Entropies(Part):
-    """Entropies of every stream at every layer, taken when the model is through.
+    """Entropies of every stream at every layer, computed after the model's work on the sample.
 
     Attributes:
-        streams: by name.
-        alpha: Renyi order.
-        center: center tokens before the Gram matrix.
-        normalize_rows: scale tokens to length 1 before it.
+        streams: the names of the streams.
+        alpha: the Renyi order.
+        center: whether the mean over tokens is subtracted before the Gram matrix.
+        normalize_rows: whether tokens are scaled to length 1 before it.
     """
 
     streams: tuple[str, ...]
@@ -55,12 +55,12 @@ def _with_entropies(calls: Mapping[str, EntropyCall], record: Record) -> Record:
 
 @dataclass(frozen=True)
 class Spectra(Part):
-    """Eigenvalues of the Gram matrix of every stream at every layer, kept.
+    """Eigenvalues of the Gram matrix of every stream at every layer, which are stored.
 
     Attributes:
-        streams: by name.
-        center: center tokens before the Gram matrix.
-        normalize_rows: scale tokens to length 1 before it.
+        streams: the names of the streams.
+        center: whether the mean over tokens is subtracted before the Gram matrix.
+        normalize_rows: whether tokens are scaled to length 1 before it.
     """
 
     streams: tuple[str, ...]

@@ -20,26 +20,31 @@ from probes.plans.progress import RunProgress
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """Which samples are measured, how many of each task get more than the others, and what is done again."""
+class SamplePlanner:
+    """Decides what each sample of a run gets.
+
+    Attributes:
+        options: the options of the run.
+        retry_failed: whether samples and answers that failed before are measured again.
+    """
 
     options: RunOptions
     retry_failed: bool = False
 
     def plan(self, place: int, layers: tuple[int, ...]) -> Plan:
-        """Of the sample at a place (from 0) among those of its task, with token grids at these layers."""
-        most = self.options.token_samples
+        """Return the plan of the sample at a place (from 0) among those of its task, with grids at these layers."""
+        bound = self.options.token_samples
         return Plan(
-            tokens=bool(layers) and (most is None or place < most),
+            tokens=bool(layers) and (bound is None or place < bound),
             spectra=place < self.options.spectra,
             gate_check=place < self.options.gate_checks,
             layers=layers,
         )
 
     def wants_answer(self, row: int, writer: RunWriter) -> bool:
-        """Whether a row's whole answer is asked for, and not on disk yet."""
-        there = writer.generations.get(row)
-        return self.options.generate is not None and wants_answer(there, self.options.generate, self.retry_failed)
+        """Whether a row's whole answer is part of the run, and not on disk yet."""
+        generation = writer.generations.get(row)
+        return self.options.generate is not None and wants_answer(generation, self.options.generate, self.retry_failed)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,10 @@ class Job:
     """A sample that is to be measured, or has only its answer to be written out.
 
     Attributes:
-        row: its number.
-        sample: what is asked.
-        plan: None where everything measured is on disk.
-        answer: tokens of the whole answer at most; None where none is wanted.
+        row: the sample's row number.
+        sample: the sample, with the run's prompt.
+        plan: the sample's plan; None where its measurement is on disk already.
+        answer: the largest number of tokens of the whole answer; None where no answer is to be generated.
     """
 
     row: int
@@ -60,46 +65,54 @@ class Job:
 
 
 def job_parts(job: Job, config: RunConfig) -> Parts:
-    """All that a job takes: the parts of its plan, and the answer that is written out."""
-    measured = () if job.plan is None else parts_of(config, job.plan)
-    return measured if job.answer is None else (*measured, Answer(job.answer))
+    """Return the parts of a job: those of its plan, and the answer where it is to be generated."""
+    parts = () if job.plan is None else parts_of(config, job.plan)
+    return parts if job.answer is None else (*parts, Answer(job.answer))
 
 
 def jobs_of(
-    samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None, chosen: Chosen, *, read: bool = True
+    samples: Iterator[Sample], writer: RunWriter, bar: RunProgress | None, planner: SamplePlanner, *, read: bool = True
 ) -> Iterator[Job]:
-    """The samples of a shard that are not on disk with everything that they should carry; a bar counts the others.
+    """Yield a job for each sample of a shard that is not complete on disk; the bar counts the other samples.
 
-    Without `read` nothing is taken from disk that such a sample keeps: enough to count, and light.
+    Args:
+        samples: all samples of the run, in the order of its rows.
+        writer: the writer of the run directory, which knows the committed rows.
+        bar: the progress bar; None for none.
+        planner: decides what each sample gets.
+        read: whether the committed records that will be extended are read; not needed where jobs are only counted.
     """
-    index, count = chosen.options.shard
+    index, count = planner.options.shard
     for row, place, sample in placed(samples):
         sample = _prompted(sample, writer.config)
         if row % count != index:
             if bar:
                 bar.pass_over()
             continue
-        there = _committed(writer, row, sample)
-        plan = chosen.plan(place, writer.config.grid_layers(row, sample.task_type))
-        answer = chosen.options.generate if chosen.wants_answer(row, writer) else None
-        if there is None or not _suffices(there, writer.config, plan, chosen.retry_failed):
-            yield Job(row, sample, _with_what_is_there(plan, row, there, writer, read), answer)
-        elif answer is not None and there["status"] == "ok":
+        committed = _committed(writer, row, sample)
+        plan = planner.plan(place, writer.config.grid_layers(row, sample.task_type))
+        answer = planner.options.generate if planner.wants_answer(row, writer) else None
+        if committed is None or not _suffices(committed, writer.config, plan, planner.retry_failed):
+            yield Job(row, sample, _plan_beside_committed(plan, row, committed, writer, read), answer)
+        elif answer is not None and committed["status"] == "ok":
             yield Job(row, sample, None, answer)
         elif bar:
             bar.skip()
 
 
 def placed(samples: Iterable[Sample]) -> Iterator[tuple[int, int, Sample]]:
-    """Every sample with its row, and its place (from 0) among those of its task: the first ones may get more."""
-    seen: Counter[str] = Counter()
+    """Yield every sample as (row, place, sample), where the place (from 0) is that among the samples of its task.
+
+    The first samples of a task may get more than the others.
+    """
+    counts: Counter[str] = Counter()
     for row, sample in enumerate(samples):
-        yield row, seen[sample.task], sample
-        seen[sample.task] += 1
+        yield row, counts[sample.task], sample
+        counts[sample.task] += 1
 
 
 def _prompted(sample: Sample, config: RunConfig) -> Sample:
-    """A sample with the run's prompt.
+    """Return a sample with the run's prompt.
 
     Raises:
         HorizonError: its prompt carries reference OCR tokens, or its frames were chosen by a rule, that the run's
@@ -120,50 +133,52 @@ def _prompted(sample: Sample, config: RunConfig) -> Sample:
 
 
 def _committed(writer: RunWriter, row: int, sample: Sample) -> dict[str, Any] | None:
-    """What is on disk for a row.
+    """Return what the writer knows of a committed row, None where there is none.
 
     Raises:
-        HorizonError: it is another sample's, or another question to it.
+        HorizonError: the row on disk is of another sample, or of another question.
     """
-    there = writer.committed.get(row)
-    if there is None:
+    committed = writer.committed.get(row)
+    if committed is None:
         return None
     for name in ("id", "task", "task_type", "question", "answers"):
-        held, now = there[name], getattr(sample, name)
-        if (list(held) != list(now)) if name == "answers" else held != now:
+        stored, current = committed[name], getattr(sample, name)
+        if (list(stored) != list(current)) if name == "answers" else stored != current:
             raise HorizonError(
-                f"{writer.path} was made from other samples: the {name} of row {row} is {held!r} there and {now!r} "
-                "now; give the same samples in the same order, or choose another output directory"
+                f"{writer.path} was made from other samples: the {name} of row {row} is {stored!r} there and "
+                f"{current!r} now; give the same samples in the same order, or choose another output directory"
             )
-    return there
+    return committed
 
 
-def _suffices(there: dict[str, Any], config: RunConfig, plan: Plan, retry_failed: bool) -> bool:
+def _suffices(committed: dict[str, Any], config: RunConfig, plan: Plan, retry_failed: bool) -> bool:
     """Whether a committed row carries everything that it should."""
-    if there["status"] != "ok":
-        return there["status"] == "excluded" or not retry_failed
+    if committed["status"] != "ok":
+        return committed["status"] == "excluded" or not retry_failed
     # a row that was through with its token grids and has none lacks the target
-    lacks_layers = plan.tokens and there["token_layers"] and set(plan.layers) - set(there["token_layers"])
-    return set(wanted_probes(config, plan)) <= set(there["probes"]) and not lacks_layers
+    lacks_layers = plan.tokens and committed["token_layers"] and set(plan.layers) - set(committed["token_layers"])
+    return set(wanted_probes(config, plan)) <= set(committed["probes"]) and not lacks_layers
 
 
-def _with_what_is_there(plan: Plan, row: int, there: dict[str, Any] | None, writer: RunWriter, read: bool) -> Plan:
-    """A row that is measured again keeps what it had: its newest commit is the one that holds.
+def _plan_beside_committed(
+    plan: Plan, row: int, committed: dict[str, Any] | None, writer: RunWriter, read: bool
+) -> Plan:
+    """Return a row's plan extended by what is on disk, since the newest commit of a row replaces the older ones.
 
-    If it lacks nothing but token grids, those are added to what is on disk, which is read if the row is to be measured.
+    A row that lacks nothing but token grids gets only these, added to its committed record, which is loaded if `read`.
     """
-    if there is None or there["status"] != "ok":
+    if committed is None or committed["status"] != "ok":
         return plan
-    done = set(there["probes"])
+    committed_probes = set(committed["probes"])
     plan = replace(
         plan,
-        tokens=plan.tokens or "information" in done,
-        spectra=plan.spectra or "spectra" in done,
-        gate_check=plan.gate_check or "gate_check" in done,
+        tokens=plan.tokens or "information" in committed_probes,
+        spectra=plan.spectra or "spectra" in committed_probes,
+        gate_check=plan.gate_check or "gate_check" in committed_probes,
     )
-    wanted = set(wanted_probes(writer.config, plan))
-    if not wanted - done <= {"information"} or "gate_check" in wanted:
+    planned_probes = set(wanted_probes(writer.config, plan))
+    if not planned_probes - committed_probes <= {"information"} or "gate_check" in planned_probes:
         return plan
-    layers = there["token_layers"]
-    held = read_record(writer.path, there["part"], row, layers) if read else None
-    return replace(plan, extends=tuple(layers), held=held)
+    layers = committed["token_layers"]
+    record = read_record(writer.path, committed["part"], row, layers) if read else None
+    return replace(plan, committed_layers=tuple(layers), committed_record=record)

@@ -27,23 +27,23 @@ from probes.replay.ablations import check_layers
 def run_config(
     options: RunOptions, model: ProbedModel, samples: Iterable[Sample]
 ) -> tuple[RunConfig, Iterable[Sample]]:
-    """What a run with these options records, and the samples, of which a stream loses none.
+    """Return the configuration that a run with these options records, and all samples, also where they are a stream.
 
     Args:
-        options: as asked for.
-        model: as loaded.
-        samples: in whose first readable one the prompt's example is found, and what the prompts carry.
+        options: the options of the run.
+        model: the model, as `load_model` returns it.
+        samples: the samples. The first readable one gives the prompt's example, and says what the prompts carry.
 
     Raises:
-        HorizonError: an option is unusable, alone or with the others or with this model.
+        HorizonError: an option is unusable, by itself, beside another option, or with this model.
     """
     _check(options, model)
-    told = samples.told if isinstance(samples, SampleStream) else {}
+    reader_options = samples.run_options if isinstance(samples, SampleStream) else {}
     first, samples = _first_readable(samples)
     config = RunConfig(
         **model.recorded,
         **{name: _recorded(getattr(options, name)) for name in options_of(Measurement)}
-        | _settled(options, model, first, told),
+        | _settled(options, model, first, reader_options),
         weights=fingerprint(model.model),
         processor=_processor_digest(model),
         n_parameters=model.model.num_parameters(),  # type: ignore[operator]
@@ -58,17 +58,21 @@ def _recorded(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float) else tuple(value)
 
 
-def _settled(options: RunOptions, model: ProbedModel, first: Sample | None, told: dict[str, Any]) -> dict[str, Any]:
-    """What is recorded otherwise than asked for: options left open, and those of probes that are not run.
+def _settled(
+    options: RunOptions, model: ProbedModel, first: Sample | None, reader_options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the fields of the configuration that differ from the options: defaults resolved, unused ones emptied.
 
     Args:
-        options: as asked for.
-        model: as loaded.
-        first: the first readable sample.
-        told: options that follow from how the samples are read.
+        options: the options of the run.
+        model: the model, as `load_model` returns it.
+        first: the first readable sample; None where there is none.
+        reader_options: the options that follow from how the samples are read.
     """
     grids = "information" in options.probes
-    with_ocr_tokens = told.get("with_ocr_tokens") if options.with_ocr_tokens is None else options.with_ocr_tokens
+    with_ocr_tokens = (
+        reader_options.get("with_ocr_tokens") if options.with_ocr_tokens is None else options.with_ocr_tokens
+    )
     if with_ocr_tokens is None:
         with_ocr_tokens = bool(first and first.ocr_tokens)
     return {
@@ -79,7 +83,7 @@ def _settled(options: RunOptions, model: ProbedModel, first: Sample | None, told
         "token_layers": options.token_layers
         if options.token_layers is None or isinstance(options.token_layers, str)
         else tuple(sorted(set(options.token_layers))),
-        "sources": tuple(map(str, options.sources or told.get("sources", ()))),
+        "sources": tuple(map(str, options.sources or reader_options.get("sources", ()))),
         "with_ocr_tokens": with_ocr_tokens,
         "video": (frame_rule(first.frames) if first else "") if options.video is None else options.video,
     }
@@ -100,32 +104,34 @@ def _check_token_layers(
 ) -> None:
     if isinstance(token_layers, str):
         return
-    without = set(check_layers(model, token_layers)) - set(check_layers(model, layers)) if token_layers else ()
-    if token_layers is not None and (without or not token_layers):
-        named = ", ".join(map(str, sorted(without))) or "none given"
-        raise HorizonError(f"token_layers {named}: token grids need removals at the same layers, so choose of those")
+    unremoved = set(check_layers(model, token_layers)) - set(check_layers(model, layers)) if token_layers else ()
+    if token_layers is not None and (unremoved or not token_layers):
+        layer_list = ", ".join(map(str, sorted(unremoved))) or "none given"
+        raise HorizonError(
+            f"token_layers {layer_list}: token grids need removals at the same layers, so choose of those"
+        )
 
 
 def _first_readable(samples: Iterable[Sample]) -> tuple[Sample | None, Iterable[Sample]]:
-    """The first sample that has a question and pictures; and all samples, of which a stream loses none."""
+    """Return the first sample without an error that has pictures, and all samples, also where they are a stream."""
     stream = samples if isinstance(samples, Sequence) else iter(samples)
-    passed: list[Sample] = []
+    head: list[Sample] = []
     for sample in stream:
-        passed.append(sample)
+        head.append(sample)
         if not sample.error and sample.n_pictures:
-            return sample, samples if isinstance(samples, Sequence) else chain(passed, stream)
-    return None, samples if isinstance(samples, Sequence) else passed
+            return sample, samples if isinstance(samples, Sequence) else chain(head, stream)
+    return None, samples if isinstance(samples, Sequence) else head
 
 
 def _processor_digest(model: ProbedModel) -> str:
-    """16 hex digits over everything of the processor that changes what a model is given."""
+    """Return 16 hex digits of a hash over everything in the processor that changes the model's inputs."""
     processor, tokenizer = model.processor, model.tokenizer
     template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
     images = processor.image_processor.to_dict()
-    described: list[Any] = [template, images, sorted(tokenizer.get_vocab().items())]
+    parts: list[Any] = [template, images, sorted(tokenizer.get_vocab().items())]
     if getattr(processor, "video_processor", None) is not None:
-        described.append(processor.video_processor.to_dict())
-    return sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        parts.append(processor.video_processor.to_dict())
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _device_name(model: ProbedModel) -> str:
@@ -135,12 +141,12 @@ def _device_name(model: ProbedModel) -> str:
 
 
 def _some_layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...] | None:
-    """Ascending; None where they are all."""
+    """Return the layers in ascending order; None where they are all layers."""
     return None if layers is None or set(layers) >= set(range(n_layers)) else tuple(sorted(set(layers)))
 
 
 def _example(model: ProbedModel, sample: Sample | None, prompt: str | None) -> str:
-    """The exact text of a sample's prompt."""
+    """Return the exact text of a sample's prompt, chat markup included; "" without a sample."""
     if sample is None:
         return ""
     question = with_template(sample, prompt).question

@@ -9,7 +9,7 @@ from probes.directory.writer import Record
 from probes.measures.calls import ForwardCall
 from probes.measures.information import GridRequest
 from probes.parts.floors import Floor, FloorBefore
-from probes.parts.forward import Columns, Forward, Kept, RightAnswers
+from probes.parts.forward import Columns, CommittedSample, Forward, RightAnswers
 from probes.parts.grids import CoarseGrids, FineGrids, GateChecks, GateGrids, TokenGrids
 from probes.parts.part import Part
 from probes.parts.removals import Removals
@@ -23,26 +23,27 @@ class Plan:
     """What one sample gets, besides what the configuration fixes for all.
 
     Attributes:
-        tokens: whether it gets token grids.
-        spectra: whether its eigenvalues are kept.
-        gate_check: whether token grids of the method "gate" are held against exact ones.
-        layers: cuts of its token grids.
-        extends: cuts of the token grids that are there, if only others are to be added to what is on disk.
-        held: what is on disk, in that case, once it is read.
+        tokens: whether the sample gets token grids.
+        spectra: whether its eigenvalues are stored.
+        gate_check: whether its token grids of the method "gate" are compared with exact ones.
+        layers: the cuts of its token grids.
+        committed_layers: the cuts of the token grids on disk, where more grids are all that is to be added to the
+            committed record; None where the sample is measured as a whole.
+        committed_record: that record, once it is read.
     """
 
     tokens: bool
     spectra: bool
     gate_check: bool = False
     layers: tuple[int, ...] = ()
-    extends: tuple[int, ...] | None = None
-    held: Record | None = None
+    committed_layers: tuple[int, ...] | None = None
+    committed_record: Record | None = None
 
 
 def parts_of(config: RunConfig, plan: Plan) -> Parts:
-    """All that a planned sample gets, in the order in which it is run: each part may use what those before it gave."""
-    if plan.extends is not None:
-        return _added_parts(config, plan, plan.extends)
+    """Return the parts of a planned sample in the order in which they run: each may use the results of those before."""
+    if plan.committed_layers is not None:
+        return _added_parts(config, plan, plan.committed_layers)
     parts: list[Part] = [_forward(config), Columns(config.targets[0])]
     if config.only_correct:
         parts.append(RightAnswers())
@@ -59,20 +60,25 @@ def parts_of(config: RunConfig, plan: Plan) -> Parts:
     return tuple(parts)
 
 
-def _added_parts(config: RunConfig, plan: Plan, there: tuple[int, ...]) -> Parts:
-    """Token grids at the layers that a row on disk lacks, and their noise floor unless it has one of such grids."""
-    requests = _requests(config, plan, tuple(layer for layer in plan.layers if layer not in there))
-    kept = Kept(parts_of(config, replace(plan, extends=None, held=None)), config.kind)
-    grids = [part for part in _grid_parts(config, requests) if not (there and isinstance(part, FloorBefore))]
-    floor = [_floor(config, requests)] if requests and not there else []
-    return (_forward(config, streams=()), kept, *grids, *floor)
+def _added_parts(config: RunConfig, plan: Plan, committed_layers: tuple[int, ...]) -> Parts:
+    """Return the parts that add token grids at the layers that a row on disk lacks.
+
+    The noise floor is measured too, unless the row has token grids already, and with them a floor that covers grids.
+    """
+    requests = _requests(config, plan, tuple(layer for layer in plan.layers if layer not in committed_layers))
+    committed = CommittedSample(
+        parts_of(config, replace(plan, committed_layers=None, committed_record=None)), config.kind
+    )
+    grids = [part for part in _grid_parts(config, requests) if not (committed_layers and isinstance(part, FloorBefore))]
+    floor = [_floor(config, requests)] if requests and not committed_layers else []
+    return (_forward(config, streams=()), committed, *grids, *floor)
 
 
 def _forward(config: RunConfig, streams: tuple[str, ...] | None = None) -> Forward:
-    lacking = config.targets == ("greedy-correct",) and replayed(config) and not config.only_correct
+    may_lack_targets = config.targets == ("greedy-correct",) and replayed(config) and not config.only_correct
     return Forward(
         ForwardCall(wanted_targets(config), config.streams if streams is None else streams, config.tokens),
-        less="for samples that the model answers wrong, which have no target" if lacking else "",
+        less="for samples that the model answers wrong, which have no target" if may_lack_targets else "",
     )
 
 
@@ -81,7 +87,7 @@ def _removals(config: RunConfig) -> Removals:
 
 
 def _requests(config: RunConfig, plan: Plan, layers: tuple[int, ...]) -> list[GridRequest]:
-    """The token grids of a sample, one a context."""
+    """Return the requests for the token grids of a sample, one per context."""
     if not plan.tokens or not layers:
         return []
     sizes = config.window, config.max_windows, layers
@@ -89,7 +95,7 @@ def _requests(config: RunConfig, plan: Plan, layers: tuple[int, ...]) -> list[Gr
 
 
 def _grid_parts(config: RunConfig, requests: list[GridRequest]) -> list[Part]:
-    """What measures these token grids, and the floor before them where it decides about them."""
+    """Return the parts that measure these token grids, after the noise floor where it decides which are refined."""
     if METHOD_TABLE[config.method].first_order:
         return [GateGrids(request) for request in requests]
     if config.coarse is None:
@@ -100,7 +106,7 @@ def _grid_parts(config: RunConfig, requests: list[GridRequest]) -> list[Part]:
 
 
 def _floor(config: RunConfig, requests: list[GridRequest]) -> Floor:
-    """Of the removals, and of token grids that are exact: an estimate is off by more than rounding."""
+    """Return the noise floor of removals and exact token grids; the error of estimates is not one of rounding."""
     return Floor(_removals(config), tuple(request for request in requests if METHOD_TABLE[request.method].has_floor))
 
 
@@ -110,12 +116,12 @@ def replayed(config: RunConfig) -> bool:
 
 
 def wanted_targets(config: RunConfig) -> tuple[str, ...]:
-    """Names of the targets that a run reads, or judges samples by."""
+    """Return the names of the targets that a run reads, or judges samples by."""
     return config.targets if replayed(config) or config.only_correct else ()
 
 
 def wanted_probes(config: RunConfig, plan: Plan) -> list[str]:
-    """What a committed row of this plan carries."""
-    carried = {part.probe: None for part in parts_of(config, replace(plan, extends=None)) if part.probe}
-    first = [probe for probe in config.probes if probe in carried]
-    return [*first, *sorted(probe for probe in carried if probe not in PROBES)]
+    """Return the names of the probes that a committed row of this plan carries."""
+    probes = {part.probe: None for part in parts_of(config, replace(plan, committed_layers=None)) if part.probe}
+    first = [probe for probe in config.probes if probe in probes]
+    return [*first, *sorted(probe for probe in probes if probe not in PROBES)]

@@ -52,19 +52,19 @@ class RunProgress:
             print(self._line(), file=sys.stderr)
 
     def advance(self, *, failed: bool, excluded: bool = False) -> None:
-        """One sample was measured, could not be, or was left out on purpose."""
+        """Count one sample as measured, as failed, or as excluded on purpose."""
         self.done += 1
         self.failed += failed
         self.excluded += excluded
         self._show()
 
     def skip(self) -> None:
-        """One sample was there already."""
+        """Count one sample that was on disk already."""
         self.skipped += 1
         self._show()
 
     def pass_over(self) -> None:
-        """One sample belongs to another shard."""
+        """Count one sample that belongs to another shard."""
         self.elsewhere += 1
         self._show()
 

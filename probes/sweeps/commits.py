@@ -13,11 +13,11 @@ class Commits:
     """Hands outcomes to a run's writer, which commits them in parts, and shows them on a bar.
 
     Attributes:
-        kept: outcomes so far.
+        n_outcomes: the number of outcomes so far.
     """
 
     def __init__(self, writer: RunWriter, bar: RunProgress) -> None:
-        self.kept = 0
+        self.n_outcomes = 0
         self._writer, self._bar = writer, bar
         self._flushed = time.monotonic()
 
@@ -27,16 +27,16 @@ class Commits:
         if outcome.answer is not None and status == "ok":
             self._writer.add_generation(outcome.answer)
         self._bar.advance(failed=status == "failed", excluded=status == "excluded")
-        self.kept += 1
+        self.n_outcomes += 1
         if len(self._writer) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self._writer.flush()
             self._flushed = time.monotonic()
 
     def _add(self, record: Record) -> str:
-        """Hand a record to the writer, unless it failed where an earlier measurement did not; its status."""
+        """Hand a record to the writer, unless it failed where an earlier measurement did not; return its status."""
         sample = record.sample
-        there = self._writer.committed.get(sample["row"])
-        if sample["status"] == "failed" and there is not None and there["status"] == "ok":
+        committed = self._writer.committed.get(sample["row"])
+        if sample["status"] == "failed" and committed is not None and committed["status"] == "ok":
             self._bar.say(f"{sample['id']}: {sample['error']} (its earlier measurement is kept)")
         else:
             self._writer.add(record)

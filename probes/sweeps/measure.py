@@ -27,13 +27,13 @@ class Encoded:
 
     Attributes:
         entry: the `SAMPLES` columns that the sample itself gives.
-        sample: what was asked.
-        plan: what it gets.
-        prompt: None where the sample cannot be encoded.
-        fixed: the targets that need no forward pass.
-        answer_tokens: as the `SAMPLES` column.
+        sample: the sample, with the run's prompt.
+        plan: the sample's plan.
+        prompt: the encoded prompt; None where the sample cannot be encoded.
+        fixed: the targets that need no forward pass, by name.
+        answer_tokens: the number of tokens of the answer, as in the `SAMPLES` column; None where it is unknown.
         error: why the sample cannot be encoded, or "".
-        seconds: spent on it so far, waiting not included.
+        seconds: the time spent on the sample so far, without waiting.
     """
 
     entry: dict[str, Any]
@@ -52,10 +52,10 @@ class Measured:
 
     Attributes:
         entry: the `SAMPLES` columns that the sample itself gives.
-        results: what its parts gave; nothing where it could not be measured.
-        plan: what it gets.
+        results: the results of its parts; empty where it could not be measured.
+        plan: the sample's plan.
         error: why it could not be measured, or "".
-        seconds: spent on it so far, waiting not included.
+        seconds: the time spent on the sample so far, without waiting.
     """
 
     entry: dict[str, Any]
@@ -66,7 +66,7 @@ class Measured:
 
     @property
     def record(self) -> Record:
-        """What the model gave."""
+        """The record so far, without what needs no model."""
         return self.results.record
 
 
@@ -102,20 +102,22 @@ def measure(model: ProbedModel, encoded: Encoded, config: RunConfig, batches: Ba
     results, error = Results(Record({})), encoded.error
     if encoded.prompt is not None and not error:
         try:
-            results = _measured(model, encoded, encoded.prompt, config, batches or BatchPolicy())
+            results = _part_results(model, encoded, encoded.prompt, config, batches or BatchPolicy())
         except Exception as caught:  # one bad sample never ends a run
             error = _reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
     return Measured(encoded.entry, results, encoded.plan, error, seconds)
 
 
-def _measured(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, batches: BatchPolicy) -> Results:
-    """What the parts give, one after another, on one capture, of which nothing is held afterwards but states."""
+def _part_results(
+    model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunConfig, batches: BatchPolicy
+) -> Results:
+    """Return the results of the plan's parts, run in order on one capture, of which only states are held afterwards."""
     plan = encoded.plan
-    streams = config.streams if plan.held is None else ()
+    streams = config.streams if plan.committed_record is None else ()
     case = capture_targets(model, encoded.sample, prompt, wanted_targets(config), encoded.fixed, streams)
     case = replace(case, batches=batches)
-    results = Results(plan.held or Record({"answer_tokens": encoded.answer_tokens}))
+    results = Results(plan.committed_record or Record({"answer_tokens": encoded.answer_tokens}))
     for part in parts_of(config, plan):
         if results.record.excluded:
             break
@@ -125,7 +127,7 @@ def _measured(model: ProbedModel, encoded: Encoded, prompt: Prompt, config: RunC
 
 
 def finish(measured: Measured, config: RunConfig) -> Record:
-    """Third stage: entropies of the captured states, and what is kept of the image. Needs no model."""
+    """Third stage: entropies of the captured states, and hash and thumbnail of the image. It needs no model."""
     started = time.monotonic()
     error = measured.error
     if not error:
@@ -138,14 +140,15 @@ def finish(measured: Measured, config: RunConfig) -> Record:
         return Record({**measured.entry, "status": "failed", "error": error, "seconds": seconds})
     if record.excluded:
         return replace(record, sample={**measured.entry, **record.sample, "seconds": seconds})
-    done = {
+    columns = {
         "status": "ok",
         "error": "",
         "probes": wanted_probes(config, measured.plan),
         "batch_size": config.batch_size,
-        "seconds": seconds + (measured.plan.held.sample["seconds"] if measured.plan.held else 0.0),
+        "seconds": seconds
+        + (measured.plan.committed_record.sample["seconds"] if measured.plan.committed_record else 0.0),
     }
-    return replace(record, sample={**measured.entry, **record.sample, **done})
+    return replace(record, sample={**measured.entry, **record.sample, **columns})
 
 
 def _reason(error: Exception) -> str:
@@ -153,7 +156,7 @@ def _reason(error: Exception) -> str:
 
 
 def finished(results: Results) -> Record:
-    """The record, with all that was left for when the model is through."""
+    """Return the record, completed by the functions that were put off until after the model's work."""
     record = results.whole_record
     for function in results.later:
         record = function(record)

@@ -24,9 +24,9 @@ class Ahead(Generic[T]):
 
     def __init__(self, items: Iterable[T], *, depth: int) -> None:
         self._items = iter(items)
-        self._made: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
         self._room = Semaphore(depth)
-        self._left = self._ended = False
+        self._stopped = self._ended = False
         self._thread = Thread(target=self._work, name="vlm-horizon ahead", daemon=True)
 
     def __enter__(self) -> Ahead[T]:
@@ -36,7 +36,7 @@ class Ahead(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left = True
+        self._stopped = True
         self._room.release()
         self._thread.join()
 
@@ -46,7 +46,7 @@ class Ahead(Generic[T]):
     def __next__(self) -> T:
         if self._ended:
             raise StopIteration
-        item, error = self._made.get()
+        item, error = self._queue.get()
         self._room.release()
         if error is not None:
             self._ended = True
@@ -57,12 +57,12 @@ class Ahead(Generic[T]):
         ended = False
         while not ended:
             self._room.acquire()  # before the item is made: what waits here would be held in memory
-            if self._left:
+            if self._stopped:
                 return
             try:
-                self._made.put((next(self._items), None))
+                self._queue.put((next(self._items), None))
             except BaseException as error:  # StopIteration too: it ends the iteration on the other side
-                self._made.put((None, error))
+                self._queue.put((None, error))
                 ended = True
 
 

@@ -19,8 +19,8 @@ class Prepared:
     """A job whose sample is encoded.
 
     Attributes:
-        job: as it was drawn.
-        encoded: the sample before its forward pass; None where everything measured is on disk.
+        job: the job.
+        encoded: the sample before its forward pass; None where its measurement is on disk already.
     """
 
     job: Job
@@ -32,8 +32,8 @@ class Computed:
     """A job that is through with the model.
 
     Attributes:
-        measured: what the model gave, states included; None where everything measured is on disk.
-        answer: a row of `GENERATIONS`; None where no answer is wanted, or the sample could not be measured.
+        measured: the sample's results, states included; None where its measurement is on disk already.
+        answer: a row of `GENERATIONS`; None where no answer is to be generated, or the sample could not be measured.
     """
 
     measured: Measured | None
@@ -45,8 +45,8 @@ class Outcome:
     """What a job leaves to be written.
 
     Attributes:
-        record: of the sample; None where everything measured is on disk.
-        answer: a row of `GENERATIONS`; None where no answer was written out.
+        record: the sample's record; None where its measurement is on disk already.
+        answer: a row of `GENERATIONS`; None where no answer was generated.
     """
 
     record: Record | None
@@ -60,9 +60,9 @@ class SampleStages:
     A sample that cannot be measured ends as a record with the reason, so no sample ends a run.
 
     Attributes:
-        model: that is measured.
-        config: of the run.
-        batches: how many replays run at once: what memory did not hold once bounds all later jobs of these stages.
+        model: the model that is measured.
+        config: the configuration of the run.
+        batches: the policy for the size of replay batches. A batch that did not fit in memory bounds all later ones.
     """
 
     model: ProbedModel

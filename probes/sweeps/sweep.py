@@ -13,7 +13,7 @@ from analyses.runs.signatures import takes_options
 from probes.data.samples import Sample
 from probes.directory.writer import RunWriter
 from probes.models.probed import ProbedModel
-from probes.plans.jobs import Chosen, Job, jobs_of
+from probes.plans.jobs import Job, SamplePlanner, jobs_of
 from probes.plans.options import run_config
 from probes.plans.progress import RunProgress
 from probes.sweeps.commits import Commits
@@ -34,8 +34,8 @@ def run(
     """Measure every sample and write `out`; samples already there are skipped, so the same call resumes.
 
     Args:
-        model: as loaded.
-        samples: their order fixes the row numbers; give the same to resume.
+        model: the model, as `load_model` returns it.
+        samples: the samples, whose order fixes the row numbers; give the same ones to resume.
         out: the run directory, new or of the same configuration.
         engine: what runs the jobs; by default this thread with two beside it, or alone where `overlap` is False. The
             results do not depend on it.
@@ -52,20 +52,20 @@ def run(
     total = len(samples) if isinstance(samples, Sequence) else None
     if request.limit is not None:
         total = request.limit if total is None else min(total, request.limit)
-    chosen = Chosen(request, request.retry_failed)
+    planner = SamplePlanner(request, request.retry_failed)
     with RunWriter(out, config, shard=request.shard) as writer, RunProgress(total, enabled=request.progress) as bar:
         if request.progress:
-            samples = announce(model, samples, writer, bar, chosen)
+            samples = announce(model, samples, writer, bar, planner)
             if not writer.committed:
                 bar.say(f"first prompt: {config.prompt_example!r}")
-        jobs = jobs_of(islice(samples, request.limit), writer, bar, chosen)
+        jobs = jobs_of(islice(samples, request.limit), writer, bar, planner)
         stages = SampleStages(model, writer.config)
         _sweep(jobs, stages, Commits(writer, bar), engine or default_engine(request.overlap))
     return load_run(out)
 
 
 def default_engine(overlap: bool) -> Engine:
-    """The engine of a run that names none: this thread, with two beside it where jobs may overlap."""
+    """Return the engine of a run that names none: this thread, with two more beside it where jobs may overlap."""
     return InThreads() if overlap else InTurn()
 
 
@@ -73,19 +73,19 @@ def _sweep(jobs: Iterator[Job], stages: SampleStages, commits: Commits, engine: 
     """Have the engine run all jobs.
 
     Raises:
-        HorizonError: it returned without an outcome of every job.
+        HorizonError: the engine returned without an outcome of every job.
     """
-    drawn = 0
+    n_jobs = 0
 
-    def counted() -> Iterator[Job]:
-        nonlocal drawn
+    def counted_jobs() -> Iterator[Job]:
+        nonlocal n_jobs
         for job in jobs:
-            drawn += 1
+            n_jobs += 1
             yield job
 
-    engine.run(counted(), stages, commits.keep)
-    if commits.kept != drawn:
+    engine.run(counted_jobs(), stages, commits.keep)
+    if commits.n_outcomes != n_jobs:
         raise HorizonError(
-            f"the engine {type(engine).__name__} gave {commits.kept} outcomes of {drawn} jobs: what it gave is kept; "
-            "give the same call again for the rest, with another engine if this one stays short"
+            f"the engine {type(engine).__name__} gave {commits.n_outcomes} outcomes of {n_jobs} jobs: what it gave is "
+            "kept; give the same call again for the rest, with another engine if this one stays short"
         )

@@ -7,7 +7,7 @@ import pytest
 from demo_data import demo_model, demo_samples
 
 import vlm_horizon as vh
-from probes.directory.committed import held_removals, merge_grids, read_record
+from probes.directory.committed import committed_removals, merge_grids, read_record
 from probes.directory.writer import Record, RunWriter, record_choice
 from probes.measures.information import removal_curves
 from probes.measures.preparing import prepare
@@ -49,7 +49,7 @@ def test_removal_curves_come_back_whole(run):
     sample = demo_samples(1)[0]
     case = prepare(demo_model(), sample, ("gold", "greedy"))
     measured = removal_curves(case)
-    held = held_removals(read_record(run.path, run.samples["part"][0], 0, ()), case.targets, "delete")
+    held = committed_removals(read_record(run.path, run.samples["part"][0], 0, ()), case.targets, "delete")
     for name, curve in measured.items():
         np.testing.assert_array_equal(held[name].layers, curve.layers)
         np.testing.assert_allclose(held[name].log_p, curve.log_p, atol=1e-5)
