@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_orig
 import typer
 
 from analyses.runs import AdaptiveOptions, HorizonError, RunOptions, check_options, check_words
+from analyses.runs.option_checks import check_number
 from analyses.runs.options import Option, choices_of, description, hints_of, options_of, plain_type, value_type
 from analyses.runs.schema import AttentionName, DtypeName, QuantizationName
 from analyses.runs.signatures import sentence
@@ -218,6 +219,8 @@ def _value(group: Any, name: str, text: Any) -> Any:
     form = _form(hint)
     value = text if form is None or text is None else form.read(text)
     check_words(name, value, hint)
+    if value is not None:
+        check_number(name, value, options_of(group)[name])
     return value
 
 

@@ -27,6 +27,7 @@ from analyses.reports.summary import summarize
 from analyses.reports.tables import association_table, difference_table, horizon_table, plan_table
 from analyses.reports.text import to_record, with_notes
 from analyses.runs import HorizonError, Run
+from analyses.runs.options import Option
 from analyses.scores.scorers import SCORERS
 from analyses.verdicts.criteria import CRITERIA
 from vlm_horizon.arguments import with_groups, words
@@ -45,20 +46,20 @@ class Report:
 
     PANEL: ClassVar = "Report"
 
-    sections: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(SECTIONS)}.")] = ",".join(STANDARD)
-    by: Annotated[str, typer.Option(help=BY)] = "task_type"
+    sections: Annotated[str, Option(text=f"comma-separated, of {', '.join(SECTIONS)}.")] = ",".join(STANDARD)
+    by: Annotated[str, Option(text=BY)] = "task_type"
     criterion: Annotated[
-        str | None, typer.Option(help=f"Horizon criterion, of {', '.join(CRITERIA)}; every possible one by default.")
+        str | None, Option(text=f"horizon criterion, of {', '.join(CRITERIA)}; every possible one by default.")
     ] = None
-    rule: Annotated[str | None, typer.Option(help="Of the collapse layer: drop, relative-drop, two-segment.")] = None
-    split: Annotated[
-        float | None, typer.Option(help="Share of the images that choose a layer; scores it on the others.")
-    ] = None
+    rule: Annotated[str | None, Option(text="of the collapse layer: drop, relative-drop, two-segment.")] = None
+    split: Annotated[float | None, Option(text="share of the images that choose a layer; scores it on the others.")] = (
+        None
+    )
     covariates: Annotated[
-        str, typer.Option(help="Of the section covariates: answer_characters, answer_entropy or a sample column.")
+        str, Option(text="of the section covariates: answer_characters, answer_entropy or a sample column.")
     ] = "answer_tokens,n_visual,output_entropy"
     scorer: Annotated[
-        str | None, typer.Option(help=f"Of the section scores: {', '.join(SCORERS)}; each task's own by default.")
+        str | None, Option(text=f"of the section scores: {', '.join(SCORERS)}; each task's own by default.")
     ] = None
 
     @property
@@ -88,10 +89,10 @@ class Levels:
 
     PANEL: ClassVar = "Comparison"
 
-    between: Annotated[str, typer.Option(help=f"Levels to compare: {', '.join(BETWEEN)}.")] = "task_type"
-    within: Annotated[str, typer.Option(help="Compare only levels that agree in these columns.")] = ""
-    criterion: Annotated[str, typer.Option(help="Horizon criterion.")] = "removal"
-    permutations: Annotated[int, typer.Option(help="Of the test of no difference; 0 for none.", min=0)] = (
+    between: Annotated[str, Option(text=f"levels to compare: {', '.join(BETWEEN)}.")] = "task_type"
+    within: Annotated[str, Option(text="compare only levels that agree in these columns.")] = ""
+    criterion: Annotated[str, Option(text="horizon criterion.")] = "removal"
+    permutations: Annotated[int, Option(text="of the test of no difference; 0 for none.", least=0)] = (
         DEFAULT_PERMUTATIONS
     )
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import typer
-
 from analyses.curves.selections import Selection, selection_text
 from analyses.reports.export import FORMATS
 from analyses.runs import HorizonError, Run, load_runs
+from analyses.runs.options import Option
 
 OUTPUTS = (*FORMATS, "csv", "json")
 
@@ -23,8 +22,8 @@ class Effect:
 
     PANEL: ClassVar = "Effect"
 
-    measure: Annotated[str, typer.Option(help="p or log_p.")] = "p"
-    target: Annotated[str | None, typer.Option(help="Of the runs' targets; their first by default.")] = None
+    measure: Annotated[str, Option(text="of the effect: p or log_p.")] = "p"
+    target: Annotated[str | None, Option(text="of the runs' targets; their first by default.")] = None
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,15 @@ class Samples:
 
     PANEL: ClassVar = "Samples"
 
-    only_correct: Annotated[bool, typer.Option("--only-correct", help="Only samples whose first token is right.")] = (
-        False
-    )
+    only_correct: Annotated[bool, Option(text="only samples whose first token is right.")] = False
     only_effective: Annotated[
         bool,
-        typer.Option("--only-effective", help="Only samples whose removal effect at layer 0 exceeds the noise floor."),
+        Option(text="only samples whose removal effect at layer 0 exceeds the noise floor."),
     ] = False
     balance: Annotated[
-        str | None, typer.Option(help="Equal numbers of samples of each task_type, task or category, drawn at random.")
+        str | None, Option(text="equal numbers of samples of each task_type, task or category, drawn at random.")
     ] = None
-    balance_seed: Annotated[int, typer.Option(help="Of that draw.")] = 0
+    balance_seed: Annotated[int, Option(text="of that draw.")] = 0
 
     def open(self, paths: Sequence[Path], effect: Effect | None = None) -> list[Run]:
         """Return the runs with only the selected samples; the selection uses this effect, or the default one."""
@@ -66,9 +63,9 @@ class Output:
     PANEL: ClassVar = "Output"
 
     output: Annotated[
-        str, typer.Option("--format", help=f"One of {', '.join(OUTPUTS)}; csv and json hold raw numbers.")
+        str, Option(text=f"one of {', '.join(OUTPUTS)}; csv and json hold raw numbers.", flag="format")
     ] = "text"
-    as_json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False
+    as_json: Annotated[bool, Option(text="short for --format json.", flag="json")] = False
 
     @property
     def form(self) -> str:

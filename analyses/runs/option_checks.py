@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from analyses.runs.options import RunOptions, choices_of, hints_of, options_of
+from analyses.runs.options import Option, RunOptions, choices_of, hints_of, options_of
 from analyses.runs.schema import KINDS, METHODS, PROBES, TARGETS, HorizonError, check_choice, check_choices
 from analyses.runs.vocabulary import METHOD_TABLE
 
@@ -33,10 +33,7 @@ def check_options(options: RunOptions) -> None:
         check_words(name, value, hints_of(declaration)[name])
         if value is None:
             continue
-        if option.least is not None and value < option.least:
-            raise HorizonError(f"{name} is {value}; it must be at least {option.least}")
-        if option.positive and not value > 0:
-            raise HorizonError(f"{name} is {value}; it must be positive")
+        check_number(name, value, option)
     check_choices("probe", options.probes, PROBES)
     check_choices("target", options.targets, TARGETS)
     _check_needs(options)
@@ -62,6 +59,14 @@ def check_words(name: str, value: Any, hint: Any) -> None:
         what = name if isinstance(value, str) else name.removesuffix("s")
         # "visual:query" is "query", spelled out
         check_choice(what, word.removeprefix("visual:") if what == "stream" else word, choices)
+
+
+def check_number(name: str, value: Any, option: Option) -> None:
+    """Raise HorizonError where an option's number is too small; other values pass."""
+    if option.least is not None and value < option.least:
+        raise HorizonError(f"{name} is {value}; it must be at least {option.least}")
+    if option.positive and not value > 0:
+        raise HorizonError(f"{name} is {value}; it must be positive")
 
 
 def _check_needs(options: RunOptions) -> None:
