@@ -155,7 +155,7 @@ def test_coarse_windows_of_text_are_those_of_the_text(model, tmp_path):
     grids = vh.run(model, [sample], tmp_path / "run", progress=False, **how).tokens(0)
     assert cost.replays["keep-one, coarse"] == grids.coarse.size == len(removable_windows(prompt, 4))
     assert cost.replays["keep-one"] == grids.log_p.size
-    config, _ = RunOptions(**how).config(model, [sample])
+    config, _ = run_config(RunOptions(**how), model, [sample])
     every = parts_of(config, Plan(tokens=True, spectra=False, layers=(5,)))
     arrays = outline_of(every, meet(model, sample, config).case).tokens
     assert arrays["gold/keep-one/coarse"] == grids.coarse.shape
@@ -216,7 +216,7 @@ def test_what_is_counted_is_what_runs(model, run_work, tmp_path, options):
     if options.get("method") == "gate":
         options = options | {"tokens": "visual", "kind": "delete"}
     sample, how = demo_samples(1, "vqa")[0], {"layers": (2, 5, 7), "streams": ("query",), **options}
-    config, _ = RunOptions(**how).config(model, [sample])
+    config, _ = run_config(RunOptions(**how), model, [sample])
     case = meet(model, sample, config).case
     results = Results(Record({}))
     every = parts_of(config, Plan(tokens=True, spectra=True, gate_check=True, layers=config.grid_layers()))
