@@ -40,8 +40,8 @@ options: .venv/installed
 benchmarks: .venv/installed-test
 	for script in tests/benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
 
-# what tests notice of changes made on purpose: more by N=300, others by MUTATED='probes/capture.py ...'
-MUTATED ?= $(wildcard analyses/verdicts/*.py analyses/collapse.py analyses/horizon.py analyses/criteria.py)
+# what tests notice of changes made on purpose: more by N=300, others by MUTATED='probes/replay/*.py'
+MUTATED ?= $(wildcard analyses/verdicts/*.py)
 N ?= 20
 SEED ?= 0
 mutants: .venv/installed-test

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, get_origin, get_type_hints
@@ -173,7 +173,10 @@ def with_groups(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def spelled_out(group: type) -> dict[str, str]:
     """Return the flag, without leading dashes, of each option of a group that commands take, by the option's name."""
-    flags = {name: name if option.flag is None else option.flag for name, option in options_of(group).items()}
+    options = options_of(group)
+    if undeclared := [field.name for field in fields(group) if field.name not in options]:
+        raise TypeError(f"{group.__name__} declares no Option for {', '.join(undeclared)}")
+    flags = {name: name if option.flag is None else option.flag for name, option in options.items()}
     return {name: flag.replace("_", "-") for name, flag in flags.items() if flag}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence, Sized
+from numbers import Real
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
-from analyses.runs.options import Option, RunOptions, choices_of, hints_of, options_of
-from analyses.runs.schema import KINDS, METHODS, PROBES, TARGETS, HorizonError, check_choice, check_choices
+from analyses.runs.options import Option, RunOptions, choices_of, hints_of, options_of, value_type
+from analyses.runs.schema import METHODS, PROBES, TARGETS, HorizonError, check_choice, check_choices
 from analyses.runs.vocabulary import METHOD_TABLE
 
 DEFAULT_WINDOW = 2  # tokens a side, the paper's
@@ -29,10 +31,11 @@ def check_options(options: RunOptions) -> None:
         raise HorizonError(f"token_layers is {options.token_layers!r}; give layers, or 'auto'")
     declaration: type = type(options)
     for name, option in options_of(declaration).items():
-        value = getattr(options, name)
-        check_words(name, value, hints_of(declaration)[name])
+        value, hint = getattr(options, name), hints_of(declaration)[name]
         if value is None:
             continue
+        check_type(name, value, value_type(hint))
+        check_words(name, value, hint)
         check_number(name, value, option)
     check_choices("probe", options.probes, PROBES)
     check_choices("target", options.targets, TARGETS)
@@ -42,6 +45,40 @@ def check_options(options: RunOptions) -> None:
         raise HorizonError(f"shard {index}/{count} is unusable: i/n takes 0 <= i < n")
     if options.only_correct and set(options.targets) == {"greedy"}:
         raise HorizonError("only_correct needs a target that says what is right: gold beside greedy, or greedy-correct")
+
+
+def check_type(name: str, value: Any, kind: Any) -> None:
+    """Raise HorizonError where a value is not of its option's type, before anything is made of it.
+
+    Args:
+        name: the name of the option.
+        value: the value, not None.
+        kind: the type, as `value_type` gives it.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if any(_is_of(value, each) for each in kinds):
+        return
+    if isinstance(value, str) and any(get_origin(each) is Sequence for each in kinds):
+        raise HorizonError(f"{name} is {value!r}; give a list, even of one: {name}=[{value!r}]")
+    raise HorizonError(f"{name} is {value!r}; it must be {' or '.join(map(_type_words, kinds))}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type; of sequences and words the type alone is looked at."""
+    if get_origin(kind) in (Sequence, tuple):
+        return not isinstance(value, str) and isinstance(value, Sized) and isinstance(value, Iterable)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str)
+    if kind in (int, float):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        return number and (kind is float or value == int(value))
+    return isinstance(value, kind)
+
+
+def _type_words(kind: Any) -> str:
+    """A type in the words of a sentence."""
+    words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+    return words.get(kind, "a list" if get_origin(kind) in (Sequence, tuple) else "one of its words")
 
 
 def check_words(name: str, value: Any, hint: Any) -> None:
@@ -113,6 +150,5 @@ def check_windows(window: int | None, max_windows: int | None, coarse: int | Non
 def check_grid_method(method: str, kind: str, tokens: str = "visual", coarse: int | None = None) -> None:
     """Raise HorizonError unless token grids can be measured by this method on some model."""
     check_choice("method", method, METHODS)
-    check_choice("removal kind", kind, KINDS)
     for obstacle in METHOD_TABLE[method].obstacles(kind, tokens, coarse):
         raise HorizonError(obstacle)

@@ -15,7 +15,9 @@ from analyses.runs import HorizonError, Run, check_choice, split_groups
 from analyses.scores.scorers import SCORERS, mme_label, pope_label, score_answer, scorer_of
 
 RESAMPLES = 2000
-LEAST_IMAGES = 20  # from there on 95 % intervals of shares covered 0.93 or more, see tests/analyses/test_scores.py
+LEAST_IMAGES = (
+    20  # from there on 95 % intervals of shares covered 0.93 or more, see tests/analyses/scores/test_scores.py
+)
 
 
 @dataclass(frozen=True)

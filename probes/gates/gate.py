@@ -35,6 +35,7 @@ from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target
 from probes.replay.capture import Capture
+from probes.replay.kinds import check_kind
 from probes.replay.readout import read_out
 
 # Log 0 is no number, so derivatives at gate 0 are taken at these log gates: that by log g, over g, is the one at 0
@@ -54,6 +55,7 @@ def check_method(
     tokens: str = "visual",
 ) -> None:
     """Raise HorizonError unless token grids can be measured by this method, of these contexts and in this dtype."""
+    check_kind(kind)
     check_grid_method(method, kind, tokens, coarse)
     if METHOD_TABLE[method].first_order:
         for context in contexts:

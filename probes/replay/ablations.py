@@ -15,6 +15,7 @@ from probes.models.probed import ProbedModel
 from probes.replay.capture import Capture
 
 MASKS_AT_ONCE = 256  # sets of tokens that are widened to whole numbers together
+MOST_NAMED = 5  # wrong layers that a sentence names
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
         return list(range(model.n_layers))
     wrong = [k for k in layers if not 0 <= k < model.n_layers]
     if wrong or not layers:
-        named = ", ".join(map(str, wrong)) or "none given"
-        raise HorizonError(f"layer {named}: {model.name!r} has cuts 0 to {model.n_layers - 1}")
+        few = ", ".join(map(str, wrong[:MOST_NAMED])) or "none given"
+        more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+        raise HorizonError(f"layer {few}{more}: {model.name!r} has cuts 0 to {model.n_layers - 1}")
     return sorted(set(layers))
 
 

@@ -84,8 +84,15 @@ def _sweep(jobs: Iterator[Job], stages: SampleStages, commits: Commits, engine: 
             yield job
 
     engine.run(counted_jobs(), stages, commits.keep)
-    if commits.n_outcomes != n_jobs:
+    name = type(engine).__name__
+    if commits.n_outcomes > n_jobs:
         raise HorizonError(
-            f"the engine {type(engine).__name__} gave {commits.n_outcomes} outcomes of {n_jobs} jobs: what it gave is "
-            "kept; give the same call again for the rest, with another engine if this one stays short"
+            f"the engine {name} gave {commits.n_outcomes} outcomes of {n_jobs} jobs: some were kept more than once, "
+            "of which the newest holds; take another engine, or mend this one"
+        )
+    undrawn = next(jobs, None) is not None
+    if commits.n_outcomes < n_jobs or undrawn:
+        raise HorizonError(
+            f"the engine {name} gave {commits.n_outcomes} outcomes of {n_jobs} jobs{' and drew no more' * undrawn}: "
+            "what it gave is kept; give the same call again for the rest, with another engine if this one stays short"
         )

@@ -58,10 +58,9 @@ def inputs(random_model):
         (CONTEXT_TABLE, CONTEXTS),
         (CONTEXT_MASKS, CONTEXTS),
         (METHOD_TABLE, METHODS),
-        (gate.METHOD_OBSTACLES, METHODS),
         (TARGET_TABLE, TARGETS),
     ],
-    ids=["kinds", "streams", "widths", "contexts", "masks", "methods", "obstacles", "targets"],
+    ids=["kinds", "streams", "widths", "contexts", "masks", "methods", "targets"],
 )
 def test_tables_hold_the_words_of_the_vocabulary_in_its_order(table, words):
     assert tuple(table) == words

@@ -53,7 +53,7 @@ def test_means_are_over_the_samples_checked_at_a_layer(tmp_path):
 def test_nothing_checked_and_unknown_targets(tmp_path):
     run = checked_run(tmp_path / "run", {})
     assert gate_agreement(run) == []
-    with pytest.raises(HorizonError, match="unknown target 'silver'"):
+    with pytest.raises(HorizonError, match="target 'silver' is unknown; choose from gold"):
         gate_agreement(run, target="silver")
     assert "no sample was checked" in describe_agreement([])
 

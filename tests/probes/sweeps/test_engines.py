@@ -4,6 +4,7 @@ import json
 import threading
 import weakref
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -248,6 +249,40 @@ def test_an_engine_that_loses_jobs_is_told_apart_from_one_that_is_through(model,
         vh.run(model, samples, tmp_path / "run", generate=3, engine=Forgetful(), **OPTIONS)
     assert vh.load_run(tmp_path / "run").samples.index.tolist() == [0, 2, 4, 6]
     assert_same(vh.run(model, samples, tmp_path / "run", generate=3, engine=Batches(), **OPTIONS), in_turn)
+
+
+class Lazy:
+    """Draws fewer jobs than there are, and says nothing."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def run(self, jobs, stages, keep) -> None:
+        for job in islice(jobs, self.most):
+            keep(stages.finish(stages.compute(stages.prepare(job))))
+
+
+class Twice:
+    """Keeps every result two times."""
+
+    def run(self, jobs, stages, keep) -> None:
+        for job in jobs:
+            result = stages.finish(stages.compute(stages.prepare(job)))
+            keep(result)
+            keep(result)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_an_engine_that_draws_too_few_jobs_is_not_taken_to_be_through(model, samples, in_turn, tmp_path, most):
+    with pytest.raises(vh.HorizonError, match=f"Lazy gave {most} outcomes of {most} jobs and drew no more: what"):
+        vh.run(model, samples, tmp_path / "run", generate=3, engine=Lazy(most), **OPTIONS)
+    assert len(vh.load_run(tmp_path / "run").samples) == most
+    assert_same(vh.run(model, samples, tmp_path / "run", generate=3, **OPTIONS), in_turn)
+
+
+def test_an_engine_that_keeps_a_result_twice_is_refused_as_such(model, samples, tmp_path):
+    with pytest.raises(vh.HorizonError, match="Twice gave 4 outcomes of 2 jobs: some were kept more than once"):
+        vh.run(model, samples[:2], tmp_path / "run", engine=Twice(), **OPTIONS)
 
 
 @pytest.mark.parametrize("engine", OTHERS, ids=lambda engine: type(engine).__name__)
