@@ -1,4 +1,4 @@
-"""What may be measured: each check says in one sentence what is wrong with a model or processor, and what to do."""
+"""Admission: each check refuses a model or processor in one sentence that says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ VISUAL_TOKEN_ATTRIBUTES = ("image_token_id", "video_token_id")
 
 
 def check_config(name: str, config: Any, family: Family) -> None:
-    """Refuse what its configuration already shows to be unmeasurable, before weights are read.
+    """Refuse a model that its configuration already shows to be unmeasurable, before weights are read.
 
     Args:
-        name: of the model.
-        config: its configuration.
-        family: of its model type.
+        name: the model's name, for the message.
+        config: the model's configuration.
+        family: the model's family.
 
     Raises:
-        HorizonError: it sees no images, is an encoder-decoder, or is of a family known to be unsafe.
+        HorizonError: the model sees no images, is an encoder-decoder, or is of a family that is refused.
     """
     kind = config.model_type
     if getattr(config, "vision_config", None) is None:
@@ -47,16 +47,16 @@ def check_config(name: str, config: Any, family: Family) -> None:
 def check_attention(name: str, attn: str, config: Any, family: Family) -> None:
     """Refuse FlashAttention where it cannot be exact, or is not installed.
 
-    It knows causal attention only, and counts a sliding window in tokens kept instead of positions.
+    FlashAttention knows causal attention only, and counts a sliding window in the tokens of a replay, not in positions.
 
     Args:
-        name: of the model.
-        attn: attention asked for.
+        name: the model's name, for the message.
+        attn: the attention that the user chose.
         config: the model's configuration.
-        family: of its model type.
+        family: the model's family.
 
     Raises:
-        HorizonError: the family or the installation does not allow it.
+        HorizonError: the family or the installation does not allow FlashAttention.
     """
     if attn != "flash":
         return
@@ -64,8 +64,8 @@ def check_attention(name: str, attn: str, config: Any, family: Family) -> None:
     reasons = [f"its {family.bidirectional} attends both ways"] if family.bidirectional else []
     reasons += [f"some layers see {window} tokens back only"] if window else []
     if reasons:
-        because = " and ".join(reasons)
-        raise HorizonError(f"attention 'flash' is not exact for {name!r} ({family.name}): {because}; choose sdpa")
+        reason = " and ".join(reasons)
+        raise HorizonError(f"attention 'flash' is not exact for {name!r} ({family.name}): {reason}; choose sdpa")
     if find_spec("flash_attn") is None:
         raise HorizonError(
             "attention 'flash' needs the package flash-attn and a GPU: pip install flash-attn, or choose sdpa"
@@ -76,11 +76,11 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
     """Refuse layers on several GPUs, where replays have not been proved; main memory and disk beside one are fine.
 
     Args:
-        name: of the model.
-        device_map: module -> device, as accelerate placed the model; None where it did not.
+        name: the model's name, for the message.
+        device_map: the device of each module, by name, as accelerate placed them; None for a model in one place.
 
     Raises:
-        HorizonError: there are several.
+        HorizonError: the map names several GPUs.
     """
     gpus = {str(device).removeprefix("cuda:") for device in (device_map or {}).values()} - {"cpu", "disk", "meta"}
     if len(gpus) > 1:
@@ -88,16 +88,16 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
 
 
 def several_gpus(name: str, n_gpus: int, gpus: Sequence[str] = ()) -> HorizonError:
-    """The refusal of a model whose layers lie, or would lie, on several GPUs.
+    """Return the error for a model whose layers lie, or would lie, on several GPUs.
 
     Args:
-        name: of the model.
-        n_gpus: how many.
-        gpus: their names, where they are known.
+        name: the model's name, for the message.
+        n_gpus: number of GPUs.
+        gpus: names of the GPUs, or () before the model is placed.
     """
-    named = f" ({', '.join(gpus)})" if gpus else ""
+    listing = f" ({', '.join(gpus)})" if gpus else ""
     return HorizonError(
-        f"model {name!r} is spread over {n_gpus} GPUs{named}, where replays have not been proved: make one visible "
+        f"model {name!r} is spread over {n_gpus} GPUs{listing}, where replays have not been proved: make one visible "
         "(CUDA_VISIBLE_DEVICES=0), and with device_map='auto' what does not fit waits in main memory"
     )
 
@@ -106,20 +106,21 @@ def check_processor(name: str, processor: Any, visual_token_ids: tuple[int, ...]
     """Refuse a processor that was made for another model.
 
     Args:
-        name: of the model.
-        processor: its processor.
+        name: the model's name, for the message.
+        processor: the processor to check.
         visual_token_ids: ids that the model replaces by visual features.
-        n_embeddings: rows of its input embedding.
+        n_embeddings: number of rows of the model's input embedding.
 
     Raises:
-        HorizonError: it has other image tokens, or a larger vocabulary.
+        HorizonError: the processor has other image tokens or a larger vocabulary than the model.
     """
-    own = [token for kind in ("image", "video") for token in getattr(processor, f"{kind}_token_ids", ())]
-    own = [token for token in own if token is not None]
-    if own and not set(own) & set(visual_token_ids):
+    processor_ids = [token for kind in ("image", "video") for token in getattr(processor, f"{kind}_token_ids", ())]
+    processor_ids = [token for token in processor_ids if token is not None]
+    if processor_ids and not set(processor_ids) & set(visual_token_ids):
         raise HorizonError(
-            f"model {name!r} takes tokens {_listed(visual_token_ids)} for visual ones, and its processor "
-            f"({type(processor).__name__}) writes {_listed(own)}: take the processor that belongs to the model"
+            f"model {name!r} takes tokens {_join_ids(visual_token_ids)} for visual ones, and its processor "
+            f"({type(processor).__name__}) writes {_join_ids(processor_ids)}: take the processor that belongs to the "
+            "model"
         )
     vocabulary = getattr(processor.tokenizer, "vocab_size", 0)
     if vocabulary > n_embeddings:
@@ -130,14 +131,14 @@ def check_processor(name: str, processor: Any, visual_token_ids: tuple[int, ...]
 
 
 def find_parts(name: str, model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The text decoder and the output embedding of a model.
+    """Return the text decoder and the output embedding of a model.
 
     Args:
-        name: of the model.
+        name: the model's name, for the message.
         model: the transformers model.
 
     Raises:
-        HorizonError: there is none.
+        HorizonError: the model has no decoder with layers and final norm, or no output embedding.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
@@ -147,39 +148,41 @@ def find_parts(name: str, model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def check_attending(name: str, layers: nn.ModuleList) -> None:
-    """Refuse decoders from whose layers tokens cannot be removed.
+    """Refuse decoders with layers from which tokens cannot be removed.
 
     Args:
-        name: of the model.
-        layers: of its decoder.
+        name: the model's name, for the message.
+        layers: the layers of the model's decoder.
 
     Raises:
-        HorizonError: a layer does not attend.
+        HorizonError: a layer has no self-attention.
     """
-    odd = [k for k, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
-    if odd:
+    gaps = [k for k, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
+    if gaps:
         raise HorizonError(
-            f"model {name!r}: layer {odd[0]} has no self-attention ({len(odd)} such layers), and removing tokens from "
-            "a recurrent or cross-attention layer has no rule here: take a model whose decoder attends in every layer"
+            f"model {name!r}: layer {gaps[0]} has no self-attention ({len(gaps)} such layers), and removing tokens "
+            "from a recurrent or cross-attention layer has no rule here: take a model whose decoder attends in every "
+            "layer"
         )
 
 
 def find_visual_tokens(name: str, config: Any) -> tuple[int, ...]:
-    """Ids that stand for visual tokens in a prompt, of images and videos.
+    """Return the ids that stand for visual tokens of images and videos in a prompt.
 
     Args:
-        name: of the model.
-        config: its configuration.
+        name: the model's name, for the message.
+        config: the model's configuration.
 
     Raises:
         HorizonError: the configuration declares none.
     """
-    found = [getattr(config, attribute, None) for attribute in VISUAL_TOKEN_ATTRIBUTES]
-    ids = tuple(dict.fromkeys(int(token) for token in found if token is not None))
+    declared_ids = [getattr(config, attribute, None) for attribute in VISUAL_TOKEN_ATTRIBUTES]
+    ids = tuple(dict.fromkeys(int(token) for token in declared_ids if token is not None))
     if not ids:
         raise HorizonError(f"model {name!r} declares no image token: its visual tokens cannot be found in a prompt")
     return ids
 
 
-def _listed(tokens: Any) -> str:
+def _join_ids(tokens: Any) -> str:
+    """Return distinct token ids in ascending order, joined by commas."""
     return ", ".join(map(str, sorted(set(tokens))))

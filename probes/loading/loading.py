@@ -51,24 +51,25 @@ def load_model(
     quantization: str | None = None,
     check: bool = True,
 ) -> ProbedModel:
-    """Load a model from a directory or hub id, or wrap one that is already built.
+    """Return the probed model of a directory or hub id, or of a transformers model that is already built.
 
     Args:
         name_or_path_or_model: a checkpoint directory, a hub id, or a transformers model.
-        processor: its processor; loaded from the same place by default, required with a built model.
-        name: what to call the model in runs; its id, directory or class by default. Name a model that you changed.
+        processor: the model's processor; loaded from the same place by default, required with a built model.
+        name: the model's name in runs; its id, directory or class by default. Name a model that you changed.
         revision: branch, tag or commit of a hub model.
-        device_map: as in transformers (needs accelerate); by default the first GPU if there is one, else the CPU.
-            Layers may wait in main memory or on disk, but not be spread over several GPUs.
+        device_map: the device map of transformers (needs accelerate); by default the first GPU if there is one, else
+            the CPU. Layers may wait in main memory or on disk, but not be spread over several GPUs.
         dtype: a torch dtype or its name; "auto" is the checkpoint's on a GPU and float32 on a CPU, where half
             precision is slow, or float16 with 8-bit weights, whose products are in it.
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
         quantization: "4bit" or "8bit" (needs bitsandbytes); states are then those of the quantized model. The
             rounding of 8-bit products depends on what else is in a batch: the noise floor shows about how much.
-        check: prove on one prompt that it can be measured exactly (`check_model`): about ten forwards.
+        check: whether to prove on one prompt, in about ten forwards, that the model can be measured exactly
+            (`check_model`).
 
     Raises:
-        HorizonError: nothing is there, it has no processor or that of another model, it is no decoder-only
+        HorizonError: no model is at this place, it has no processor or that of another model, it is no decoder-only
             vision-language model, it is of a family that is refused, or it fails the self-test.
     """
     options = LoadOptions(dtype, attn, device_map, quantization)
@@ -88,7 +89,7 @@ class LoadOptions:
     Attributes:
         dtype: a torch dtype or its name, or "auto".
         attn: one of `ATTENTION`.
-        device_map: as in transformers, or None.
+        device_map: the device map of transformers, or None.
         quantization: one of `QUANTIZATIONS`, or None.
     """
 
@@ -98,13 +99,13 @@ class LoadOptions:
     quantization: str | None
 
     def __post_init__(self) -> None:
-        """Raise HorizonError where a word is unknown, before anything is read."""
+        """Raise HorizonError where the attention is unknown, before anything is read."""
         check_choice("attention", self.attn, ATTENTION)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where weights are: the place as the user named it, the directory or hub id, and the commit of a hub model."""
+    """Where weights are: the place in the user's words, the directory or hub id, and the commit of a hub model."""
 
     place: str
     source: str
@@ -112,7 +113,7 @@ class Checkpoint:
 
 
 def _load(place: str, processor: Any, name: str | None, revision: str | None, options: LoadOptions) -> ProbedModel:
-    """The probed model of a directory or hub id."""
+    """Return the probed model of a directory or hub id."""
     source, commit = _resolve(place, revision)
     checkpoint = Checkpoint(place, source, commit)
     config = _load_config(checkpoint)
@@ -126,9 +127,9 @@ def _load(place: str, processor: Any, name: str | None, revision: str | None, op
 
 
 def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
-    """A directory as it stands, or a hub id and its commit, so that a branch that moves is not read half.
+    """Return a directory and None, or a hub id and its commit, so that all files come from one commit of a branch.
 
-    What looks like a path must exist.
+    A name that looks like a path must exist.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -142,9 +143,10 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
     try:
         config = hf_hub_download(name, "config.json", revision=revision)
     except (OSError, ValueError) as error:
-        at = f" at revision {revision!r}" if revision else ""
+        version = f" at revision {revision!r}" if revision else ""
         raise HorizonError(
-            f"model {name!r}{at} is no directory here and cannot be found on the hub or in its cache: {_first(error)}"
+            f"model {name!r}{version} is no directory here and cannot be found on the hub or in its cache: "
+            f"{_first(error)}"
         ) from error
     return name, Path(config).parent.name  # .../snapshots/<commit>/config.json
 
@@ -176,7 +178,7 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
 
 
 def _load_weights(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
-    """The transformers model of a checkpoint, where it shall be."""
+    """Return the transformers model of a checkpoint, on the device that the options name."""
     name, cuda = checkpoint.place, torch.cuda.is_available()
     placing = _placing_arguments(name, options)
     try:
@@ -191,10 +193,10 @@ def _load_weights(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
+    absent = sorted(report["missing_keys"])
+    if absent:
         raise HorizonError(
-            f"the checkpoint of {name!r} lacks {len(missing)} of the model's tensors (the first is {missing[0]}), "
+            f"the checkpoint of {name!r} lacks {len(absent)} of the model's tensors (the first is {absent[0]}), "
             "which would be random: take a complete checkpoint"
         )
     check_device_map(name, getattr(model, "hf_device_map", None))
@@ -202,10 +204,10 @@ def _load_weights(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
 
 
 def _placing_arguments(name: str, options: LoadOptions) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that say where weights lie and in how many bits; none by default.
+    """Return the arguments of `from_pretrained` that say where weights lie and in how many bits; none by default.
 
     Raises:
-        HorizonError: what they need is not installed, or the layers would lie on several GPUs.
+        HorizonError: a package that they need is not installed, or the layers would lie on several GPUs.
     """
     device_map, arguments = options.device_map, {}
     if device_map is not None:
@@ -223,7 +225,7 @@ def _placing_arguments(name: str, options: LoadOptions) -> dict[str, Any]:
 
 
 def _loaded_dtype(options: LoadOptions) -> Any:
-    """The dtype that weights are loaded in: where it is "auto", the checkpoint's on a GPU alone."""
+    """Return the dtype to load weights in; "auto" is the checkpoint's on a GPU, float32 on a CPU, float16 in 8 bits."""
     dtype = _as_dtype(options.dtype)
     if dtype == "auto" and options.quantization == "8bit":
         return torch.float16
@@ -233,10 +235,12 @@ def _loaded_dtype(options: LoadOptions) -> Any:
 def _as_dtype(dtype: str | torch.dtype) -> Any:
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
-    named = getattr(torch, dtype, None)
-    if not isinstance(named, torch.dtype) or not named.is_floating_point:  # other names that torch has pass too: half
+    torch_type = getattr(torch, dtype, None)
+    if (
+        not isinstance(torch_type, torch.dtype) or not torch_type.is_floating_point
+    ):  # other names that torch has pass too: half
         check_choice("dtype", dtype, DTYPES)
-    return named
+    return torch_type
 
 
 def _quantization_config(quantization: str) -> Any:
@@ -249,14 +253,14 @@ def _quantization_config(quantization: str) -> Any:
 
 
 def _keep_unpacked(name: str, model: nn.Module) -> None:
-    """Have 4-bit weights stay as they were read, on every processor.
+    """Keep 4-bit weights in the layout of their file, on every processor.
 
     Where a processor has AVX512-BF16, bitsandbytes repacks them at their first product on the CPU: that fails unless
     every input width is a multiple of 64 and every output width one of 32, which the towers of PaliGemma or
     Qwen2.5-VL are not, and what is repacked is multiplied in bfloat16, too coarse for replays in float32.
 
     Raises:
-        HorizonError: a forward pass has repacked some of them already, and what was there before is gone.
+        HorizonError: a forward pass has repacked some weights already, and their first layout is lost.
     """
     for path, module in model.named_modules():
         if not hasattr(module, "support_avx512bf16_for_cpu"):
@@ -272,18 +276,18 @@ def _keep_unpacked(name: str, model: nn.Module) -> None:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Without transformers' own progress bar: a load has one line of ours."""
-    shown = transformers.utils.logging.is_progress_bar_enabled()
+    """Turn transformers' own progress bar off for a while, since a load already has one line of ours."""
+    had_progress_bar = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
+        if had_progress_bar:
             transformers.utils.logging.enable_progress_bar()
 
 
 def _wrap_built(model: nn.Module, processor: Any, name: str | None, options: LoadOptions) -> ProbedModel:
-    """The probed model of one that is built already."""
+    """Return the probed model of a transformers model that is built already."""
     if processor is None:
         raise HorizonError(f"a built model needs its processor: load_model({type(model).__name__}, processor=...)")
     config: Any = model.config
@@ -311,7 +315,7 @@ def _probed(
     attn: str,
     quantization: str | None,
 ) -> ProbedModel:
-    """A model with its parts by role, once its layers are known to be of use."""
+    """Return a model with its parts by role, after a check that its layers can be measured."""
     config: Any = model.config
     decoder, head = find_parts(name, model)
     text = config.get_text_config(decoder=True)
@@ -346,23 +350,24 @@ def _probed(
 
 
 def _checked(probed: ProbedModel) -> ProbedModel:
-    """The same model, once its processor is known to belong to it."""
+    """Return the same model, after a check that its processor belongs to it."""
     embeddings = probed.model.get_input_embeddings().weight  # type: ignore[operator]
     check_processor(probed.name, probed.processor, probed.visual_token_ids, embeddings.shape[0])
     return probed
 
 
 def _head_dim(layer: Any, text: Any) -> int:
-    """As the layer has it, else as configured: some configurations leave it to be computed."""
+    """Return the width of an attention head: the layer's, else the configured one, else hidden size over heads."""
     declared = getattr(getattr(layer, "self_attn", None), "head_dim", None) or getattr(text, "head_dim", None)
     return declared or text.hidden_size // text.num_attention_heads
 
 
 def _quantized(model: nn.Module) -> str | None:
-    """What a model that was built elsewhere says of itself."""
+    """Return the quantization that a built model declares: "4bit", "8bit" or None."""
     bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
     return next((name for attribute, name in bits.items() if getattr(model, attribute, False)), None)
 
 
 def _first(error: Exception) -> str:
+    """Return the first line of an error's message."""
     return str(error).strip().split("\n", 1)[0]

@@ -11,23 +11,23 @@ from torch import nn
 from analyses.runs import HorizonError
 from probes.models.probed import Readout, embedding_device
 
-# What rounding may part the logits of a known form from the model's own, over the largest of these.
+# The largest difference that rounding explains between a form's logits and the model's, over the largest logit.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 SHORT_TEXT = 4  # tokens of the forward pass
 
 
 def find_readout(name: str, model: nn.Module, norm: nn.Module, head: nn.Module, visual: tuple[int, ...]) -> Readout:
-    """Find what a model does to its logits from one forward pass over a short text without pictures.
+    """Return how a model scales and caps its logits, from one forward pass over a short text without pictures.
 
-    The configuration names the forms that are known, but not whether the model's class follows them, so its own logits
-    decide: the form that comes nearest, if rounding explains what is left.
+    The configuration names the possible forms, but not whether the model's class follows them, so its own logits
+    decide: the form that comes nearest is taken, if rounding explains the remaining difference.
 
     Args:
-        name: of the model.
+        name: the model's name, for the message.
         model: the transformers model.
-        norm: its final norm.
-        head: its output embedding.
-        visual: ids that stand for visual tokens, of which the text has none.
+        norm: the model's final norm.
+        head: the model's output embedding.
+        visual: ids that stand for visual tokens; the text has none of them.
 
     Returns:
         The factor and the cap that turn the values of the output embedding into the model's logits.
@@ -51,7 +51,7 @@ def find_readout(name: str, model: nn.Module, norm: nn.Module, head: nn.Module, 
 
 
 def known_forms(model: nn.Module) -> list[Readout]:
-    """The forms that a model's configuration names, and their combinations; the plain output embedding first."""
+    """Return the forms that a model's configuration names, and their combinations; the plain one is first."""
     config: Any = model.config
     scales: list[float] = [1.0]
     caps: list[float | None] = [None]
@@ -65,7 +65,7 @@ def known_forms(model: nn.Module) -> list[Readout]:
 
 
 def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference of two tensors."""
+    """Return the largest difference of two tensors."""
     return float((ours.double() - theirs.double()).abs().max())
 
 
@@ -73,14 +73,14 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def _short_forward(
     name: str, model: nn.Module, norm: nn.Module, visual: tuple[int, ...]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token, hidden) input of the final norm and (token, vocabulary) logits of a short text."""
+    """Return the input of the final norm, (token, hidden), and the logits, (token, vocabulary), of a short text."""
     received: list[torch.Tensor] = []
     handle = norm.register_forward_pre_hook(lambda _norm, args: received.append(args[0]))
     ids = [token for token in range(SHORT_TEXT + len(visual)) if token not in visual][:SHORT_TEXT]
     text = torch.tensor([ids], device=embedding_device(model))
     try:
         logits = model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits
-    except Exception as error:  # whatever a model of unknown make raises
+    except Exception as error:  # a model of an unknown family may raise anything
         reason = str(error).strip().split("\n", 1)[0]
         raise HorizonError(
             f"the forward pass of {name!r} fails on a text of {SHORT_TEXT} tokens ({type(error).__name__}: {reason}): "

@@ -1,4 +1,4 @@
-"""What cannot be derived from a model: where its visual tokens lie, and what else it needs to be measured rightly.
+"""Families: where an architecture lays its visual tokens, and what else a right measurement needs to know of it.
 
 Adding a family means one rule, if none here fits, and one entry in `FAMILIES`, keyed by `config.model_type`. The table
 in the README is made from these entries: `python -m vlm_horizon.readme README.md` writes it.
@@ -34,19 +34,20 @@ class Family:
 
     Attributes:
         name: `config.model_type`.
-        blocks: the rule that explains all visual tokens of a prompt, in order: grids and placeless tokens. None for a
-            family that nobody has described: all its visual tokens are placeless, and token grids are refused.
-        title: what people call it.
+        blocks: the rule that explains all visual tokens of a prompt, in order, as grids and placeless tokens. None for
+            a family that nobody has described: all its visual tokens are placeless, and token grids are refused.
+        title: the name that people use.
         grid: the rule in words.
-        placeless: its placeless tokens in words.
-        video: whether a video's frames have a rule.
-        inputs: encoded inputs without which the model cannot be run rightly, whatever the prompt shows.
-        image_inputs, video_inputs: the same for images, and for a video.
-        answer_types: type row -> the type of a forced answer's tokens, where it is not 0.
-        bidirectional: which tokens also see those after them: "prefix", "image" or "".
-        deepstack: visual features are added again behind the first layers, as many as the vision tower hands over.
-        plain_prompt: used where the processor has no chat template; `{images}` stands for the image tokens.
-        refused: why the family is not measured, with the remedy; "" if it is.
+        placeless: the placeless tokens in words.
+        video: whether the rule covers a video's frames.
+        inputs: encoded inputs without which the model runs wrongly, whatever the prompt shows.
+        image_inputs, video_inputs: the encoded inputs needed besides for images, and for a video.
+        answer_types: by name of a type row, the type of a forced answer's tokens, where it is not 0.
+        bidirectional: the tokens that also see those after them: "prefix", "image" or "".
+        deepstack: whether visual features are added again behind the first layers, one layer for each level of the
+            vision tower.
+        plain_prompt: the prompt where the processor has no chat template; `{images}` stands for the image tokens.
+        refused: why the family cannot be measured, with the remedy; "" if it can.
     """
 
     name: str
@@ -65,11 +66,11 @@ class Family:
     refused: str = ""
 
     def required(self, video: bool) -> tuple[str, ...]:
-        """Names that the encoded inputs must hold."""
+        """Return the names that the encoded inputs must hold, for a video or for images."""
         return self.inputs + (self.video_inputs if video else self.image_inputs)
 
     def grids(self, layout: VisualLayout) -> list[TokenGrid]:
-        """The patch grids of a prompt; every visual token outside of them is a placeless one that the rule names.
+        """Return the patch grids of a prompt; the rule counts every visual token outside of them as placeless.
 
         Raises:
             HorizonError: the rule explains more or fewer tokens than the prompt holds.
@@ -78,34 +79,38 @@ class Family:
 
 
 def square_grid(layout: VisualLayout) -> list[GridBlock]:
-    """One square grid an image, over what resizing and center cropping leave of it; behind a CLS token if kept."""
-    each = layout.share()
-    kept = getattr(layout.config, "vision_feature_select_strategy", "default") == "full"
-    cls = int(kept and math.isqrt(each) ** 2 != each)
-    side = square_side(each - cls, layout.config.model_type)
-    return [GridBlock(side, side, layout.box(i), i, before=cls) for i in range(len(layout.sizes))]
+    """Return one square grid for each image, over what resizing and cropping leave; a CLS token may precede it."""
+    n_tokens = layout.share()
+    keeps_cls = getattr(layout.config, "vision_feature_select_strategy", "default") == "full"
+    n_cls = int(keeps_cls and math.isqrt(n_tokens) ** 2 != n_tokens)
+    side = square_side(n_tokens - n_cls, layout.config.model_type)
+    return [GridBlock(side, side, layout.box(i), i, before=n_cls) for i in range(len(layout.sizes))]
 
 
 def llava_grid(layout: VisualLayout) -> list[GridBlock]:
-    """LLaVA: a square grid, or with a Pixtral tower the image's own shape."""
+    """Return LLaVA's grids: a square for each image, or with a Pixtral tower the image's own shape."""
     pixtral = getattr(layout.config.vision_config, "model_type", "") == "pixtral"
     return pixtral_grid(layout) if pixtral else square_grid(layout)
 
 
 def pixtral_grid(layout: VisualLayout) -> list[GridBlock]:
-    """Pixtral: the resized image in merged patches, row-major; the row markers are text."""
+    """Return Pixtral's grids: the resized image in merged patches, row by row; the row markers are text."""
     step = layout.config.vision_config.patch_size * getattr(layout.config, "spatial_merge_size", 1)
     sizes = layout.counts("image_sizes")
     return [GridBlock(height // step, width // step, WHOLE, i) for i, (height, width) in enumerate(sizes)]
 
 
 def anyres_grids(layout: VisualLayout) -> list[GridBlock]:
-    """LLaVA-NeXT: the whole image on a square base grid, then its tiles as one grid with newline tokens."""
+    """Return LLaVA-NeXT's grids: the whole image on a square, then its tiles as one grid with newline tokens."""
     return _base_and_tiles(layout, shrink=False)
 
 
 def onevision_grids(layout: VisualLayout) -> list[GridBlock]:
-    """LLaVA-OneVision: as NeXT, pooled where too large; several images one square each; a video's frames pooled."""
+    """Return LLaVA-OneVision's grids.
+
+    One image has those of LLaVA-NeXT, pooled where too large; several images have one square each, and so has each
+    frame of a video, pooled.
+    """
     side = _tower_side(layout.config)
     n = len(layout.sizes)
     if layout.video:
@@ -118,6 +123,7 @@ def onevision_grids(layout: VisualLayout) -> list[GridBlock]:
 
 
 def _base_and_tiles(layout: VisualLayout, *, shrink: bool) -> list[GridBlock]:
+    """Return for each image a square base grid, then its tiles as one grid, pooled where `shrink` allows it."""
     side = _tower_side(layout.config)
     return [
         block
@@ -127,32 +133,35 @@ def _base_and_tiles(layout: VisualLayout, *, shrink: bool) -> list[GridBlock]:
 
 
 def _tower_side(config: Any) -> int:
+    """Return the patches along one side of the vision tower's input."""
     return config.vision_config.image_size // config.vision_config.patch_size
 
 
 def merged_grids(layout: VisualLayout) -> list[GridBlock]:
-    """Qwen-VL: merged patches, row-major; of a video one grid for each group of frames that is encoded together."""
+    """Return Qwen-VL's grids: merged patches, row by row; in a video one grid for each group of frames."""
     vision = layout.config.vision_config
     sizes = layout.counts("video_grid_thw" if layout.video else "image_grid_thw")
-    together = vision.temporal_patch_size if layout.video else 1
+    group_size = vision.temporal_patch_size if layout.video else 1
     return [
-        GridBlock(rows // vision.spatial_merge_size, columns // vision.spatial_merge_size, WHOLE, i + group * together)
+        GridBlock(
+            rows // vision.spatial_merge_size, columns // vision.spatial_merge_size, WHOLE, i + group * group_size
+        )
         for i, (groups, rows, columns) in enumerate(sizes)
         for group in range(groups)
     ]
 
 
 def internvl_tiles(layout: VisualLayout) -> list[GridBlock]:
-    """InternVL: square tiles, row-major, then the whole image as a thumbnail if there is more than one."""
-    # here, since only this family needs it
+    """Return InternVL's grids: square tiles, row by row, then a thumbnail of the image if it has several tiles."""
+    # imported here, since only this family needs it
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-    seen, processor = layout.config.image_seq_length, layout.image_processor
-    side = square_side(seen, layout.config.model_type)
+    tile_tokens, processor = layout.config.image_seq_length, layout.image_processor
+    side = square_side(tile_tokens, layout.config.model_type)
     runs = layout.runs()
     blocks = []
     for i, (width, height) in enumerate(layout.sizes):
-        if i >= len(runs) or runs[i] <= seen:
+        if i >= len(runs) or runs[i] <= tile_tokens:
             blocks.append(GridBlock(side, side, layout.box(i), i))
             continue
         tile = processor.size["height"], processor.size["width"]
@@ -162,7 +171,7 @@ def internvl_tiles(layout: VisualLayout) -> list[GridBlock]:
 
 
 def idefics_tiles(layout: VisualLayout) -> list[GridBlock]:
-    """Idefics3 and SmolVLM: square tiles, row-major, each behind its text marker, then the whole image."""
+    """Return the grids of Idefics3 and SmolVLM: square tiles, row by row, each after a text marker, then the image."""
     vision = layout.config.vision_config
     side = vision.image_size // vision.patch_size // layout.config.scale_factor
     blocks = []
@@ -174,23 +183,23 @@ def idefics_tiles(layout: VisualLayout) -> list[GridBlock]:
 
 
 def gemma3_grids(layout: VisualLayout) -> list[GridBlock]:
-    """Gemma 3: one square grid an image; with pan and scan, behind it one for each crop along the longer side."""
-    each = layout.config.mm_tokens_per_image
-    side = square_side(each, layout.config.model_type)
+    """Return Gemma 3's grids: a square for each image; with pan and scan, one more for each crop."""
+    n_tokens = layout.config.mm_tokens_per_image
+    side = square_side(n_tokens, layout.config.model_type)
     blocks = [GridBlock(side, side, layout.box(i), i) for i in range(len(layout.sizes))]
-    crops = len(layout.positions) // each - 1
+    crops = len(layout.positions) // n_tokens - 1
     if len(layout.sizes) > 1 or crops < 1:
         return blocks
-    (width, height), across = layout.sizes[0], layout.sizes[0][0] >= layout.sizes[0][1]
-    length = width if across else height
+    (width, height), wide = layout.sizes[0], layout.sizes[0][0] >= layout.sizes[0][1]
+    length = width if wide else height
     step = math.ceil(length / crops)
     ends = [(i * step / length, min((i + 1) * step, length) / length) for i in range(crops)]
-    boxes = [(first, 0.0, last, 1.0) if across else (0.0, first, 1.0, last) for first, last in ends]
+    boxes = [(first, 0.0, last, 1.0) if wide else (0.0, first, 1.0, last) for first, last in ends]
     return [*blocks, *(GridBlock(side, side, box) for box in boxes)]
 
 
 def video_llava_grids(layout: VisualLayout) -> list[GridBlock]:
-    """Video-LLaVA: a square grid an image; of a video one a frame, behind its CLS token."""
+    """Return Video-LLaVA's grids: a square for each image, or for each frame of a video, after its CLS token."""
     if not layout.video:
         return square_grid(layout)
     side = square_side(layout.share() - 1, layout.config.model_type)
@@ -299,12 +308,12 @@ FAMILIES: dict[str, Family] = {
 
 
 def find_family(config: Any) -> Family:
-    """The family of a model's configuration; one without a grid if nobody has described its model type."""
+    """Return the family of a model's configuration; a family without a grid if nobody has described its model type."""
     return FAMILIES.get(config.model_type) or Family(config.model_type, None)
 
 
 def sliding_window(config: Any) -> int | None:
-    """How many tokens back the decoder's sliding layers see; None if every layer sees all."""
+    """Return how many tokens back the decoder's sliding layers see; None if every layer sees all."""
     text = config.get_text_config(decoder=True)
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None)
@@ -313,12 +322,12 @@ def sliding_window(config: Any) -> int | None:
 
 
 def check_grids(name: str, family: Family, tokens: str = "visual") -> None:
-    """Refuse token grids where nobody has said how the tokens lie; entropies, removals and text need no grid.
+    """Refuse token grids of a family without a grid rule; entropies, removals and text need no grid.
 
     Args:
-        name: of the model.
-        family: of its model type.
-        tokens: that the grids are of: visual, text or all.
+        name: the model's name, for the message.
+        family: the model's family.
+        tokens: the tokens on the grids: visual, text or all.
 
     Raises:
         HorizonError: the family has no grid rule.

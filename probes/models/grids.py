@@ -12,13 +12,13 @@ from analyses.runs import HorizonError
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The visual tokens of one image, crop or frame, in their places; or a stretch of text, as one row.
+    """The visual tokens of one image, crop or frame in rows and columns, or a stretch of text as one row.
 
     Attributes:
         positions: (rows, columns) int, the position of each token in the prompt.
         box: left, top, right, bottom of the part of the original image that the grid covers, as fractions; of text
             all are 0.
-        image: which image or frame of the sample it shows, from 0.
+        image: number, from 0, of the image or frame of the sample that the grid shows.
     """
 
     positions: np.ndarray
@@ -27,12 +27,12 @@ class TokenGrid:
 
     @property
     def rows(self) -> int:
-        """Rows of tokens."""
+        """Number of rows of tokens."""
         return self.positions.shape[0]
 
     @property
     def columns(self) -> int:
-        """Columns of tokens."""
+        """Number of columns of tokens."""
         return self.positions.shape[1]
 
 
@@ -49,10 +49,10 @@ class Window:
 
 
 def text_stretches(positions: np.ndarray) -> list[TokenGrid]:
-    """Runs of consecutive positions, each as one row: what lies between them (a picture) is no text.
+    """Return the runs of consecutive positions, each as a grid of one row; a picture between two runs is no text.
 
     Args:
-        positions: (token,) int, ascending.
+        positions: (token,) int, ascending positions of the text.
 
     >>> [stretch.positions.tolist() for stretch in text_stretches(np.array([0, 1, 7, 8, 9]))]
     [[[0, 1]], [[7, 8, 9]]]
@@ -64,12 +64,12 @@ def text_stretches(positions: np.ndarray) -> list[TokenGrid]:
 
 
 def choose_window(window: int | None, max_windows: int | None, grids: Sequence[TokenGrid]) -> int:
-    """Side of a sample's windows: `window` as it stands, or the smallest that makes at most `max_windows`.
+    """Return the side of a sample's windows in tokens: `window`, or the smallest that makes at most `max_windows`.
 
     Args:
-        window: side in tokens; None where `max_windows` chooses.
-        max_windows: most windows that all grids of the sample may have together.
-        grids: of the sample.
+        window: the side in tokens; None where `max_windows` decides.
+        max_windows: largest number of windows over all grids of the sample.
+        grids: the grids of the sample.
 
     Raises:
         HorizonError: `max_windows` is less than the number of grids: windows never cross grids.
@@ -89,26 +89,26 @@ def choose_window(window: int | None, max_windows: int | None, grids: Sequence[T
 
 
 def _pieces(grids: Sequence[TokenGrid]) -> str:
-    """What these are, in words; only text covers nothing of the image."""
+    """Return the noun for these grids; a stretch of text is known by an empty box."""
     text = [not any(grid.box) for grid in grids]
     return "grids" if not any(text) else "stretches of text" if all(text) else "grids and stretches of text"
 
 
 def count_windows(grids: Sequence[TokenGrid], size: int) -> int:
-    """How many windows `tile_windows` makes."""
+    """Return how many windows of this side `tile_windows` makes."""
     return sum(-(-grid.rows // size) * -(-grid.columns // size) for grid in grids)
 
 
 def tile_windows(grids: Sequence[TokenGrid], size: int, first: int = 0) -> list[Window]:
-    """Tile every grid with size x size windows from its top left, row-major; windows at the edge are smaller.
+    """Return the windows of size x size tokens that tile every grid, row by row from its top left.
 
-    No window crosses a crop or frame, and every token with a place lies in exactly one window. A stretch of text is one
-    row, so its windows are `size` tokens.
+    Windows at the edge are smaller. No window crosses a crop or frame, and every token with a place lies in exactly one
+    window. A stretch of text is one row, so its windows have `size` tokens.
 
     Args:
-        grids: to tile.
+        grids: the grids to tile.
         size: side of a window in tokens.
-        first: number of the first grid, for `Window.crop`.
+        first: number of the first grid in `Window.crop`.
 
     Raises:
         HorizonError: `size` is not a whole number of at least 1.

@@ -1,4 +1,4 @@
-"""The words in which a family says where its visual tokens lie: what a rule may look at, the blocks it answers with."""
+"""Layouts: what a family's rule reads of a prompt, and the blocks in which it says where visual tokens lie."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 @dataclass(frozen=True)
 class VisualLayout:
-    """What a grid rule may look at.
+    """The facts about a prompt that a grid rule may use.
 
     Attributes:
         config: the model's configuration.
         inputs: the encoded inputs.
         positions: (n_visual,) int, positions of the visual tokens in the prompt, ascending.
         sizes: width and height in pixels of each original image, or of each frame of a video.
-        image_processor: what resized and cropped them; a video's own processor for frames.
-        video: the sizes are those of one video's frames.
+        image_processor: the processor that resized and cropped them; the video processor for frames.
+        video: whether the sizes are those of one video's frames.
     """
 
     config: Any
@@ -37,41 +37,41 @@ class VisualLayout:
     video: bool = False
 
     def box(self, image: int) -> Box:
-        """What padding to a square, or resizing and center cropping, leave of one image or frame."""
+        """Return the box that the encoder sees of one image or frame, after padding or resizing and cropping."""
         processor = self.image_processor
         if getattr(processor, "do_pad", False) and hasattr(processor, "pad_to_square"):
             return padded_square_box(self.sizes[image])
         return center_crop_box(processor, self.sizes[image])
 
     def counts(self, name: str) -> list[list[int]]:
-        """An input that counts pixels or patches, one row an image.
+        """Return an input that counts pixels or patches, with one row for each image.
 
         Raises:
-            HorizonError: it is not there.
+            HorizonError: the encoding lacks this input.
         """
         if name not in self.inputs:
             raise HorizonError(f"the encoding lacks {name}, which says how the visual tokens lie")
         return self.inputs[name].tolist()
 
     def runs(self) -> list[int]:
-        """Lengths of the stretches of visual tokens that no other token interrupts."""
+        """Return the lengths, in tokens, of the runs of visual tokens that no other token interrupts."""
         breaks = np.flatnonzero(np.diff(self.positions) > 1) + 1
         return [len(part) for part in np.split(self.positions, breaks)]
 
     def share(self) -> int:
-        """Visual tokens of each image or frame, where all have the same number.
+        """Return the number of visual tokens of each image or frame, which all have the same.
 
         Raises:
-            HorizonError: they cannot have.
+            HorizonError: the visual tokens cannot be divided evenly.
         """
-        each, rest = divmod(len(self.positions), len(self.sizes))
+        n_tokens, rest = divmod(len(self.positions), len(self.sizes))
         if rest:
-            what = "frames" if self.video else "images"
+            noun = "frames" if self.video else "images"
             raise HorizonError(
-                f"{len(self.positions)} visual tokens cannot be shared evenly among {len(self.sizes)} {what}, "
+                f"{len(self.positions)} visual tokens cannot be shared evenly among {len(self.sizes)} {noun}, "
                 f"as {self.config.model_type} promises"
             )
-        return each
+        return n_tokens
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class GridBlock:
     """A stretch of visual tokens in the order of the prompt: one grid, row by row, and the placeless tokens around it.
 
     Attributes:
-        rows: rows of the grid; 0 for placeless tokens alone.
-        columns: its columns.
-        box: left, top, right, bottom of what it covers, as fractions of the original image.
-        image: which image or frame it shows.
-        before: placeless tokens before it (a CLS token).
-        row_end: placeless tokens after each of its rows (a newline token).
-        after: placeless tokens after it.
+        rows: number of rows of the grid; 0 for placeless tokens alone.
+        columns: number of columns of the grid.
+        box: left, top, right, bottom of the part it covers, as fractions of the original image.
+        image: number, from 0, of the image or frame that the grid shows.
+        before: number of placeless tokens before the grid (a CLS token).
+        row_end: number of placeless tokens after each row (a newline token).
+        after: number of placeless tokens after the grid.
     """
 
     rows: int = 0
@@ -98,20 +98,20 @@ class GridBlock:
 
     @property
     def placeless(self) -> int:
-        """Its tokens without a place."""
+        """Number of tokens of the block without a place on the grid."""
         return self.before + self.rows * self.row_end + self.after
 
     @property
     def n_tokens(self) -> int:
-        """All its tokens."""
+        """Number of all tokens of the block."""
         return self.rows * self.columns + self.placeless
 
 
 def place_blocks(blocks: Sequence[GridBlock], positions: np.ndarray) -> list[TokenGrid]:
-    """Lay blocks over the visual tokens, in order.
+    """Return the token grids of blocks that are laid over the visual tokens in order.
 
     Args:
-        blocks: as a rule gives them.
+        blocks: the blocks that a family's rule returns.
         positions: (n_visual,) int, positions of the visual tokens in the prompt, ascending.
 
     Raises:
@@ -120,12 +120,12 @@ def place_blocks(blocks: Sequence[GridBlock], positions: np.ndarray) -> list[Tok
     >>> [grid.positions.tolist() for grid in place_blocks([GridBlock(2, 2, row_end=1)], np.arange(5, 11))]
     [[[5, 6], [8, 9]]]
     """
-    told = sum(block.n_tokens for block in blocks)
-    if told != len(positions):
+    explained = sum(block.n_tokens for block in blocks)
+    if explained != len(positions):
         places = ", ".join(f"{block.rows} x {block.columns}" for block in blocks if block.rows) or "none"
         placeless = sum(block.placeless for block in blocks)
         raise HorizonError(
-            f"the prompt holds {len(positions)} visual tokens and the rule explains {told} "
+            f"the prompt holds {len(positions)} visual tokens and the rule explains {explained} "
             f"(grids: {places}; {placeless} placeless)"
         )
     grids, start = [], 0
@@ -140,10 +140,10 @@ def place_blocks(blocks: Sequence[GridBlock], positions: np.ndarray) -> list[Tok
 
 
 def square_side(n_tokens: int, model_type: str) -> int:
-    """Rows and columns of a square grid of so many tokens.
+    """Return the number of rows, and of columns, of a square grid with so many tokens.
 
     Raises:
-        HorizonError: there is none.
+        HorizonError: the number of tokens is no square.
     """
     side = math.isqrt(n_tokens)
     if side * side != n_tokens:
@@ -152,7 +152,7 @@ def square_side(n_tokens: int, model_type: str) -> int:
 
 
 def tile_boxes(rows: int, columns: int) -> list[Box]:
-    """Boxes of rows x columns equal tiles, row-major."""
+    """Return the boxes of rows x columns equal tiles, row by row."""
     return [
         (column / columns, row / rows, (column + 1) / columns, (row + 1) / rows)
         for row in range(rows)
@@ -161,7 +161,7 @@ def tile_boxes(rows: int, columns: int) -> list[Box]:
 
 
 def center_crop_box(image_processor: Any, image_size: tuple[int, int]) -> Box:
-    """Left, top, right, bottom of what the encoder sees, as fractions of the original image.
+    """Return left, top, right, bottom of the part that the encoder sees, as fractions of the original image.
 
     A processor resizes to a height and width, or the shortest edge to a length, and may then cut out the center;
     where the crop is larger than the resized image it pads, and the box reaches beyond 0 and 1.
@@ -182,7 +182,7 @@ def center_crop_box(image_processor: Any, image_size: tuple[int, int]) -> Box:
 
 
 def padded_square_box(image_size: tuple[int, int]) -> Box:
-    """The square around an image that was padded to one: it reaches beyond 0 and 1 on the shorter side."""
+    """Return the box of the square to which an image was padded; it reaches beyond 0 and 1 on the shorter side."""
     width, height = image_size
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
@@ -190,7 +190,7 @@ def padded_square_box(image_size: tuple[int, int]) -> Box:
 
 
 def anyres_block(config: Any, image_size: tuple[int, int], image: int, *, shrink: bool) -> GridBlock:
-    """The tiles of one image as one grid, cut back to the image, with a newline token after every row (LLaVA-NeXT).
+    """Return the tiles of one image as one grid without padding, a newline token after every row (LLaVA-NeXT).
 
     The image is scaled into the best of the configured resolutions and padded; rows or columns of patches that hold
     only padding are dropped, and the box says what remains, to the pixel.
@@ -198,10 +198,10 @@ def anyres_block(config: Any, image_size: tuple[int, int], image: int, *, shrink
     Args:
         config: the model's configuration.
         image_size: width and height of the original image in pixels.
-        image: its number.
-        shrink: pool the grid where it exceeds `config.vision_aspect_ratio`, "anyres_max_9" for 9 tiles (OneVision).
+        image: number of the image, from 0.
+        shrink: whether to pool the grid where it exceeds `config.vision_aspect_ratio`: "anyres_max_9" means 9 tiles.
     """
-    # here, since importing a modeling module takes seconds and only these families need one
+    # imported here, since importing a modeling module takes seconds and only these families need one
     import torch
     from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
@@ -214,26 +214,35 @@ def anyres_block(config: Any, image_size: tuple[int, int], image: int, *, shrink
     down = _covered(height, width, tiles[0] * tile, tiles[1] * tile, (canvas[0] - rows) // 2 * patch)
     across = _covered(width, height, tiles[1] * tile, tiles[0] * tile, (canvas[1] - columns) // 2 * patch)
     if shrink:
-        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        ratio = math.sqrt(rows * columns / (most * side**2))
+        max_tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * columns / (max_tiles * side**2))
         if ratio > 1.1:
             rows, columns = int(rows // ratio), int(columns // ratio)
     return GridBlock(rows, columns, (across[0], down[0], across[1], down[1]), image, row_end=1)
 
 
-def _covered(length: int, other: int, canvas: int, other_canvas: int, dropped: int) -> tuple[float, float]:
-    """Fractions of an image's side where the kept part of its padded canvas begins and ends.
+def _covered(length: int, other_length: int, canvas: int, other_canvas: int, dropped: int) -> tuple[float, float]:
+    """Return the fractions of an image's side at which the remaining part of its padded canvas begins and ends.
 
     The image is scaled until it touches the canvas on one side, which fixes its length on the other.
+
+    Args:
+        length: length of the side in pixels.
+        other_length: length of the other side in pixels.
+        canvas: length of the canvas along the side in pixels.
+        other_canvas: length of the canvas along the other side in pixels.
+        dropped: pixels of padding that are dropped at each end.
     """
-    scale = min(canvas / length, other_canvas / other)
+    scale = min(canvas / length, other_canvas / other_length)
     scaled = canvas if scale == canvas / length else min(math.ceil(length * scale), canvas)
     start = (canvas - scaled) // 2
     return (dropped - start) / scaled, (canvas - dropped - start) / scaled
 
 
 def idefics_tiling(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of tiles, as Idefics3's image processor resizes, step by step; its own count skips a step.
+    """Return the rows and columns of tiles, by the steps in which Idefics3's image processor resizes.
+
+    The processor has a count of its own, which skips a step and can differ.
 
     Args:
         processor: the image processor.
@@ -256,10 +265,10 @@ def idefics_tiling(processor: Any, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _to_longest_edge(width: int, height: int, longest: int) -> tuple[int, int]:
-    """Scale to a longest edge; the other is made even."""
+    """Return width and height in pixels, scaled to a longest edge, the shorter one made even."""
     ratio = width / height
     if width >= height:
-        other = int(longest / ratio)
-        return longest, max(1, other + other % 2)
-    other = int(longest * ratio)
-    return max(1, other + other % 2), longest
+        shorter = int(longest / ratio)
+        return longest, max(1, shorter + shorter % 2)
+    shorter = int(longest * ratio)
+    return max(1, shorter + shorter % 2), longest

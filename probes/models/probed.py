@@ -18,7 +18,7 @@ ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}  # 
 
 @dataclass(frozen=True)
 class Readout:
-    """What a model makes of the values of its output embedding: scale * x, then softly capped at +- cap.
+    """How a model turns the values of its output embedding into logits: scale * x, then softly capped at +- cap.
 
     Attributes:
         scale: the factor, as in Cohere and Granite.
@@ -29,7 +29,7 @@ class Readout:
     cap: float | None = None
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        """Logits of the output embedding's values, of the same shape."""
+        """Return the logits from the values of the output embedding, of the same shape."""
         scaled = values if self.scale == 1.0 else values * self.scale
         return scaled if self.cap is None else torch.tanh(scaled / self.cap) * self.cap
 
@@ -40,17 +40,17 @@ class ProbedModel:
 
     Attributes:
         model: the transformers model.
-        processor: its processor (tokenizer, image processor, chat template).
+        processor: the model's processor (tokenizer, image processor, chat template).
         name: hub id, directory or class name.
         revision: commit of a hub model, else None.
-        family: where its visual tokens lie.
+        family: the model's family, which says where its visual tokens lie.
         decoder: the text decoder; `layers` its L layers, `norm` the final norm, `head` the output embedding.
         n_layers, n_heads, n_key_value_heads, head_dim, hidden_size, vocab_size: dimensions of the decoder.
         visual_token_ids: ids that stand for visual tokens in the prompt.
         attn: attention implementation of the decoder.
         quantization: "4bit", "8bit" or None.
-        readout: what it makes of the output embedding's values.
-        tracer: its traceable views, a `probes.replay.capture.Tracer`.
+        readout: how the output embedding's values become logits.
+        tracer: the model's traceable views, a `probes.replay.capture.Tracer`.
     """
 
     model: nn.Module
@@ -76,11 +76,20 @@ class ProbedModel:
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The fields of a run's configuration that describe the model, all but those of its weights and processor."""
-        same = ("revision", "n_layers", "n_heads", "n_key_value_heads", "head_dim", "hidden_size", "vocab_size", "attn")
-        named = {"model": self.name, "family": self.family.name, "quantization": self.quantization}
+        """The fields of a run's configuration that describe the model, except those of its weights and processor."""
+        attributes = (
+            "revision",
+            "n_layers",
+            "n_heads",
+            "n_key_value_heads",
+            "head_dim",
+            "hidden_size",
+            "vocab_size",
+            "attn",
+        )
+        names = {"model": self.name, "family": self.family.name, "quantization": self.quantization}
         dtype = str(self.dtype).removeprefix("torch.")
-        return {**named, "dtype": dtype, **{name: getattr(self, name) for name in same}}
+        return {**names, "dtype": dtype, **{name: getattr(self, name) for name in attributes}}
 
     @property
     def tokenizer(self) -> Any:
@@ -99,18 +108,18 @@ class ProbedModel:
 
 
 def embedding_device(model: nn.Module) -> torch.device:
-    """The device of a model's input embeddings, or the one that a device map takes them to when they are needed."""
+    """Return the device of a model's input embeddings, or the one to which a device map brings them for a forward."""
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
-    away = embeddings.weight.is_meta
-    return torch.device(embeddings._hf_hook.execution_device) if away else embeddings.weight.device
+    offloaded = embeddings.weight.is_meta
+    return torch.device(embeddings._hf_hook.execution_device) if offloaded else embeddings.weight.device
 
 
 def fingerprint(model: nn.Module) -> str:
-    """16 hex digits over names, shapes and 64 spread values of every parameter: other weights, other digits."""
+    """Return 16 hex digits that change with the weights: a hash of names, shapes and 64 values of every parameter."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        with _present(model, name, parameter) as present:
-            flat = present.detach().reshape(-1)
+        with _present(model, name, parameter) as values:
+            flat = values.detach().reshape(-1)
             spread = flat[torch.linspace(0, len(flat) - 1, 64, dtype=torch.float64, device=flat.device).long()]
             digest.update(f"{name}{tuple(parameter.shape)}{spread.float().cpu().tolist()}".encode())
     return digest.hexdigest()[:16]
@@ -118,7 +127,7 @@ def fingerprint(model: nn.Module) -> str:
 
 @contextmanager
 def _present(model: nn.Module, name: str, parameter: nn.Parameter) -> Iterator[torch.Tensor]:
-    """A parameter with its values: a device map may leave them on disk or in main memory until they are needed."""
+    """Yield a parameter with its values, which a device map may leave on disk or in main memory until a forward."""
     if not parameter.is_meta:
         yield parameter
         return

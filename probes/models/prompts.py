@@ -17,24 +17,24 @@ from probes.models.grids import TokenGrid, Window, text_stretches, tile_windows
 from probes.models.layouts import VisualLayout
 from probes.models.probed import ProbedModel
 
-NO_INPUT = ("labels",)  # what a processor adds for training
+NO_INPUT = ("labels",)  # entries that a processor adds for training
 RENAMED = {"pixel_values_images": "pixel_values"}  # processors that lag behind their models (Video-LLaVA)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One encoded sample.
+    """One sample as its model reads it.
 
     Attributes:
-        inputs: what the model's forward takes, batch of one, on the model's device.
-        text: the prompt's exact text, image placeholders not expanded.
+        inputs: the arguments of the model's forward, a batch of one on the model's device.
+        text: the prompt's exact text, with image placeholders as the template writes them.
         visual: (n_visual,) long, positions of the visual tokens in the prompt, ascending.
         grids: the patch grids; their tokens are a subset of `visual`.
         readout: (place,) long, positions whose next-token distribution is measured: the last prompt token, then
             the tokens of a teacher-forced answer except its last.
-        image: the decoded image, the first where there are several.
-        images: all decoded images or frames, where there are several.
-        tokens: which tokens are taken away: "visual", "text" or "all".
+        image: the decoded image, or the first of several.
+        images: all decoded images or frames where there are several, else ().
+        tokens: the tokens that replays take away: "visual", "text" or "all".
     """
 
     inputs: dict[str, Any]
@@ -48,19 +48,19 @@ class Prompt:
 
     @property
     def removable(self) -> torch.Tensor:
-        """(token,) long, ascending positions of `tokens`.
+        """The positions of `tokens`, (token,) long, ascending.
 
-        Text is all that is not visual and comes before the first token that is read: beginning-of-sequence and chat
-        markup with it. What is read cannot be taken away.
+        Text is every token that is not visual and comes before the first readout position, with the
+        beginning-of-sequence token and the chat markup. Readout positions cannot be taken away.
         """
         if self.tokens == "visual":
             return self.visual
-        before = torch.arange(int(self.readout[0]), device=self.visual.device)
-        return before if self.tokens == "all" else before[~torch.isin(before, self.visual)]
+        positions = torch.arange(int(self.readout[0]), device=self.visual.device)
+        return positions if self.tokens == "all" else positions[~torch.isin(positions, self.visual)]
 
     @property
     def removable_grids(self) -> tuple[TokenGrid, ...]:
-        """The patch grids and the stretches of text, as far as they belong to `tokens`."""
+        """The patch grids, the stretches of text, or both, as `tokens` says."""
         if self.tokens == "visual":
             return self.grids
         text = replace(self, tokens="text").removable
@@ -69,12 +69,12 @@ class Prompt:
 
     @property
     def n_tokens(self) -> int:
-        """Length of the encoded sequence, a teacher-forced answer included."""
+        """Number of tokens of the encoded sequence, a teacher-forced answer included."""
         return self.inputs["input_ids"].shape[1]
 
     @property
     def placeless(self) -> int:
-        """Visual tokens without a place on a grid (newline, CLS, separators)."""
+        """Number of visual tokens without a place on a grid (newline, CLS, separators)."""
         return len(self.visual) - sum(grid.positions.size for grid in self.grids)
 
 
@@ -84,26 +84,26 @@ def check_tokens(tokens: str) -> None:
 
 
 def removable_windows(prompt: Prompt, size: int) -> list[Window]:
-    """Windows of the tokens that are taken away: of each grid, then of each stretch of text between pictures.
+    """Return the windows of the removable tokens: of each grid, then of each stretch of text between pictures.
 
-    Crops count the grids first, whether or not they belong to these tokens.
+    `Window.crop` counts the grids first, whether or not they belong to these tokens.
     """
     return tile_windows(prompt.removable_grids, size, first=len(prompt.grids) if prompt.tokens == "text" else 0)
 
 
 def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = (), *, tokens: str = "visual") -> Prompt:
-    """Encode pictures and question through the model's chat template, then the answer's tokens if they are forced.
+    """Return the prompt of pictures and question by the model's chat template, with the tokens of a forced answer.
 
     Args:
-        model: as loaded.
+        model: the model whose processor encodes.
         sample: one question about one image, several, or the frames of a video.
         answer_ids: tokens appended after the prompt for the `answer` target.
-        tokens: which are taken away in replays: visual, text or all.
+        tokens: the tokens that replays take away: visual, text or all.
 
     Raises:
-        SampleError: the row or an image cannot be read, the processor refuses the prompt, or this lacks an input that
-            the family needs, holds no visual token, or not those that the family's rule explains, or no text to take
-            away.
+        SampleError: the row or an image cannot be read, or the processor refuses the prompt; or the prompt lacks an
+            input that the family needs, has no visual token, other visual tokens than the family's rule explains, or
+            no text to take away.
         HorizonError: `tokens` is unknown.
     """
     check_tokens(tokens)
@@ -130,16 +130,16 @@ def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = (),
 
 
 def chat_text(model: ProbedModel, question: str, *, n_images: int = 1, video: bool = False) -> str:
-    """The prompt's text by the model's own chat template, ending where the answer begins.
+    """Return the prompt's text by the model's own chat template, up to where the answer begins.
 
     Args:
-        model: as loaded.
-        question: without chat markup.
-        n_images: how many images stand before the question.
-        video: they are the frames of one video.
+        model: the model whose template is used.
+        question: the question without chat markup.
+        n_images: number of images before the question.
+        video: whether the images are the frames of one video.
 
     Raises:
-        SampleError: the processor has no chat template, and the family none that it was trained with.
+        SampleError: the processor has no chat template, and the family declares no plain prompt.
     """
     plain = model.family.plain_prompt
     if plain and getattr(model.processor, "chat_template", None) is None:
@@ -170,47 +170,47 @@ def _check_video(model: ProbedModel, sample: Sample, frames: list[Image.Image]) 
 
 
 def _process(model: ProbedModel, sample: Sample, images: list[Image.Image], text: str) -> dict[str, Any]:
-    """What the processor makes of it, as tensors on the model's device, pixels in its precision."""
-    # nested, as the processors' own chat method hands pictures over: some treat several images otherwise than one
+    """Return the processor's encoding as tensors on the model's device, pixels in the model's dtype."""
+    # nested, as the processors' own chat method passes pictures: some treat several images otherwise than one
     pictures: dict[str, Any] = {"images": [images]}
     if sample.frames:
-        shown = VideoMetadata(len(images), fps=sample.fps, frames_indices=list(range(len(images))))
+        metadata = VideoMetadata(len(images), fps=sample.fps, frames_indices=list(range(len(images))))
         pictures = {
             "videos": [np.stack([np.asarray(image) for image in images])],
-            "video_metadata": [shown],
+            "video_metadata": [metadata],
             "do_sample_frames": False,
         }
     try:
-        found = model.processor(text=[text], return_tensors="pt", **pictures, **_special_tokens(model, text))
+        encoding = model.processor(text=[text], return_tensors="pt", **pictures, **_special_tokens(model, text))
     except (ValueError, IndexError, StopIteration) as error:
         raise SampleError(
             f"sample {sample.id!r}: the processor of {model.name!r} refuses its image with the prompt {text!r}: {error}"
         ) from error
-    named = {RENAMED.get(key, key): value for key, value in found.items() if key not in NO_INPUT}
-    inputs = {key: torch.as_tensor(value).to(model.device) for key, value in named.items()}
+    renamed = {RENAMED.get(key, key): value for key, value in encoding.items() if key not in NO_INPUT}
+    inputs = {key: torch.as_tensor(value).to(model.device) for key, value in renamed.items()}
     pixels = [key for key, value in inputs.items() if key.startswith("pixel_values") and value.is_floating_point()]
     return inputs | {key: inputs[key].to(model.dtype) for key in pixels}
 
 
 def _special_tokens(model: ProbedModel, text: str) -> dict[str, bool]:
-    """A template that writes the beginning-of-sequence token itself must not get a second one."""
+    """Return the argument that keeps the tokenizer from a second beginning-of-sequence token, if the text has one."""
     begin = model.tokenizer.bos_token
     return {"add_special_tokens": False} if begin and text.startswith(begin) else {}
 
 
 def _visual_positions(model: ProbedModel, sample: Sample, ids: torch.Tensor) -> torch.Tensor:
-    kinds = torch.tensor(model.visual_token_ids, device=ids.device)
-    positions = torch.isin(ids, kinds).nonzero()[:, 0]
+    visual_ids = torch.tensor(model.visual_token_ids, device=ids.device)
+    positions = torch.isin(ids, visual_ids).nonzero()[:, 0]
     if len(positions) == 0:
         raise SampleError(f"sample {sample.id!r}: the prompt of {model.name!r} holds no visual token")
     return positions
 
 
 def _without_padding(sample: Sample, inputs: dict[str, Any]) -> dict[str, Any]:
-    """A batch of one without padding at its ends.
+    """Return the inputs, a batch of one, without padding at its ends.
 
     Raises:
-        SampleError: there are more rows than one, or tokens in the middle are masked.
+        SampleError: the inputs have several rows, or tokens in the middle are masked.
     """
     shape = tuple(inputs["input_ids"].shape)
     if shape[0] != 1:
@@ -218,25 +218,25 @@ def _without_padding(sample: Sample, inputs: dict[str, Any]) -> dict[str, Any]:
     mask = inputs.get("attention_mask")
     if mask is None or bool(mask.all()):
         return inputs
-    kept = mask[0].nonzero()[:, 0]
-    if len(kept) == 0 or int(kept[-1] - kept[0]) + 1 != len(kept):
+    tokens = mask[0].nonzero()[:, 0]
+    if len(tokens) == 0 or int(tokens[-1] - tokens[0]) + 1 != len(tokens):
         raise SampleError(f"sample {sample.id!r}: its attention mask hides tokens inside the prompt; mask only padding")
     rows = {key for key, value in inputs.items() if value.shape == mask.shape}
-    return {key: value[:, kept] if key in rows else value for key, value in inputs.items()}
+    return {key: value[:, tokens] if key in rows else value for key, value in inputs.items()}
 
 
 def _check_inputs(model: ProbedModel, sample: Sample, inputs: dict[str, Any], video: bool) -> None:
-    missing = [name for name in model.family.required(video) if name not in inputs]
-    if missing:
+    absent = [name for name in model.family.required(video) if name not in inputs]
+    if absent:
         raise SampleError(
-            f"sample {sample.id!r}: the processor of {model.name!r} gives no {' and no '.join(missing)}, without which "
+            f"sample {sample.id!r}: the processor of {model.name!r} gives no {' and no '.join(absent)}, without which "
             f"the family {model.family.name!r} is silently wrong: take the processor of the installed transformers"
         )
-    ids, known = inputs["input_ids"][0], model.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    outside = [token for token in ids.unique().tolist() if token >= known and token not in model.visual_token_ids]
+    ids, n_rows = inputs["input_ids"][0], model.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    outside = [token for token in ids.unique().tolist() if token >= n_rows and token not in model.visual_token_ids]
     if outside:
         raise SampleError(
-            f"sample {sample.id!r}: token id {outside[0]} lies beyond the {known} embeddings of {model.name!r}: its "
+            f"sample {sample.id!r}: token id {outside[0]} lies beyond the {n_rows} embeddings of {model.name!r}: its "
             "processor belongs to another model"
         )
 
@@ -244,7 +244,7 @@ def _check_inputs(model: ProbedModel, sample: Sample, inputs: dict[str, Any], vi
 def _grids(
     model: ProbedModel, sample: Sample, inputs: dict[str, Any], visual: torch.Tensor, images: list[Image.Image]
 ) -> list[TokenGrid]:
-    """The family's grids over the visual tokens, all of which it must explain."""
+    """Return the family's grids over the visual tokens; its rule must explain all of them."""
     video = bool(sample.frames)
     layout = VisualLayout(
         config=model.model.config,
@@ -261,7 +261,7 @@ def _grids(
 
 
 def _append(model: ProbedModel, inputs: dict[str, Any], answer_ids: tuple[int, ...]) -> dict[str, Any]:
-    """Teacher forcing: the last answer token is never read from, so it is not appended."""
+    """Return the inputs with the answer appended, except its last token, after which nothing is read."""
     forced = answer_ids[:-1]
     if not forced:
         return inputs

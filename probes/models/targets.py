@@ -1,4 +1,4 @@
-"""Targets: which token ids count as the answer whose probability is measured."""
+"""Targets: the token ids that count as the answer whose probability is measured."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from probes.data.samples import Sample, SampleError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = re.compile(r"[^\w\s]")
-SPACE = "▁"  # SentencePiece's
+SPACE = "▁"  # how SentencePiece writes a space
 _PARTIAL = "\ufffd"  # what a token that holds only some bytes of a character decodes to
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is measured of the next-token distributions at a prompt's readout positions.
+    """The answer whose probability is read from the next-token distributions at a prompt's readout positions.
 
     Attributes:
         name: one of `TARGETS`.
-        answer: its text.
-        ids: token ids pooled at one readout place; for `answer`, one id a place.
-        prefix: ids that come before them and carry no information (a bare space before a digit, in SentencePiece);
+        answer: the text of the answer.
+        ids: token ids pooled at one readout place; for `answer`, one id for each place.
+        prefix: ids that come before `ids` and carry no information (a bare space before a digit, in SentencePiece);
             they are teacher-forced, and the target is read after them.
     """
 
@@ -38,27 +38,26 @@ class Target:
 
     @property
     def whole(self) -> bool:
-        """Whether it is read at every token of the answer, one id a place; else at one place, ids pooled."""
+        """Whether the target is read at every token of the answer; else at one place, with its ids pooled."""
         return self.name in TARGET_TABLE and TARGET_TABLE[self.name].whole
 
     @property
     def place(self) -> int:
-        """Readout place at which the target begins; 0 is the end of the prompt."""
+        """The readout place at which the target begins; 0 is the end of the prompt."""
         return len(self.prefix)
 
     @property
     def forced(self) -> tuple[int, ...]:
-        """The continuation to force, so that the target can be read: it is read up to the last of these ids."""
+        """The token ids to force after the prompt so that the target, which ends with the last of them, can be read."""
         return (*self.prefix, *(self.ids if self.whole else self.ids[:1]))
 
     def log_p(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log probability of the target in nats.
+        """Return the log probability of the target in nats, (...).
+
+        It is pooled over `ids` by log-sum-exp; for `answer` it is the mean over the answer's tokens.
 
         Args:
             log_probs: (..., place, vocabulary) log-softmax at the readout positions.
-
-        Returns:
-            (...) pooled over `ids` by log-sum-exp; for `answer`, the mean over the answer's tokens.
         """
         ids = torch.tensor(self.ids, device=log_probs.device)
         if self.whole:
@@ -67,7 +66,7 @@ class Target:
         return log_probs[..., self.place, ids].logsumexp(-1)
 
     def contains(self, token: torch.Tensor) -> torch.Tensor:
-        """Whether tokens at the target's place are right: (...) ids -> (...) bool."""
+        """Return whether token ids at the target's place are right, (...) bool from (...) long."""
         first = self.ids[:1] if self.whole else self.ids
         return torch.isin(token, torch.tensor(first, device=token.device))
 
@@ -78,7 +77,7 @@ def check_targets(names: Sequence[str]) -> None:
 
 
 def normalize_answer(answer: str) -> str:
-    """Lower case, no articles, no punctuation, single spaces.
+    """Return the answer in lower case, without articles and punctuation, with single spaces.
 
     >>> normalize_answer(" The  Cat.")
     'cat'
@@ -90,7 +89,9 @@ def normalize_answer(answer: str) -> str:
 
 
 def gold_answer(sample: Sample) -> str:
-    """The most frequent normalized answer, in the spelling in which it appears first; ties by first appearance.
+    """Return the most frequent normalized answer, in the spelling in which it appears first.
+
+    Of equally frequent answers the first counts.
 
     Raises:
         SampleError: the sample has no answer that is not blank.
@@ -104,35 +105,35 @@ def gold_answer(sample: Sample) -> str:
 
 
 def gold_target(tokenizer: Any, sample: Sample) -> Target:
-    """The gold answer's first token that carries information, pooled over its spellings.
+    """Return the target of the gold answer's first token that carries information, pooled over its spellings.
 
     Case and a leading space may vary, as long as the first token spells the same characters otherwise; for option
     letters only the space may. Which of the spellings a model uses depends on what its chat template ends with, so
     both tokenizers' ways to write no space are pooled: "Yes" of byte-level pieces, "Yes" beside SentencePiece's "▁Yes".
 
     Raises:
-        SampleError: no answer, or it tokenizes to nothing.
+        SampleError: the sample has no answer, or its answer tokenizes to nothing.
     """
     answer = gold_answer(sample)
     prefix, (first, *_) = split_answer(tokenizer, answer, sample)
     spelled = _spelling(tokenizer, first)
-    fixed = sample.options or _PARTIAL in spelled  # pieces of different characters decode alike
-    cases = [answer] if fixed else [answer, answer.lower(), answer.upper(), answer.capitalize()]
+    one_case = sample.options or _PARTIAL in spelled  # pieces of different characters decode alike
+    cases = [answer] if one_case else [answer, answer.lower(), answer.upper(), answer.capitalize()]
     ids = [first]
     for variant in dict.fromkeys(lead + case for lead in ("", " ") for case in cases):
-        before, found = _split(tokenizer, variant)
-        if before == prefix:  # read at another place, it would be another event
-            spellings = [token for first in found[:1] for token in (first, *_without_space(tokenizer, first))]
-            exact = bool(sample.options)
-            ids += [token for token in spellings if _same(_spelling(tokenizer, token), spelled, exact=exact)]
+        variant_prefix, variant_ids = _split(tokenizer, variant)
+        if variant_prefix == prefix:  # read at another place, it would be another event
+            spellings = [token for first in variant_ids[:1] for token in (first, *_without_space(tokenizer, first))]
+            case_sensitive = bool(sample.options)
+            ids += [token for token in spellings if _same(_spelling(tokenizer, token), spelled, exact=case_sensitive)]
     return Target("gold", answer, tuple(dict.fromkeys(ids)), prefix)
 
 
 def split_answer(tokenizer: Any, answer: str, sample: Sample) -> tuple[tuple[int, ...], list[int]]:
-    """Token ids of an answer: those before the first that carries information, and the rest.
+    """Return the token ids of an answer: those before the first that carries information, and the rest.
 
     Raises:
-        SampleError: none does, or what comes first is unknown to the tokenizer.
+        SampleError: no token carries information, or the first that does is unknown to the tokenizer.
     """
     prefix, ids = _split(tokenizer, answer)
     if not ids:
@@ -141,7 +142,10 @@ def split_answer(tokenizer: Any, answer: str, sample: Sample) -> tuple[tuple[int
 
 
 def _split(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[int]]:
-    """Bare spaces and special tokens carry no information; after an unknown token nothing is known."""
+    """Return the ids before the first that carries information, and the rest; both are empty if that one is unknown.
+
+    Bare spaces and special tokens carry no information.
+    """
     ids = tokenizer.encode(text, add_special_tokens=False)
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     start = next((at for at, token in enumerate(ids) if token not in special and _spelling(tokenizer, token)), None)
@@ -155,12 +159,12 @@ def _spelling(tokenizer: Any, token: int) -> str:
 
 
 def _without_space(tokenizer: Any, token: int) -> list[int]:
-    """The piece of SentencePiece that spells the same without the space before it; no text alone encodes to it."""
+    """Return the id, if any, of SentencePiece's piece without the space before it, to which no plain text encodes."""
     piece = tokenizer.convert_ids_to_tokens(token)
     if not piece.startswith(SPACE) or piece == SPACE:
         return []
-    found = tokenizer.convert_tokens_to_ids(piece.removeprefix(SPACE))
-    return [] if found is None or found == tokenizer.unk_token_id else [found]
+    bare_id = tokenizer.convert_tokens_to_ids(piece.removeprefix(SPACE))
+    return [] if bare_id is None or bare_id == tokenizer.unk_token_id else [bare_id]
 
 
 def _same(a: str, b: str, *, exact: bool) -> bool:
@@ -168,24 +172,24 @@ def _same(a: str, b: str, *, exact: bool) -> bool:
 
 
 def answer_target(tokenizer: Any, sample: Sample) -> Target:
-    """The whole gold answer, teacher-forced."""
+    """Return the target of the whole gold answer, which is teacher-forced."""
     answer = gold_answer(sample)
     prefix, ids = split_answer(tokenizer, answer, sample)
     return Target("answer", answer, tuple(ids), prefix)
 
 
 def answer_length(tokenizer: Any, sample: Sample) -> int | None:
-    """Tokens of the gold answer from the first that carries information on; None where there is no such answer."""
+    """Return the number of tokens of the gold answer, from the first that carries information on; None if none does."""
     if not any(answer.strip() for answer in sample.answers):
         return None
     return len(_split(tokenizer, gold_answer(sample))[1]) or None
 
 
 def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[int, ...]:
-    """The continuation to force after the prompt, so that every target can be read; () where the prompt's end does.
+    """Return the token ids to force after the prompt so that every target can be read; () where its end suffices.
 
     Raises:
-        SampleError: an answer is needed and missing, or tokenizes to nothing.
+        SampleError: a target needs an answer and the sample has none, or the answer tokenizes to nothing.
     """
     forced = [ids for target in fixed_targets(names, tokenizer, sample).values() if (ids := _needed_ids(target))]
     longest = max(forced, key=len, default=())
@@ -195,15 +199,15 @@ def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[in
 
 
 def _needed_ids(target: Target) -> tuple[int, ...]:
-    """What a target must be read after: nothing where it begins, and ends, at the end of the prompt."""
+    """Return the ids to force for a target: none where it begins and ends at the end of the prompt."""
     return target.forced if target.whole or target.prefix else ()
 
 
 def fixed_targets(names: Sequence[str], tokenizer: Any, sample: Sample) -> dict[str, Target]:
-    """The targets that need no forward pass, by name; with those that others of the names are judged by.
+    """Return the targets that need no forward pass, by name, and those that other named targets are compared to.
 
     Raises:
-        SampleError: an answer is needed and missing, or tokenizes to nothing.
+        SampleError: a target needs an answer and the sample has none, or the answer tokenizes to nothing.
     """
     rules = (TARGET_TABLE[name] for name in names)
     makers = dict.fromkeys(rule.fixed for rule in rules if rule.fixed is not None)
@@ -217,17 +221,17 @@ def resolve_targets(
     own_log_probs: torch.Tensor,
     fixed: Mapping[str, Target] | None = None,
 ) -> dict[str, Target]:
-    """Every target of a sample; `greedy-correct` is left out where the model answers wrong.
+    """Return every target of a sample by name; `greedy-correct` is left out where the model answers wrong.
 
     Args:
-        names: subset of `TARGETS`.
-        tokenizer: the model's.
-        sample: with its answers; `greedy` alone needs none.
-        own_log_probs: (place, vocabulary), of the model's own forward.
-        fixed: its `fixed_targets`, if they are there already.
+        names: names of targets, out of `TARGETS`.
+        tokenizer: the model's tokenizer.
+        sample: the sample with its answers; `greedy` alone needs none.
+        own_log_probs: (place, vocabulary) log-softmax of the model's own forward.
+        fixed: the sample's `fixed_targets`; None to compute them here.
 
     Raises:
-        SampleError: an answer is needed and missing, or tokenizes to nothing.
+        SampleError: a target needs an answer and the sample has none, or the answer tokenizes to nothing.
     """
     greedy = own_log_probs.argmax(-1).tolist()
     fixed = fixed_targets(names, tokenizer, sample) if fixed is None else fixed
@@ -236,12 +240,12 @@ def resolve_targets(
 
 
 def _says(greedy: Sequence[int], gold: Target) -> bool:
-    """Whether the model's own most probable tokens are the gold answer's beginning."""
+    """Return whether the model's own most probable tokens are the beginning of the gold answer."""
     return tuple(greedy[: gold.place]) == gold.prefix and greedy[gold.place] in gold.ids
 
 
 def _gold_raw(tokenizer: Any, sample: Sample) -> Target:
-    """The released code's rule: first id of the answer as it stands, informative or not."""
+    """Return the target by the rule of the released code: the first id of the answer, informative or not."""
     answer = gold_answer(sample)
     ids = tokenizer.encode(answer, add_special_tokens=False)
     if not ids:
@@ -258,10 +262,11 @@ class TargetRule:
 
     Attributes:
         name: one of `TARGETS`.
-        fixed: from the tokenizer and the sample, what is known before the forward pass; None where nothing is.
-        resolve: from the tokenizer, the most probable token at every readout place and the fixed targets by name, the
-            target; None where this sample has none.
-        whole: whether it is read at every token of the answer.
+        fixed: the function that makes, from the tokenizer and the sample, the target that needs no forward pass; None
+            where there is none.
+        resolve: the function that makes the target from the tokenizer, the most probable token at every readout place
+            and the fixed targets by name; it returns None where the sample has no such target.
+        whole: whether the target is read at every token of the answer.
     """
 
     name: str
@@ -271,17 +276,17 @@ class TargetRule:
 
 
 def _as_fixed(name: str) -> Callable[[Any, Sequence[int], Fixed], Target]:
-    """The rule of a target that the forward pass adds nothing to."""
+    """Return the rule of a target that needs no forward pass."""
     return lambda _tokenizer, _greedy, fixed: fixed[name]
 
 
 def _greedy(tokenizer: Any, greedy: Sequence[int], _fixed: Fixed) -> Target:
-    """The model's own first token."""
+    """Return the target of the model's own first token."""
     return Target("greedy", tokenizer.decode([greedy[0]]), (greedy[0],))
 
 
 def _greedy_correct(tokenizer: Any, greedy: Sequence[int], fixed: Fixed) -> Target | None:
-    """The model's own token where the gold answer is read; None where it is another answer."""
+    """Return the target of the model's own token where it gives the gold answer; None where it gives another."""
     gold = fixed["gold"]
     if not _says(greedy, gold):
         return None

@@ -24,11 +24,11 @@ class Ablations:
 
     Attributes:
         layers: (ablation,) long, the layer k at whose input each begins.
-        masks: (mask, token) bool, sets of tokens to take away; one an ablation unless `which` says otherwise.
+        masks: (mask, token) bool, the sets of tokens to take away: one for each ablation unless `which` is given.
         kind: a removal kind, one of `KIND_TABLE`. "delete": absent from layer k on, the others keep their positions.
             "zero", "mean": their rows at the input of layer k are replaced once, by zeros or by the mean over the
             prompt's removable tokens there.
-        which: (ablation,) long, the mask of each ablation: the same sets at many layers are held once.
+        which: (ablation,) long, the index of each ablation's mask, so that a set used at many layers is stored once.
     """
 
     layers: torch.Tensor
@@ -38,7 +38,7 @@ class Ablations:
 
     @classmethod
     def at_every(cls, cuts: Sequence[int], masks: torch.Tensor, kind: str = "delete") -> Ablations:
-        """Every mask at every cut, cut-major."""
+        """Return the ablations of every mask at every cut, ordered by cut and then by mask."""
         layers = torch.tensor(list(cuts), device=masks.device).repeat_interleave(len(masks))
         return cls(layers, masks, kind, torch.arange(len(masks), device=masks.device).repeat(len(cuts)))
 
@@ -50,11 +50,11 @@ class Ablations:
 
     @property
     def removed(self) -> torch.Tensor:
-        """(ablation, token) bool, the tokens taken away."""
+        """The tokens that each ablation takes away, (ablation, token) bool."""
         return self.masks if self.which is None else self.masks[self.which]
 
     def of_each(self, values: torch.Tensor) -> torch.Tensor:
-        """(mask,) values -> (ablation,)."""
+        """Return the value that belongs to the mask of each ablation, (ablation,), from (mask,) values."""
         return values[self._which]
 
     @property
@@ -63,40 +63,40 @@ class Ablations:
 
 
 def visual_mask(captured: Capture) -> torch.Tensor:
-    """(token,) bool, all visual tokens, placeless ones included."""
+    """Return which tokens are visual, (token,) bool; those without a place on a grid are included."""
     return _mask_of(captured, captured.prompt.visual)
 
 
 def removable_mask(captured: Capture) -> torch.Tensor:
-    """(token,) bool, all tokens that the prompt says are taken away: visual ones, unless it says otherwise."""
+    """Return which tokens the prompt lets a replay take away, (token,) bool: the visual ones by default."""
     return _mask_of(captured, captured.prompt.removable)
 
 
 def _mask_of(captured: Capture, positions: torch.Tensor) -> torch.Tensor:
-    """(token,) bool, true at these positions of the prompt."""
+    """Return a (token,) bool mask that is true at these positions of the prompt."""
     mask = torch.zeros(captured.prompt.n_tokens, dtype=torch.bool, device=positions.device)
     mask[positions] = True
     return mask
 
 
 def removed_counts(masks: torch.Tensor) -> torch.Tensor:
-    """(mask,) how many tokens each of some (mask, token) bool sets takes away."""
+    """Return how many tokens each set takes away, (mask,) long, from (mask, token) bool sets."""
     return torch.cat([part.sum(1) for part in masks.split(MASKS_AT_ONCE)])
 
 
 def first_removed(masks: torch.Tensor) -> torch.Tensor:
-    """(mask,) position of the first token that each of some (mask, token) bool sets takes away; 0 where it is empty."""
+    """Return the position of the first token of each set, (mask,) long, from (mask, token) bool; 0 for an empty set."""
     return torch.cat([part.int().argmax(1) for part in masks.split(MASKS_AT_ONCE)])
 
 
 def check_layers(model: ProbedModel, layers: Sequence[int] | None) -> list[int]:
-    """The cuts in ascending order; raises HorizonError unless all lie in 0..L-1."""
+    """Return the cuts in ascending order; raise HorizonError unless all lie in 0..L-1."""
     if layers is None:
         return list(range(model.n_layers))
-    wrong = [k for k in layers if not 0 <= k < model.n_layers]
-    if wrong or not layers:
-        few = ", ".join(map(str, wrong[:MOST_NAMED])) or "none given"
-        more = f" and {len(wrong) - MOST_NAMED} more" if len(wrong) > MOST_NAMED else ""
+    outside = [k for k in layers if not 0 <= k < model.n_layers]
+    if outside or not layers:
+        few = ", ".join(map(str, outside[:MOST_NAMED])) or "none given"
+        more = f" and {len(outside) - MOST_NAMED} more" if len(outside) > MOST_NAMED else ""
         raise HorizonError(f"layer {few}{more}: {model.name!r} has cuts 0 to {model.n_layers - 1}")
     return sorted(set(layers))
 
@@ -123,16 +123,16 @@ def check_context(context: str) -> None:
 
 
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:
-    """All tokens that the prompt says are taken away, removed at every cut."""
+    """Return the ablations that remove, at every cut, all tokens that the prompt lets a replay take away."""
     return Ablations.at_every(cuts, removable_mask(captured)[None], kind)
 
 
 def window_ablations(
     captured: Capture, windows: Sequence[Window], context: str, cuts: Sequence[int], kind: str = "delete"
 ) -> Ablations:
-    """Every window kept alone, or left out, at every cut, cut-major.
+    """Return the ablations that keep, or leave out, each window at every cut, ordered by cut and then by window.
 
-    Placeless visual tokens go with the rest in keep-one and stay in leave-one-out.
+    Visual tokens without a place on a grid are removed in keep-one and stay in leave-one-out.
     """
     removable = removable_mask(captured)
     masks = removable.new_zeros(len(windows), len(removable))
@@ -142,16 +142,23 @@ def window_ablations(
 
 
 def window_table(windows: Sequence[Window]) -> pd.DataFrame:
-    """One row a window: crop, row, column, height, width."""
+    """Return a table with one row for each window: crop, row, column, height and width, counted in tokens."""
     names = ("crop", "row", "column", "height", "width")
     return pd.DataFrame([{name: getattr(window, name) for name in names} for window in windows])
 
 
-def kl_divergence(log_probs: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """KL(ablated || all) over the vocabulary in nats; rounding can make it a little negative, which it is not."""
-    return (log_probs.exp() * (log_probs - own)).sum(-1).clamp(min=0.0)
+def kl_divergence(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """Return KL(ablated || reference) over the last axis, the vocabulary, in nats.
+
+    Values are clamped at 0, since rounding can make them a little negative.
+
+    Args:
+        log_probs: (..., vocabulary) log-softmax of the ablated forward passes.
+        reference: (..., vocabulary) log-softmax of the forward pass with all tokens.
+    """
+    return (log_probs.exp() * (log_probs - reference)).sum(-1).clamp(min=0.0)
 
 
 def as_numpy(values: torch.Tensor) -> np.ndarray:
-    """Float64 on the CPU."""
+    """Return the values as a float64 array in main memory."""
     return values.double().cpu().numpy()

@@ -8,7 +8,7 @@ import torch
 
 
 class Recorded(Exception):  # noqa: N818 (it ends a call early; nothing went wrong)
-    """Carries keys and values out of a layer: (batch, head, row, dim)."""
+    """Carries the keys and values of a layer out of its call, each (batch, head, row, head_dim)."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         super().__init__()
@@ -16,10 +16,10 @@ class Recorded(Exception):  # noqa: N818 (it ends a call early; nothing went wro
 
 
 class Recorder:
-    """Stands where a layer expects its cache: ends the call as soon as keys and values are there."""
+    """Stands where a layer expects its cache: ends the call as soon as the layer has its keys and values."""
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> Any:
-        """Raise what the layer would store."""
+        """Raise an exception that carries the keys and values that the layer would store."""
         raise Recorded(keys, values)
 
 
@@ -27,15 +27,15 @@ class FrozenContext:
     """Stands where a layer expects its cache: puts the captured keys and values before those just computed.
 
     Args:
-        keys: (1 or ablation, key head, column, head_dim).
-        values: the same.
+        keys: (1 or ablation, key head, column, head_dim) captured keys after rotary embedding.
+        values: the captured values, of the same shape.
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, head, row, dim) of the active rows -> the same with the context's rows in front."""
+        """Return keys and values of the active rows, (batch, head, row, dim), with the context's columns in front."""
         batch = (len(keys), -1, -1, -1)
         return (
             torch.cat([self.keys.expand(batch), keys], dim=2),
@@ -44,10 +44,10 @@ class FrozenContext:
 
 
 class KnownContext(FrozenContext):
-    """Stands where a layer expects its cache: gives keys and values of all columns, whatever the layer computed."""
+    """Stands where a layer expects its cache: gives stored keys and values of all columns instead of the layer's."""
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, head, row, dim) of the rows at hand -> those of all columns."""
+        """Return the stored keys and values of all columns, (batch, head, column, dim)."""
         return self.keys, self.values
 
 
@@ -56,25 +56,25 @@ class GrowingContext(FrozenContext):
 
     Args:
         context: keys and values of the capture.
-        ablations: how many run.
-        rows: of each, all parts together.
+        ablations: number of ablations that run.
+        rows: number of rows of each ablation, over all parts.
     """
 
     def __init__(self, context: FrozenContext, ablations: int, rows: int) -> None:
-        super().__init__(*(_with_room(held, ablations, rows) for held in (context.keys, context.values)))
+        super().__init__(*(_with_room(states, ablations, rows) for states in (context.keys, context.values)))
         self._filled = context.keys.shape[2]
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """(batch, head, row, dim) of a part -> the same with all columns before it in front."""
+        """Return the keys and values of a part, (batch, head, row, dim), with all columns before it in front."""
         start, self._filled = self._filled, self._filled + keys.shape[2]
         self.keys[:, :, start : self._filled] = keys
         self.values[:, :, start : self._filled] = values
         return self.keys[:, :, : self._filled], self.values[:, :, : self._filled]
 
 
-def _with_room(held: torch.Tensor, ablations: int, rows: int) -> torch.Tensor:
-    """(1, head, column, dim) -> (ablation, head, column + row, dim): the same for every ablation, rows to be filled."""
-    _, heads, columns, width = held.shape
-    room = held.new_empty(ablations, heads, columns + rows, width)
-    room[:, :, :columns] = held
-    return room
+def _with_room(states: torch.Tensor, ablations: int, rows: int) -> torch.Tensor:
+    """Return (1, head, column, dim) states, repeated for every ablation, with room for more rows behind the columns."""
+    _, heads, columns, width = states.shape
+    padded = states.new_empty(ablations, heads, columns + rows, width)
+    padded[:, :, :columns] = states
+    return padded

@@ -35,8 +35,8 @@ class VisualStates:
             it, `value`: all heads x head_dim concatenated, key heads not repeated, layers 0..L-1. `hidden`: layers
             0..L, the last being the input of the final norm. Of the visual tokens; `text:query` is that of the prompt's
             text, `all:query` that of the whole prompt.
-        positions: (token,) long, places in the prompt.
-        grids: patch grids over those positions.
+        positions: (token,) long, positions of the visual tokens in the prompt.
+        grids: the patch grids over these positions.
     """
 
     states: dict[str, torch.Tensor]
@@ -46,18 +46,18 @@ class VisualStates:
 
 @dataclass(frozen=True)
 class Capture:
-    """One forward pass of one prompt, enough to replay any part of it.
+    """One forward pass of one prompt, with all that a replay of any part of it needs.
 
     Attributes:
-        prompt: what was run.
-        inputs: L tensors (token, hidden): the input of each layer.
-        final: (token, hidden): the input of the final norm.
-        arguments: L mappings: the other arguments of each layer's call.
-        additions: k -> (token, hidden): what the model itself adds between layer k and the next, where it does
+        prompt: the prompt that was run.
+        inputs: L tensors (token, hidden), the input of each layer.
+        final: (token, hidden), the input of the final norm.
+        arguments: L mappings, the other arguments of each layer's call.
+        additions: by layer k, (token, hidden): what the model itself adds between layer k and the next, where it does
             (visual features that enter again, as in Qwen3-VL).
-        keys, values: L tensors (key head, token, head_dim): keys after rotary embedding, and values.
+        keys, values: L tensors (key head, token, head_dim) each, the keys after rotary embedding.
         log_probs: (place, vocabulary) log-softmax of the model's own forward at the prompt's readout positions.
-        visual: the visual tokens' states of the streams asked for.
+        visual: the visual tokens' states in the streams that the caller named.
     """
 
     prompt: Prompt
@@ -72,7 +72,7 @@ class Capture:
 
     @cached_property
     def in_order(self) -> bool:
-        """Whether no token sees a later one, in any layer."""
+        """Whether no token sees a later one in any layer."""
         return in_order(self.arguments)
 
 
@@ -82,7 +82,7 @@ class Tracer:
 
     Attributes:
         model: the transformers model.
-        decoder: its text decoder, a module of it.
+        decoder: the text decoder, a module of the model.
     """
 
     model: nn.Module
@@ -90,23 +90,23 @@ class Tracer:
 
     @cached_property
     def envoy(self) -> Any:
-        """The view of the model."""
+        """The traceable view of the model."""
         return nnsight.NNsight(self.model)
 
     @cached_property
     def decoder_envoy(self) -> Any:
-        """The view of the decoder."""
+        """The traceable view of the decoder."""
         return self.envoy.get(next(name for name, module in self.model.named_modules() if module is self.decoder))
 
 
 def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query", "key", "hidden")) -> VisualStates:
-    """The visual tokens' states of one sample at every layer.
+    """Return the visual tokens' states of one sample at every layer.
 
     Args:
-        model: as loaded.
-        sample: one image, one question.
-        streams: subset of `query`, `key`, `query_raw`, `key_raw`, `value`, `hidden`; of the prompt's text or of all its
-            tokens as `text:query`, `all:query`.
+        model: the model to run.
+        sample: one image and one question.
+        streams: the streams to read, out of `query`, `key`, `query_raw`, `key_raw`, `value` and `hidden`; `text:query`
+            is that of the prompt's text, `all:query` that of all its tokens.
 
     Raises:
         HorizonError: a stream is unknown. SampleError: the sample cannot be encoded.
@@ -115,7 +115,7 @@ def capture(model: ProbedModel, sample: Sample, streams: Sequence[str] = ("query
 
 
 def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -> Capture:
-    """Run one prompt once and keep what replays and the streams need."""
+    """Run one prompt once and return what replays and the named streams need."""
     check_streams(streams)
     cache = DynamicCache()  # without a config every layer keeps all its keys, sliding ones too
     with torch.no_grad():
@@ -146,13 +146,13 @@ def capture_prompt(model: ProbedModel, prompt: Prompt, streams: Sequence[str]) -
 
 
 def _states(model: ProbedModel, prompt: Prompt, traced: TracedStates, name: str) -> torch.Tensor:
-    """(layer, token, dim) of one stream."""
+    """Return the states of one stream, (layer, token, dim)."""
     tokens, plain = split_stream(name)
     return torch.stack(STREAM_TABLE[plain].read(model, traced, token_positions(prompt, tokens)))
 
 
 def _keys_and_values(model: ProbedModel, cache: DynamicCache) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """(key head, token, head_dim) of every layer."""
+    """Return the keys and the values of every layer, each (key head, token, head_dim)."""
     pairs: list[Any] = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
     if len(pairs) != model.n_layers or any(not isinstance(part, torch.Tensor) for pair in pairs for part in pair):
         raise HorizonError(
@@ -163,7 +163,7 @@ def _keys_and_values(model: ProbedModel, cache: DynamicCache) -> tuple[list[torc
 
 
 def _hidden(call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
-    """(1, token, hidden) of the arguments that a layer was called with."""
+    """Return the hidden states among the arguments of a layer's call, (1, token, hidden)."""
     args, kwargs = call
     return args[0] if args else kwargs["hidden_states"]
 
@@ -178,24 +178,28 @@ def _other_arguments(model: ProbedModel, call: tuple[tuple[Any, ...], dict[str, 
 
 
 def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: DynamicCache) -> tuple[Any, ...]:
-    """The one nnsight trace. Short, since coverage and debuggers lose the lines of a function that holds a trace."""
+    """Run the one nnsight trace and return calls, additions, queries, raw keys, final input and logits.
+
+    It is short, since coverage and debuggers lose the lines of a function that holds a trace.
+    """
     envoy, decoder = model.tracer.envoy, model.tracer.decoder_envoy
     arguments = {**prompt.inputs, "past_key_values": cache, "use_cache": True, **_logits_to_keep(model, prompt)}
-    kept, n_places = _kept_positions(prompt, streams), len(prompt.readout)
-    in_use = streams_in_use(streams)
-    at_queries, at_keys = (
-        max((getattr(stream, part) for stream in in_use), default=Projected.NOWHERE) for part in ("queries", "keys")
+    positions, n_places = _kept_positions(prompt, streams), len(prompt.readout)
+    streams_read = streams_in_use(streams)
+    query_extent, key_extent = (
+        max((getattr(stream, part) for stream in streams_read), default=Projected.NOWHERE)
+        for part in ("queries", "keys")
     )
-    key_positions = kept[at_keys.positions]
+    key_positions = positions[key_extent.positions]
     with envoy.trace(**arguments):
         calls, queries, raw_keys, additions = nnsight.save([]), nnsight.save([]), nnsight.save([]), nnsight.save({})
         output = None
         for k, layer in enumerate(decoder.layers):
             calls.append(layer.inputs)
             _note_addition(additions, k - 1, _hidden(calls[-1]), output)
-            if at_queries:
-                queries.append(_rows_at(_projection(layer.self_attn, "q").output[0], kept, model.n_heads))
-            if at_keys:
+            if query_extent:
+                queries.append(_rows_at(_projection(layer.self_attn, "q").output[0], positions, model.n_heads))
+            if key_extent:
                 projected = _projection(layer.self_attn, "k").output[0]
                 raw_keys.append(_rows_at(projected, key_positions, model.n_key_value_heads))
             output = layer.output
@@ -206,21 +210,21 @@ def _trace(model: ProbedModel, prompt: Prompt, streams: Sequence[str], cache: Dy
 
 
 def token_positions(prompt: Prompt, tokens: str) -> torch.Tensor:
-    """(token,) long, ascending positions of the visual tokens, of the prompt's text, or of all its tokens."""
+    """Return the positions of the visual tokens, of the prompt's text or of all tokens, (token,) long, ascending."""
     if tokens == "visual":
         return prompt.visual
-    whole = torch.arange(int(prompt.readout[0]) + 1, device=prompt.visual.device)  # without a forced answer
-    return whole if tokens == "all" else whole[~torch.isin(whole, prompt.visual)]
+    positions = torch.arange(int(prompt.readout[0]) + 1, device=prompt.visual.device)  # without a forced answer
+    return positions if tokens == "all" else positions[~torch.isin(positions, prompt.visual)]
 
 
 def _kept_positions(prompt: Prompt, streams: Sequence[str]) -> torch.Tensor:
-    """Where projections are kept: at the visual tokens, or in the whole prompt where another stream is asked for."""
-    others = any(split_stream(name)[0] != "visual" for name in streams)
-    return token_positions(prompt, "all" if others else "visual")
+    """Return the positions whose projections are stored: the visual ones, or all where a stream reads other tokens."""
+    reads_text = any(split_stream(name)[0] != "visual" for name in streams)
+    return token_positions(prompt, "all" if reads_text else "visual")
 
 
 def _note_addition(additions: dict[int, torch.Tensor], k: int, following: torch.Tensor, output: Any) -> None:
-    """Keep what lies between the output of layer k and what follows it, if anything does."""
+    """Store the difference between what follows layer k and the output of layer k, unless it is zero."""
     if output is None:
         return
     between = following - (output[0] if isinstance(output, tuple) else output)
@@ -229,18 +233,21 @@ def _note_addition(additions: dict[int, torch.Tensor], k: int, following: torch.
 
 
 def _projection(attention: Any, letter: str) -> Any:
-    """Where queries ("q") or keys ("k") are read before the rotation: their projection, or the norm behind it."""
+    """Return the module that gives queries ("q") or keys ("k") before the rotation: a norm, or else the projection."""
     return getattr(attention, f"{letter}_norm" if hasattr(attention, f"{letter}_norm") else f"{letter}_proj")
 
 
 def _rows_at(projected: torch.Tensor, positions: torch.Tensor, heads: int) -> torch.Tensor:
-    """(token, dim), (token, head, head_dim) or (head, token, head_dim) -> (position, dim)."""
+    """Return the rows at these positions, (position, dim).
+
+    Projections come as (token, dim), (token, head, head_dim) or (head, token, head_dim), by architecture.
+    """
     if projected.ndim == 3 and projected.shape[0] == heads and projected.shape[1] != heads:
         projected = projected.transpose(0, 1)
     return projected[positions].flatten(1)
 
 
 def _logits_to_keep(model: ProbedModel, prompt: Prompt) -> dict[str, int]:
-    """Logits at the readout positions only, which end the sequence, where the model can be told so."""
-    known = "logits_to_keep" in inspect.signature(type(model.model).forward).parameters
-    return {"logits_to_keep": len(prompt.readout)} if known else {}
+    """Return the argument that limits logits to the readout positions, which end the sequence, if the model has it."""
+    accepts_limit = "logits_to_keep" in inspect.signature(type(model.model).forward).parameters
+    return {"logits_to_keep": len(prompt.readout)} if accepts_limit else {}

@@ -1,4 +1,4 @@
-"""Removal kinds: what stands where tokens were, from the input of one layer on. A new kind is one entry here."""
+"""Removal kinds: what replaces removed tokens from the input of one layer on. A new kind is one entry here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Kind:
 
     Attributes:
         name: one of `KINDS`.
-        fill: what stands in the rows of the tokens taken away, of a shape that goes with (ablation, row, hidden): from
-            the (ablation, row, hidden) rows that run at the cut, the (token, hidden) input of that layer as it was
-            captured, and the (removable,) positions of all tokens that may be taken away. Rows are replaced once, and
-            later layers refill them. None where these rows are absent from the cut on.
+        fill: the function that returns what replaces the rows of removed tokens, of a shape that broadcasts to
+            (ablation, row, hidden). It takes the (ablation, row, hidden) rows that run at the cut, the captured
+            (token, hidden) input of that layer, and the (removable,) positions of all tokens that may be removed.
+            Rows are replaced once, and later layers refill them. None where removed rows are absent from the cut on.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Kind:
 
     @property
     def deletes(self) -> bool:
-        """Whether the rows of the tokens taken away are absent from the cut on."""
+        """Whether the rows of removed tokens are absent from the cut on."""
         return self.fill is None
 
 

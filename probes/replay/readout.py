@@ -8,15 +8,15 @@ from probes.models.probed import ProbedModel
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Log-softmax over the vocabulary, the last axis, of the same shape, in float32 at least."""
+    """Return the log-softmax over the last axis, the vocabulary, in nats, of the same shape and in float32 at least."""
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=-1)
 
 
 def read_out(model: ProbedModel, states: torch.Tensor) -> torch.Tensor:
-    """(..., hidden) input of the final norm -> (..., vocabulary) log-softmax, as the model itself gives it."""
+    """Return the model's log-softmax in nats, (..., vocabulary), from the (..., hidden) input of its final norm."""
     return log_softmax(read_logits(model, states))
 
 
 def read_logits(model: ProbedModel, states: torch.Tensor) -> torch.Tensor:
-    """(..., hidden) input of the final norm -> (..., vocabulary) logits, as the model itself gives them."""
+    """Return the model's logits, (..., vocabulary), from the (..., hidden) input of its final norm."""
     return model.readout(model.head(model.norm(states)))

@@ -33,21 +33,21 @@ def replay(
     batch_size: BatchPolicy | int | None = None,
     recompute: torch.Tensor | None = None,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Run every ablation.
+    """Run every ablation and yield its log-probabilities, batch by batch.
 
     Args:
         model: the captured model.
         capture: its forward pass on one prompt.
-        ablations: what is taken away.
-        batch_size: ablations at once, or the policy that decides; by default a fresh one, under which as many run as
-            free memory and `BATCH_ROWS` allow. Where memory runs out, a batch is halved, with a line that says so,
-            and so are all later ones under the same policy.
-        recompute: (token,) bool, rows to run again besides those that must be (a null ablation runs none), with
-            those that see them.
+        ablations: the tokens to take away, and the layers from which on.
+        batch_size: number of ablations at once, or the policy that decides; by default a new policy, under which as
+            many run as free memory and `BATCH_ROWS` allow. Where memory runs out, a batch is halved, with a line in
+            the log, and so are all later ones under the same policy.
+        recompute: (token,) bool, rows to run again, with those that see them, besides the rows that the ablations
+            affect (an ablation that removes nothing affects none).
 
     Yields:
-        (indices, log_probs): which ablations, (batch,) long, and their (batch, place, vocabulary) log-softmax at
-        the prompt's readout positions.
+        (indices, log_probs): the (batch,) long indices of the ablations, and their (batch, place, vocabulary)
+        log-softmax in nats at the prompt's readout positions.
 
     Raises:
         HorizonError: the removal kind is unknown, or memory does not hold a single ablation.
@@ -55,9 +55,9 @@ def replay(
     check_kind(ablations.kind)
     policy = BatchPolicy.of(batch_size)
     for indices, rows in batches_of(model, capture, ablations, policy):
-        waiting = [indices]
-        while waiting:
-            batch = waiting.pop(0)
+        queue = [indices]
+        while queue:
+            batch = queue.pop(0)
             log_probs = _replay_if_it_fits(model, capture, ablations[batch], recompute)
             if log_probs is not None:
                 yield batch, log_probs
@@ -68,16 +68,16 @@ def replay(
                     f"{model.device}: take a smaller dtype, shorter prompts or a larger device"
                 )
             at_once = policy.shrink(model, len(batch), rows)
-            waiting = [part for unfinished in (batch, *waiting) for part in unfinished.split(at_once)]
+            queue = [part for indices in (batch, *queue) for part in indices.split(at_once)]
 
 
 def batches_of(
     model: ProbedModel, capture: Capture, ablations: Ablations, batch_size: BatchPolicy | int | None
 ) -> Iterator[tuple[torch.Tensor, int]]:
-    """Indices of ablations that run together, and how many tokens each of them runs.
+    """Yield for each batch the (batch,) long indices of its ablations and the number of tokens that each of them runs.
 
-    They lack the same number of tokens, the first of them close together: what lies before is shared. Inside a batch
-    ablations are in the order of their layers, so that each joins the sweep at the end of the batch.
+    The ablations of a batch remove the same number of tokens, and their first removed tokens lie close together, so
+    that they share what comes before. They are in the order of their layers, so that each joins at the batch's end.
     """
     policy = BatchPolicy.of(batch_size)
     counts = ablations.of_each(removed_counts(ablations.masks))
@@ -94,7 +94,7 @@ def batches_of(
 
 
 def most_rows(capture: Capture, ablations: Ablations) -> int:
-    """Tokens that the longest of these ablations runs, by itself."""
+    """Return how many tokens the longest of these ablations runs by itself."""
     pairs = zip(
         first_removed(ablations.masks).tolist(),
         removed_counts(ablations.masks).tolist(),
@@ -104,12 +104,12 @@ def most_rows(capture: Capture, ablations: Ablations) -> int:
 
 
 def shape_of(capture: Capture, rows: int, columns: int) -> Shape:
-    """The shape of an ablation of this prompt that runs so many rows over so many columns."""
+    """Return the shape of an ablation of this prompt that runs so many rows over so many columns."""
     return Shape(rows, columns, len(capture.prompt.readout), not _is_causal(capture))
 
 
 def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
-    """Tokens that an ablation runs: those from its first removed one on, all of them where some see forward."""
+    """Return how many tokens an ablation runs: from its first removed token on, or all where tokens see later ones."""
     rows = capture.prompt.n_tokens - (first if _is_causal(capture) else 0)
     return max(1, rows - removed if KIND_TABLE[kind].deletes else rows)
 
@@ -121,7 +121,7 @@ def _is_causal(capture: Capture) -> bool:
 def _replay_if_it_fits(
     model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
 ) -> torch.Tensor | None:
-    """Log-softmax of a batch; None where memory does not hold it, whose tensors are let go with this call."""
+    """Return the log-softmax of a batch, or None where memory does not hold it: this call then frees its tensors."""
     try:
         return _replay_batch(model, capture, batch, recompute)
     except Exception as error:
@@ -149,43 +149,45 @@ def _replay_batch(
         if len(joining):
             active = rows.of(joining, len(batch))
             states = torch.cat([states, _starting_rows(capture, batch.kind, removed[joining], active, k)])
-        begun = rows.first(len(states))
+        batch_rows = rows.first(len(states))
         if k == last:
-            states = _run_last_layer(model, capture, begun, states, part)
+            states = _run_last_layer(model, capture, batch_rows, states, part)
         else:
-            states = run_layer(model, capture, begun, states, k, part)
-        states = _add_between(capture, begun.active[:, -states.shape[1] :], states, k)
+            states = run_layer(model, capture, batch_rows, states, k, part)
+        states = _add_between(capture, batch_rows.active[:, -states.shape[1] :], states, k)
     return read_out(model, states[:, -places:])
 
 
 def _add_between(capture: Capture, active: torch.Tensor, states: torch.Tensor, k: int) -> torch.Tensor:
-    """What the model itself adds to its rows between layer k and the next one (deepstack)."""
+    """Return the states with what the model itself adds between layer k and the next one (deepstack)."""
     added = capture.additions.get(k)
     return states if added is None else states + added[active]
 
 
 def _starting_rows(capture: Capture, kind: str, removed: torch.Tensor, active: torch.Tensor, k: int) -> torch.Tensor:
-    """(joining, row, hidden) input of layer k of the ablations that begin there."""
+    """Return the input of layer k for the ablations that begin there, (ablation, row, hidden)."""
     states = capture.inputs[k]
-    started = states[active]
+    row_states = states[active]
     fill = KIND_TABLE[kind].fill
     if fill is None:
-        return started
-    return torch.where(removed.gather(1, active)[..., None], fill(started, states, capture.prompt.removable), started)
+        return row_states
+    return torch.where(
+        removed.gather(1, active)[..., None], fill(row_states, states, capture.prompt.removable), row_states
+    )
 
 
 def run_layer(
     model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, k: int, part: int | None = None
 ) -> torch.Tensor:
-    """One decoder layer on the active rows of every ablation that has begun: (ablation, row, hidden) -> the same.
+    """Return the output of layer k for the active rows of every ablation that has begun, (ablation, row, hidden).
 
     Args:
         model: the captured model.
         capture: one prompt.
-        rows: which rows run, over which context.
-        states: (ablation, row, hidden) their input; overwritten where they run in parts.
+        rows: the rows that run, and their context.
+        states: (ablation, row, hidden), their input; overwritten where they run in parts.
         k: the layer.
-        part: rows of each ablation that run at once; all by default.
+        part: number of rows of each ablation that run at once; all by default.
     """
     n, context = rows.active.shape[1], _context(capture, rows, k)
     if part is None or part >= n:
@@ -193,34 +195,34 @@ def run_layer(
     parts = _parts(n, part)
     if capture.in_order:
         cache: FrozenContext = GrowingContext(context, len(states), n)
-        for at in parts:
-            seen = rows.until(at.stop)
-            states[:, at] = _call(model, capture, k, states[:, at], seen, rows.active[:, at], cache)
+        for span in parts:
+            visible_rows = rows.until(span.stop)
+            states[:, span] = _call(model, capture, k, states[:, span], visible_rows, rows.active[:, span], cache)
         return states
-    known = _grown(model, capture, k, states, rows.active, context, part)
-    cache = KnownContext(known.keys, known.values)
-    for at in parts:
-        states[:, at] = _call(model, capture, k, states[:, at], rows, rows.active[:, at], cache)
+    projections = _grown(model, capture, k, states, rows.active, context, part)
+    cache = KnownContext(projections.keys, projections.values)
+    for span in parts:
+        states[:, span] = _call(model, capture, k, states[:, span], rows, rows.active[:, span], cache)
     return states
 
 
 def _parts(n: int, part: int) -> list[slice]:
-    """Slices of so many rows each, the last one of what is left."""
+    """Return slices that split n rows into parts of this size; the last one may be smaller."""
     return [slice(start, min(start + part, n)) for start in range(0, n, part)]
 
 
 def _run_last_layer(model: ProbedModel, capture: Capture, rows: Rows, states: torch.Tensor, part: int) -> torch.Tensor:
-    """The last layer for the rows that are read: (ablation, row, hidden) -> (ablation, place, hidden).
+    """Return the last layer's output for the rows that are read, (ablation, place, hidden).
 
-    The rows before them are asked for their keys and values only, a part at a time.
+    Of the rows before them only keys and values are computed, a part at a time.
     """
     k, places = model.n_layers - 1, len(capture.prompt.readout)
-    unread, read = rows.active[:, :-places], rows.active[:, -places:]
-    if not unread.shape[1]:
+    rows_before, places_read = rows.active[:, :-places], rows.active[:, -places:]
+    if not rows_before.shape[1]:
         return run_layer(model, capture, rows, states, k)
     context = _context(capture, rows, k)
-    seen = _grown(model, capture, k, states[:, :-places], unread, context, part, room=states.shape[1])
-    return _call(model, capture, k, states[:, -places:], rows, read, seen)
+    cache = _grown(model, capture, k, states[:, :-places], rows_before, context, part, room=states.shape[1])
+    return _call(model, capture, k, states[:, -places:], rows, places_read, cache)
 
 
 def _grown(
@@ -233,27 +235,30 @@ def _grown(
     part: int,
     room: int | None = None,
 ) -> GrowingContext:
-    """The context with keys and values of some rows behind it, computed so many rows at a time; room for more."""
+    """Return the context, extended by the keys and values of some rows, which are computed a part at a time.
+
+    Room is left for `room` rows in all, by default for these alone.
+    """
     grown = GrowingContext(context, len(states), room or states.shape[1])
-    for at in _parts(states.shape[1], part):
-        grown.update(*keys_and_values(model, capture, k, states[:, at], queries[:, at]))
+    for span in _parts(states.shape[1], part):
+        grown.update(*keys_and_values(model, capture, k, states[:, span], queries[:, span]))
     return grown
 
 
 def keys_and_values(
     model: ProbedModel, capture: Capture, k: int, states: torch.Tensor, queries: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Those that layer k computes of some rows, without running the rest of it.
+    """Return the keys and values that layer k computes of some rows, without running the rest of it.
 
     Args:
         model: the captured model.
         capture: one prompt.
         k: the layer.
-        states: (ablation, row, hidden) its input.
+        states: (ablation, row, hidden), the layer's input.
         queries: (ablation or 1, row) long, the rows' positions.
 
     Returns:
-        Two tensors (ablation, key head, row, head_dim), keys after rotary embedding.
+        Two tensors (ablation, key head, row, head_dim), the keys after rotary embedding.
 
     Raises:
         HorizonError: the layer stores no keys and values.
@@ -278,7 +283,7 @@ def _call(
     queries: torch.Tensor,
     cache: FrozenContext | Recorder,
 ) -> torch.Tensor:
-    """Layer k on the rows `queries`, which attend to all of `rows` (None: they only project)."""
+    """Return the output of layer k for the rows `queries`, which attend to all of `rows` (None: they only project)."""
     allowed = None
     if rows is not None and model.attn != "flash":  # which is causal, its last rows at the last columns, by itself
         allowed = attention_mask(capture.arguments[k]["attention_mask"], rows, queries)
@@ -295,19 +300,19 @@ def call_layer(
     mask: torch.Tensor | None,
     cache: FrozenContext | Recorder,
 ) -> torch.Tensor:
-    """The output of decoder layer k on some rows, called as in the capture but for what is given here.
+    """Return the output of decoder layer k for some rows, called as in the capture but for these arguments.
 
     Args:
         model: the captured model.
         capture: one prompt.
         k: the layer.
-        states: (ablation, row, hidden) its input.
+        states: (ablation, row, hidden), the layer's input.
         positions: (ablation or 1, row) long, the rows' positions in the prompt.
-        mask: as the model's attention takes it, over the columns that the cache gives; None for none.
-        cache: what stands where the layer expects its cache.
+        mask: the mask in the form that the model's attention takes, over the cache's columns; None for no mask.
+        cache: the object that stands where the layer expects its cache.
 
     Returns:
-        (ablation, row, hidden).
+        The output, (ablation, row, hidden).
     """
     arguments = dict(capture.arguments[k])
     cos, sin = (part[0][positions] for part in arguments["position_embeddings"])

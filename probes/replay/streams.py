@@ -15,7 +15,7 @@ from probes.models.probed import ProbedModel
 
 
 class Projected(IntEnum):
-    """At which of the positions in use a trace keeps what a projection gives before the rotation."""
+    """The positions, among those in use, at which a trace stores the output of a projection before the rotation."""
 
     NOWHERE = 0
     LAST = 1
@@ -23,22 +23,22 @@ class Projected(IntEnum):
 
     @property
     def positions(self) -> slice:
-        """Which of the positions in use, in their order."""
+        """The slice that selects these out of the positions in use."""
         return (slice(0), slice(-1, None), slice(None))[self]
 
 
 @dataclass(frozen=True)
 class TracedStates:
-    """What one forward pass left for the streams to read.
+    """The states of one forward pass that the streams read.
 
     Attributes:
-        inputs: L tensors (token, hidden): the input of each layer.
-        final: (token, hidden): the input of the final norm.
-        arguments: L mappings: the other arguments of each layer's call.
-        keys, values: L tensors (key head, token, head_dim): keys after rotary embedding, and values.
-        queries, raw_keys: L tensors (position, dim): what the projections gave before the rotation, as far as a stream
-            in use asks for it; raw keys of the last position only where none asks for more.
-        positions: (position,) long, ascending places in the prompt at which these were kept.
+        inputs: L tensors (token, hidden), the input of each layer.
+        final: (token, hidden), the input of the final norm.
+        arguments: L mappings, the other arguments of each layer's call.
+        keys, values: L tensors (key head, token, head_dim) each, the keys after rotary embedding.
+        queries, raw_keys: L tensors (position, dim) each, the output of the projections before the rotation, as far as
+            the streams in use need it; raw keys of the last position alone where no stream needs more.
+        positions: (position,) long, ascending positions in the prompt of the rows of `queries` and `raw_keys`.
     """
 
     inputs: Sequence[torch.Tensor]
@@ -51,7 +51,7 @@ class TracedStates:
     positions: torch.Tensor
 
     def rows_of(self, places: torch.Tensor) -> torch.Tensor:
-        """(token,) long, where these places of the prompt stand among `positions`."""
+        """Return the indices among `positions` of these places of the prompt, (token,) long."""
         return torch.searchsorted(self.positions, places)
 
 
@@ -64,9 +64,9 @@ class Stream:
 
     Attributes:
         name: one of `STREAMS`.
-        read: from the model, its traced states and (token,) places of the prompt, one (token, dim) tensor a layer: a
-            copy, so that no state of the whole sequence stays alive for the stream.
-        queries, keys: where the trace keeps the projections that `read` looks at.
+        read: the function that returns one (token, dim) tensor for each layer, from the model, its traced states and
+            (token,) places of the prompt. It copies, so that no state of the whole sequence stays alive.
+        queries, keys: the positions at which the trace stores the projections that `read` needs.
     """
 
     name: str
@@ -103,7 +103,7 @@ def _queries(model: ProbedModel, traced: TracedStates, places: torch.Tensor) -> 
 STREAM_TABLE = {
     stream.name: stream
     for stream in (
-        # of rotated queries, one key a layer tells whether the layer rotates at all
+        # whether a layer rotates its queries shows in what becomes of a single key
         Stream("query", _queries, queries=Projected.EVERYWHERE, keys=Projected.LAST),
         Stream("key", _keys),
         Stream("query_raw", _raw_queries, queries=Projected.EVERYWHERE),
@@ -115,42 +115,44 @@ STREAM_TABLE = {
 
 
 def check_streams(names: Iterable[str]) -> None:
-    """Raise HorizonError unless every stream is known, plain or of other tokens, as in "text:query"."""
+    """Raise HorizonError unless every stream is known, plain or with a prefix for other tokens, as in "text:query"."""
     for name in names:
         tokens, plain = split_stream(name)
         if tokens not in TOKENS or plain not in STREAM_TABLE:
-            others = (f"{other}:{stream}" for other in TOKENS[1:] for stream in STREAM_TABLE)
-            check_choice("stream", name, (*STREAM_TABLE, *others))
+            full_names = (f"{prefix}:{stream}" for prefix in TOKENS[1:] for stream in STREAM_TABLE)
+            check_choice("stream", name, (*STREAM_TABLE, *full_names))
 
 
 def streams_in_use(names: Iterable[str]) -> list[Stream]:
-    """The streams of these names, whatever tokens each is of."""
+    """Return the streams of these names, whatever tokens they read."""
     return [STREAM_TABLE[split_stream(name)[1]] for name in names]
 
 
 def _concatenate_heads(per_head: torch.Tensor) -> torch.Tensor:
-    """(head, token, head_dim) -> (token, head x head_dim)."""
+    """Return (head, token, head_dim) states as (token, head x head_dim)."""
     return per_head.transpose(0, 1).flatten(1)
 
 
 def _rotated_query(
     model: ProbedModel, traced: TracedStates, k: int, query: torch.Tensor, places: torch.Tensor
 ) -> torch.Tensor:
-    """(token, dim) queries as attention receives them, judged by what becomes of a key: some layers rotate neither.
+    """Return queries as attention receives them, (token, dim).
+
+    Some layers rotate neither queries nor keys, so whether this one does is read from what becomes of a key.
 
     Args:
-        model: as loaded.
-        traced: its forward pass.
+        model: the traced model.
+        traced: the states of its forward pass.
         k: the layer.
-        query: (token, dim) before the rotation.
-        places: (token,) their places in the prompt.
+        query: (token, dim), the queries before the rotation.
+        places: (token,) long, their positions in the prompt.
     """
     raw_key, place = traced.raw_keys[k][-1:], traced.positions[-1:]
     embeddings = traced.arguments[k]["position_embeddings"]
-    received = _concatenate_heads(traced.keys[k][:, place])
+    attended_key = _concatenate_heads(traced.keys[k][:, place])
     rotated = _rotate(model.layers[k], raw_key, embeddings, place, model.head_dim)
-    if_rotated, if_not = (float((key - received).abs().max()) for key in (rotated, raw_key))
-    if min(if_rotated, if_not) > 0.05 * float(received.abs().max()):
+    if_rotated, if_not = (float((key - attended_key).abs().max()) for key in (rotated, raw_key))
+    if min(if_rotated, if_not) > 0.05 * float(attended_key.abs().max()):
         raise HorizonError(
             f"layer {k} of {model.name!r} makes more of its keys and queries than its rotary embedding does: "
             "leave the stream 'query' out"
@@ -161,7 +163,7 @@ def _rotated_query(
 def _rotate(
     layer: Any, query: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor], places: torch.Tensor, head_dim: int
 ) -> torch.Tensor:
-    """Rotary embedding of (token, dim) rows by the function of the layer's own architecture."""
+    """Return (token, dim) rows after rotary embedding, by the function of the layer's own architecture."""
     architecture = type(layer.self_attn)
     rotary = getattr(sys.modules[architecture.__module__], "apply_rotary_pos_emb", None)
     if rotary is None:

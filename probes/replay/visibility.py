@@ -1,4 +1,4 @@
-"""Which tokens see which: rows that an ablation changes, rows that a batch runs, and their attention masks."""
+"""Visibility between tokens: the rows that an ablation changes, the rows that a batch runs, their attention masks."""
 
 from __future__ import annotations
 
@@ -8,79 +8,79 @@ from typing import Any
 
 import torch
 
-BLOCK_PAIRS = 2**22  # (query, key) pairs of a mask that are looked at at once
+BLOCK_PAIRS = 2**22  # (query, key) pairs of a mask that are read at once, which bounds memory
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows a batch recomputes, and which it takes from the capture.
+    """The rows that a batch recomputes, and those that it takes from the capture.
 
     Attributes:
-        active: (ablation or 1, row) long, positions recomputed, ascending; one row if the same for all.
-        context: (column,) long, positions whose keys and values are those of the capture.
+        active: (ablation or 1, row) long, ascending positions that are recomputed; 1 where all ablations share them.
+        context: (column,) long, positions whose keys and values come from the capture.
     """
 
     active: torch.Tensor
     context: torch.Tensor
 
     def first(self, n: int) -> Rows:
-        """Those of the first n ablations."""
+        """Return the rows of the first n ablations."""
         return replace(self, active=self.active[:n])
 
     def until(self, n: int) -> Rows:
-        """The first n active rows of each ablation."""
+        """Return the first n active rows of each ablation, with the same context."""
         return replace(self, active=self.active[:, :n])
 
     def of(self, ablations: torch.Tensor, n: int) -> torch.Tensor:
-        """(ablation, row) active rows of some of n ablations."""
+        """Return the active rows of some of n ablations, (ablation, row) long."""
         return self.active.expand(n, -1)[ablations]
 
 
 def affected_rows(arguments: Sequence[Mapping[str, Any]], changed: torch.Tensor) -> torch.Tensor:
-    """Changed rows, and those that see one of them, directly or through others.
+    """Return the changed rows and those that see one of them, directly or through other rows.
 
     Args:
-        arguments: what each layer from the cut on was called with.
-        changed: (token,) bool.
+        arguments: the arguments of each layer's call, from the cut on.
+        changed: (token,) bool, the changed rows.
 
     Returns:
-        (token,) bool.
+        The affected rows, (token,) bool.
     """
     masks: list[torch.Tensor | None] = [*masks_of(arguments)]
     masks += [None] * any(kwargs["attention_mask"] is None for kwargs in arguments)
-    affected, found = changed.clone(), changed
-    while found.any():
-        seen = torch.zeros_like(changed)
+    affected, frontier = changed.clone(), changed
+    while frontier.any():
+        viewers = torch.zeros_like(changed)
         for mask in masks:
-            seen |= _sees(mask, found, ~affected)
-        found = seen
-        affected = affected | found
+            viewers |= _sees(mask, frontier, ~affected)
+        frontier = viewers
+        affected = affected | frontier
     return affected
 
 
 def masks_of(arguments: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-    """The masks that layers were called with, each once; none where all are causal by themselves."""
+    """Return the distinct masks that layers were called with; a layer that is causal by itself has none."""
     masks = {id(kwargs["attention_mask"]): kwargs["attention_mask"] for kwargs in arguments}
     return [mask for mask in masks.values() if mask is not None]
 
 
 def _sees(mask: torch.Tensor | None, tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Which of some rows see one of the tokens, all (token,) bool; None is the causal mask."""
+    """Return which of some rows see one of the tokens, all three (token,) bool; a mask of None is causal."""
     if mask is None:
         return rows & (tokens.int().cumsum(0) > 0)
-    columns, found = tokens.nonzero()[:, 0], torch.zeros_like(rows)
+    columns, viewers = tokens.nonzero()[:, 0], torch.zeros_like(rows)
     for part in rows.nonzero()[:, 0].split(max(1, BLOCK_PAIRS // len(columns))):
-        found[part] = visible_at(mask, part[:, None], columns).any(1)
-    return found
+        viewers[part] = visible_at(mask, part[:, None], columns).any(1)
+    return viewers
 
 
 def visible(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(query, key) bool of a layer's mask argument, boolean or additive; None stays None."""
+    """Return a layer's mask argument, boolean or additive, as (query, key) bool; None stays None."""
     return None if mask is None else _allowed(mask[0, 0])
 
 
 def visible_at(mask: torch.Tensor, queries: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """Entries of a layer's mask argument as bool, of the shape that the two index tensors make together."""
+    """Return entries of a layer's mask argument as bool, of the shape to which the two index tensors broadcast."""
     return _allowed(mask[0, 0][queries, columns])
 
 
@@ -89,43 +89,43 @@ def _allowed(entries: torch.Tensor) -> torch.Tensor:
 
 
 def in_order(arguments: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether no token sees a later one, in any of the layers that were called with these arguments."""
+    """Return whether no token sees a later one in any of the layers that were called with these arguments."""
     return not any(_sees_later(mask[0, 0]) for mask in masks_of(arguments))
 
 
 def _sees_later(matrix: torch.Tensor) -> bool:
-    """Whether anything is visible above the diagonal of a (query, key) mask, boolean or additive."""
+    """Return whether anything is visible above the diagonal of a (query, key) mask, boolean or additive."""
     starts = range(0, len(matrix), max(1, BLOCK_PAIRS // len(matrix)))
     blocks = zip(starts, matrix.split(starts.step), strict=True)
     return any(bool(_allowed(block).triu(start + 1).any()) for start, block in blocks)
 
 
 def rows_to_run(removed: torch.Tensor, affected: torch.Tensor, *, deletes: bool) -> Rows:
-    """What a batch recomputes: the affected rows, without those that are deleted.
+    """Return the rows that a batch recomputes: the affected ones, without those that are deleted.
 
     Args:
-        removed: (ablation, token) bool, the same number in each.
-        affected: (token,) bool.
-        deletes: whether the rows of removed tokens are absent, by the removal kind.
+        removed: (ablation, token) bool, the removed tokens, as many in each ablation.
+        affected: (token,) bool, the rows that the batch's ablations affect.
+        deletes: whether the removal kind makes the rows of removed tokens absent.
     """
     context = (~affected).nonzero()[:, 0]
     if not deletes or not removed.any():
         return Rows(affected.nonzero()[:, 0][None], context)
-    same = bool((removed == removed[0]).all())
-    kept = affected & ~(removed[:1] if same else removed)
-    return Rows(kept.nonzero()[:, 1].reshape(len(kept), -1), context)
+    shared_removal = bool((removed == removed[0]).all())
+    active = affected & ~(removed[:1] if shared_removal else removed)
+    return Rows(active.nonzero()[:, 1].reshape(len(active), -1), context)
 
 
 def attention_mask(mask: torch.Tensor | None, rows: Rows, queries: torch.Tensor) -> torch.Tensor:
-    """The captured mask at the rows and columns in use.
+    """Return the captured mask at the rows and columns in use.
 
     Args:
-        mask: what the layer was called with; None is the causal mask.
-        rows: which rows run, over which context.
-        queries: (ablation or 1, query) long, those of the rows that attend; under the causal mask, the last ones.
+        mask: the mask that the layer was called with; None is the causal mask.
+        rows: the rows that run, and their context.
+        queries: (ablation or 1, query) long, positions of the rows that attend; the last rows under the causal mask.
 
     Returns:
-        (ablation or 1, 1, query, context + row) bool.
+        (ablation or 1, 1, query, context + row) bool, true where a query sees a column.
     """
     if mask is None:
         return _causal(rows, queries.shape[1])[:, None]
@@ -134,12 +134,15 @@ def attention_mask(mask: torch.Tensor | None, rows: Rows, queries: torch.Tensor)
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as eager attention takes it: 0 where allowed, else the most negative number."""
+    """Return a boolean mask in the form that eager attention adds: 0 where allowed, else the most negative number."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 def _causal(rows: Rows, queries: int) -> torch.Tensor:
-    """Under a causal mask kept rows see the kept rows before them and themselves; every context row lies before."""
+    """Return the mask of the last `queries` active rows under causal attention, (1, query, context + row) bool.
+
+    Every context row lies before the active ones, so a row sees all columns up to its own.
+    """
     n = rows.active.shape[1]
     columns = torch.arange(len(rows.context) + n, device=rows.active.device)
     return (columns <= columns[-queries:, None])[None]
