@@ -85,7 +85,7 @@ def gate_effects(
         cuts: the cuts in ascending order.
 
     Returns:
-        For each target, by name, (cut, visual token) estimates of I_k (keep-one) or D_k (leave-one-out) in nats of log p.
+        By name of the target, (cut, visual token) estimates of I_k (keep-one) or D_k (leave-one-out), in nats of log p.
 
     Raises:
         HorizonError: a derivative is not finite in the model's precision.
