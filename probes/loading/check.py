@@ -327,6 +327,7 @@ def _answer_tokenizes(model: ProbedModel, captured: Capture, sample: Sample | No
 
 
 def _has_target(model: ProbedModel, sample: Sample) -> bool:
+    """Return whether the sample's gold answer has a token to measure."""
     try:
         return bool(gold_target(model.tokenizer, sample).ids)
     except SampleError:
@@ -346,14 +347,17 @@ def _log_p_error(a: torch.Tensor, b: torch.Tensor, reference: torch.Tensor) -> f
 
 
 def _state_tolerance(model: ProbedModel) -> float:
+    """Return the largest error of states that rounding explains, relative to the largest state."""
     return _tolerance(model, STATE_TOLERANCE)
 
 
 def _log_p_tolerance(model: ProbedModel) -> float:
+    """Return the largest error of log p that rounding explains, in nats."""
     return _tolerance(model, LOG_P_TOLERANCE)
 
 
 def _tolerance(model: ProbedModel, by_dtype: dict[str, float]) -> float:
+    """Return the tolerance of the model's dtype, widened for 8-bit weights and for eager attention."""
     tolerance = by_dtype[str(model.dtype).removeprefix("torch.")]
     if model.quantization == "8bit":  # its products are in float16, over columns that depend on the rest of the batch
         tolerance = max(tolerance, by_dtype["float16"])

@@ -152,6 +152,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _load_config(checkpoint: Checkpoint) -> Any:
+    """Return the configuration of a checkpoint."""
     name = checkpoint.place
     try:
         return AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.commit)
@@ -160,6 +161,7 @@ def _load_config(checkpoint: Checkpoint) -> Any:
 
 
 def _load_processor(checkpoint: Checkpoint) -> Any:
+    """Return the processor of a checkpoint, which must have an image processor and a tokenizer."""
     name = checkpoint.place
     try:
         processor = AutoProcessor.from_pretrained(checkpoint.source, revision=checkpoint.commit)
@@ -233,6 +235,7 @@ def _loaded_dtype(options: LoadOptions) -> Any:
 
 
 def _as_dtype(dtype: str | torch.dtype) -> Any:
+    """Return the torch dtype of this name, or "auto"."""
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     torch_type = getattr(torch, dtype, None)
@@ -244,6 +247,7 @@ def _as_dtype(dtype: str | torch.dtype) -> Any:
 
 
 def _quantization_config(quantization: str) -> Any:
+    """Return transformers' configuration of bitsandbytes for this quantization."""
     check_choice("quantization", quantization, QUANTIZATIONS)
     if find_spec("bitsandbytes") is None:
         raise HorizonError(

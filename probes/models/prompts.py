@@ -155,6 +155,7 @@ def chat_text(model: ProbedModel, question: str, *, n_images: int = 1, video: bo
 
 
 def _check_video(model: ProbedModel, sample: Sample, frames: list[Image.Image]) -> None:
+    """Raise SampleError where family or processor cannot take video frames, or the frames differ in size."""
     if not model.family.video:
         raise SampleError(
             f"sample {sample.id!r} has video frames, for which the family {model.family.name!r} has no rule: give them "
@@ -199,6 +200,7 @@ def _special_tokens(model: ProbedModel, text: str) -> dict[str, bool]:
 
 
 def _visual_positions(model: ProbedModel, sample: Sample, ids: torch.Tensor) -> torch.Tensor:
+    """Return the positions of the visual tokens among the ids, (n_visual,) long; raise SampleError without any."""
     visual_ids = torch.tensor(model.visual_token_ids, device=ids.device)
     positions = torch.isin(ids, visual_ids).nonzero()[:, 0]
     if len(positions) == 0:
@@ -226,6 +228,7 @@ def _without_padding(sample: Sample, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_inputs(model: ProbedModel, sample: Sample, inputs: dict[str, Any], video: bool) -> None:
+    """Raise SampleError where the encoding lacks an input that the family needs, or has ids unknown to the model."""
     absent = [name for name in model.family.required(video) if name not in inputs]
     if absent:
         raise SampleError(

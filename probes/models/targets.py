@@ -155,6 +155,7 @@ def _split(tokenizer: Any, text: str) -> tuple[tuple[int, ...], list[int]]:
 
 
 def _spelling(tokenizer: Any, token: int) -> str:
+    """Return the text of one token id without the spaces around it."""
     return tokenizer.decode([token]).strip()
 
 
@@ -168,6 +169,7 @@ def _without_space(tokenizer: Any, token: int) -> list[int]:
 
 
 def _same(a: str, b: str, *, exact: bool) -> bool:
+    """Return whether two spellings are equal, up to case unless `exact`."""
     return a == b if exact else a.casefold() == b.casefold()
 
 

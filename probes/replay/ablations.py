@@ -105,10 +105,12 @@ Masks = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _all_but_window(removable: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """Return the removable tokens outside each window, (window, token) bool."""
     return removable & ~windows
 
 
 def _window_alone(_removable: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+    """Return the tokens of each window, (window, token) bool."""
     return windows
 
 

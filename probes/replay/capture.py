@@ -169,6 +169,7 @@ def _hidden(call: tuple[tuple[Any, ...], dict[str, Any]]) -> torch.Tensor:
 
 
 def _other_arguments(model: ProbedModel, call: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    """Return the arguments of a layer's call by name, except its hidden states."""
     args, kwargs = call
     if len(args) > 1:
         raise HorizonError(

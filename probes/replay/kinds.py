@@ -34,10 +34,12 @@ class Kind:
 
 
 def _zeros(_rows: torch.Tensor, states: torch.Tensor, _removable: torch.Tensor) -> torch.Tensor:
+    """Return a row of zeros, (hidden,)."""
     return torch.zeros_like(states[0])
 
 
 def _mean(_rows: torch.Tensor, states: torch.Tensor, removable: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the captured states over the removable tokens, (hidden,)."""
     return states[removable].mean(0)
 
 

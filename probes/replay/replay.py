@@ -115,6 +115,7 @@ def _rows_from(capture: Capture, first: int, removed: int, kind: str) -> int:
 
 
 def _is_causal(capture: Capture) -> bool:
+    """Return whether every layer ran without a mask argument, under plain causal attention."""
     return all(kwargs["attention_mask"] is None for kwargs in capture.arguments)
 
 
@@ -135,6 +136,7 @@ def _replay_if_it_fits(
 def _replay_batch(
     model: ProbedModel, capture: Capture, batch: Ablations, recompute: torch.Tensor | None
 ) -> torch.Tensor:
+    """Return the log-softmax of a batch at the readout positions, (ablation, place, vocabulary), in nats."""
     start, last = int(batch.layers[0]), model.n_layers - 1
     removed = batch.removed
     changed = removed.any(0)
@@ -271,6 +273,7 @@ def keys_and_values(
 
 
 def _context(capture: Capture, rows: Rows, k: int) -> FrozenContext:
+    """Return the captured keys and values of layer k at the context columns of the rows."""
     return FrozenContext(capture.keys[k][None, :, rows.context], capture.values[k][None, :, rows.context])
 
 

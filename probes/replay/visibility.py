@@ -85,6 +85,7 @@ def visible_at(mask: torch.Tensor, queries: torch.Tensor, columns: torch.Tensor)
 
 
 def _allowed(entries: torch.Tensor) -> torch.Tensor:
+    """Return mask entries, boolean or additive, as bool of the same shape, true where attention is allowed."""
     return entries if entries.dtype == torch.bool else entries > torch.finfo(entries.dtype).min / 2
 
 
