@@ -353,22 +353,23 @@ def test_figures_are_written_and_the_missing_ones_explained(capsys, planted, tmp
 INTERRUPTED = """
 import os, signal, sys
 import torch
-import probes.sweeps.sweep
+import probes.sweeps.commits
+import probes.sweeps.stages
 from vlm_horizon.cli import main
 
 place, row, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-original = probes.sweeps.sweep.measure
+original = probes.sweeps.stages.measure
 
-def measure(model, encoded, config):
+def measure(model, encoded, config, batches):
     if encoded.entry["row"] == row:
         if place == "before":
             os.kill(os.getpid(), signal.SIGINT)
         else:  # in the middle of the traced forward
             model.layers[2].register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    return original(model, encoded, config)
+    return original(model, encoded, config, batches)
 
-probes.sweeps.sweep.measure = measure
-probes.sweeps.sweep.FLUSH_SAMPLES = 4
+probes.sweeps.stages.measure = measure
+probes.sweeps.commits.FLUSH_SAMPLES = 4
 main(arguments)
 """
 
