@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from analyses.curves.selections import Selection, selection_text
 from analyses.reports.export import FORMATS
-from analyses.runs import HorizonError, Run, load_runs
+from analyses.runs import Run, check_choice, load_runs
 from analyses.runs.options import Option
 
 OUTPUTS = (*FORMATS, "csv", "json")
@@ -71,8 +71,7 @@ class Output:
     def form(self) -> str:
         """The format, one of `OUTPUTS`; raises HorizonError for another word."""
         form = "json" if self.as_json else self.output
-        if form not in OUTPUTS:
-            raise HorizonError(f"format {form!r} is unknown; choose from {', '.join(OUTPUTS)}")
+        check_choice("format", form, OUTPUTS)
         return form
 
 
