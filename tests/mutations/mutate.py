@@ -62,7 +62,7 @@ THIRD_PARTY = (
 )
 HEAVY = ("torch", "transformers", "nnsight")
 QUIET = ("-p", "no:cacheprovider", "-p", "no:anyio", "-W", "ignore::pytest.PytestAssertRewriteWarning")
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis", ".*_cache", "runs", "shared")
+NOT_SOURCE = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".hypothesis", ".*_cache")
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,11 @@ class Watch:
         self.seen = set()
 
 
+def not_copied(folder: str, names: list[str]) -> set[str]:
+    """What a copy of the tree does without: caches anywhere, and at the top the runs that a user measured."""
+    return {*NOT_SOURCE(folder, names), *({"runs", "shared"} & set(names) if Path(folder) == ROOT else ())}
+
+
 def run_tests(tree: Path, tests: Sequence[str], limit: float, watched: Sequence[str] = ()) -> tuple[str, str, float]:
     """Run tests in a fork, which finds the heavy libraries imported: status, first failing test, seconds.
 
@@ -249,7 +254,11 @@ def calls_of(tree: Path, file: str, watched: Sequence[str], folder: Path) -> dic
     if not kept.exists():
         status, by, seconds = run_tests(tree, [file], 900, watched)
         print(f"{file}: {seconds} s" + (f", {by} fails on the true source" if status == "killed" else ""), flush=True)
-        kept.write_bytes((tree / "calls.json").read_bytes() if (tree / "calls.json").exists() else b'{"tests": {}}')
+        if not (tree / "calls.json").exists() or not json.loads((tree / "calls.json").read_text())["tests"]:
+            raise SystemExit(
+                f"no test of {file} passes on the true source:\n{(tree / 'mutant.log').read_text()[-2000:]}"
+            )
+        kept.write_bytes((tree / "calls.json").read_bytes())
         (tree / "calls.json").unlink(missing_ok=True)
     return json.loads(kept.read_text())
 
@@ -325,7 +334,7 @@ def main() -> None:
         importlib.import_module(name)
     trees = [Path(tempfile.mkdtemp(prefix="mutants-")) / "tree" for _ in range(options.jobs)]
     for tree in trees:
-        shutil.copytree(ROOT, tree, ignore=NOT_COPIED)
+        shutil.copytree(ROOT, tree, ignore=not_copied)
     files = {}
     for file in {m.file for m in left}:
         own, importing = tests_of(ROOT, file)
