@@ -11,8 +11,16 @@ import typer
 from analyses.reports.export import FORMATS, render
 from analyses.reports.text import Table, to_record
 from analyses.runs import HorizonError, check_choice
-from vlm_horizon.adaptive import spread_layers
-from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, completion, spelled_out, with_groups
+from vlm_horizon.commands.arguments import (
+    DataOptions,
+    Loading,
+    Measuring,
+    ModelName,
+    completion,
+    spelled_out,
+    with_groups,
+)
+from vlm_horizon.workflows.adaptive import spread_layers
 
 if TYPE_CHECKING:
     from probes.cost.cost import Cost
@@ -30,7 +38,7 @@ WITHOUT_DATA = ("task", "task_type", "prompt", "limit")  # the reading options t
 def cost(
     model: ModelName,
     loading: Loading,
-    reading: Reading,
+    reading: DataOptions,
     measuring: Measuring,
     data: Annotated[
         list[str] | None,
@@ -73,7 +81,7 @@ def cost(
         print(render(table, output), end="\n\n")
 
 
-def _neutral(reading: Reading) -> list[Sample]:
+def _neutral(reading: DataOptions) -> list[Sample]:
     """Return samples that ask one question about a gray image, as a benchmark asks it, one for each neutral answer.
 
     Raises:
@@ -84,8 +92,8 @@ def _neutral(reading: Reading) -> list[Sample]:
     from probes.data.samples import Sample, with_template
     from probes.data.tasks import UNKNOWN, find_task
 
-    for name, flag in spelled_out(Reading).items():
-        if name not in WITHOUT_DATA and getattr(reading, name) != getattr(Reading, name):
+    for name, flag in spelled_out(DataOptions).items():
+        if name not in WITHOUT_DATA and getattr(reading, name) != getattr(DataOptions, name):
             raise HorizonError(f"--{flag} says how DATA is read, and there is none: give some")
     task = UNKNOWN if reading.task is None else find_task(reading.task)
     if task is None:

@@ -51,7 +51,7 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Reading:
+class DataOptions:
     """How data is read: what `read_samples` takes by the same names, None where its default holds."""
 
     PANEL: ClassVar = "Data"

@@ -30,8 +30,8 @@ from analyses.runs import HorizonError, Run
 from analyses.runs.options import Option
 from analyses.scores.scorers import SCORERS
 from analyses.verdicts.criteria import CRITERIA
-from vlm_horizon.arguments import with_groups, words
-from vlm_horizon.groups import Effect, Output, Samples, say_exclusions
+from vlm_horizon.commands.arguments import with_groups, words
+from vlm_horizon.commands.groups import Effect, Output, Samples, say_exclusions
 from vlm_horizon.shipped import data_path
 
 DEFAULT_PERMUTATIONS = 2000
