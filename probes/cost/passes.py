@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from probes.cost.operations import DecoderWeights, Work
-from probes.gates.gate import LOG_GATES
+from probes.gates.gate import GATED_CONTEXTS, LOG_GATES
 from probes.gates.trajectories import Step, closed_rows, closed_steps, open_rows, parts_of
 from probes.models.probed import ProbedModel
 from probes.replay.batching import Shape, batch_bytes, feed_forward_size
@@ -54,14 +54,14 @@ class Pass:
 
 
 def gate_passes(captured: Capture, context: str, cuts: Sequence[int]) -> list[Pass]:
-    """Return the passes of `gate_effects`: one from the first cut on for leave-one-out, one per cut for keep-one.
+    """Return the passes of `gate_effects`: one from the first cut on where it gives all effects, else one per cut.
 
     Args:
         captured: the captured prompt.
         context: "keep-one" or "leave-one-out".
         cuts: the cuts, ascending.
     """
-    if context == "leave-one-out":
+    if GATED_CONTEXTS[context].one_pass:
         rows = len(open_rows(captured, cuts[0]))
         return [Pass(cuts[0], (), _derivative_blocks(captured, rows), 1, rows)]
     passes = []

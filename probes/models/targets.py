@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from analyses.runs import check_choices
 from probes.data.samples import Sample, SampleError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -69,11 +68,6 @@ class Target:
         """Return whether token ids at the target's place are right, (...) bool from (...) long."""
         first = self.ids[:1] if self.whole else self.ids
         return torch.isin(token, torch.tensor(first, device=token.device))
-
-
-def check_targets(names: Sequence[str]) -> None:
-    """Raise HorizonError unless every name is known and there is at least one."""
-    check_choices("target", names, TARGET_TABLE)
 
 
 def normalize_answer(answer: str) -> str:
