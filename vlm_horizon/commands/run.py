@@ -14,7 +14,7 @@ import typer
 from analyses.curves.selections import exclusions
 from analyses.curves.target_shares import target_shares
 from analyses.reports.summary import describe_agreement
-from analyses.runs import HorizonError, Run
+from analyses.runs import HorizonError, Run, short_name
 from analyses.verdicts.first_order import gate_agreement
 from vlm_horizon.commands.arguments import DataOptions, Loading, Measuring, ModelName, with_groups
 
@@ -74,9 +74,9 @@ def run(
 
     measure = partial(run_adaptive, budget=measuring.budget) if measuring.auto else sweep
     streams = reading.open(data)
-    probed = loading.load(model)
-    out = out or Path("runs") / model.rstrip("/").rsplit("/", 1)[-1]
     samples = _read(streams)
+    probed = loading.load(model)
+    out = out or Path("runs") / short_name(model)
     print(
         f"{probed.name}: {probed.n_layers} layers, {probed.dtype}, {probed.device}; {len(samples)} samples -> {out}",
         file=sys.stderr,

@@ -152,6 +152,28 @@ def test_a_typo_is_refused_before_data_is_looked_for(capsys, command, options, m
     assert err.startswith(f"error: {message}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((OCR, "nowhere.jsonl"), "nowhere.jsonl"),
+        ((OCR, "--category", "maps"), "is of category 'maps'"),
+        ((OCR, "--limit", "0"), "limit is 0; it must be at least 1"),
+        ((OCR, "--annotations", "nowhere.json"), "annotations"),
+        ((OCR, "--prompt", "no place"), "{question}"),
+        ((OCR, "--dtype", "half"), "dtype 'half' is unknown; choose from auto, float32, bfloat16, float16, float64"),
+        ((OCR, "--layers", "auto", "--probes", "removal"), "the probe information is needed"),
+        ((OCR, "--layers", "auto", "--layer-budget", "0"), "budget is 0; it must be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "cost"])
+def test_what_needs_no_model_is_refused_before_one_is_loaded(capsys, monkeypatch, command, arguments, message):
+    monkeypatch.setattr("probes.loading.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as left:
+        main([command, MODEL, *arguments])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_a_typo_and_help_import_no_torch():
     script = """
 import json, sys
