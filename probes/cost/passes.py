@@ -54,13 +54,7 @@ class Pass:
 
 
 def gate_passes(captured: Capture, context: str, cuts: Sequence[int]) -> list[Pass]:
-    """Return the passes of `gate_effects`: one from the first cut on where it gives all effects, else one per cut.
-
-    Args:
-        captured: the captured prompt.
-        context: "keep-one" or "leave-one-out".
-        cuts: the cuts, ascending.
-    """
+    """Return the passes of `gate_effects`: one from the first cut on where it gives all effects, else one per cut."""
     if GATED_CONTEXTS[context].one_pass:
         rows = len(open_rows(captured, cuts[0]))
         return [Pass(cuts[0], (), _derivative_blocks(captured, rows), 1, rows)]
@@ -90,14 +84,7 @@ def _derivative_blocks(captured: Capture, rows: int) -> tuple[Block, ...]:
 
 
 def pass_work(weights: DecoderWeights, passes: Iterable[Pass], n_targets: int, n_places: int) -> Work:
-    """Return the work of passes, which count as no replays.
-
-    Args:
-        weights: the multiplications of the decoder.
-        passes: the passes.
-        n_targets: the number of targets whose derivatives are taken.
-        n_places: the number of readout places of the prompt.
-    """
+    """Return the work of passes, which count as no replays."""
     return sum((_work_of(weights, gate_pass, n_targets, n_places) for gate_pass in passes), start=Work())
 
 

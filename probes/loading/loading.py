@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from analyses.runs import HorizonError, check_choice
 from analyses.runs.schema import DtypeName, QuantizationName
+from probes.data.samples import first_line
 from probes.loading.admission import (
     check_attending,
     check_attention,
@@ -149,7 +150,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
         version = f" at revision {revision!r}" if revision else ""
         raise HorizonError(
             f"model {name!r}{version} is no directory here and cannot be found on the hub or in its cache: "
-            f"{_first(error)}"
+            f"{first_line(error)}"
         ) from error
     return name, Path(config).parent.name  # .../snapshots/<commit>/config.json
 
@@ -160,7 +161,7 @@ def _load_config(checkpoint: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
-        raise HorizonError(f"the configuration of model {name!r} cannot be read: {_first(error)}") from error
+        raise HorizonError(f"the configuration of model {name!r} cannot be read: {first_line(error)}") from error
 
 
 def _load_processor(checkpoint: Checkpoint) -> Any:
@@ -174,7 +175,9 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
                 f"the processor of {name!r} needs torchvision, which is not installed: install the build that belongs "
                 "to your torch, or pass processor= yourself"
             ) from error
-        raise HorizonError(f"model {name!r} has no processor that loads ({_first(error)}): {NO_PROCESSOR}") from error
+        raise HorizonError(
+            f"model {name!r} has no processor that loads ({first_line(error)}): {NO_PROCESSOR}"
+        ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise HorizonError(
             f"model {name!r} has no processor for images and text (found {type(processor).__name__}): {NO_PROCESSOR}"
@@ -197,7 +200,7 @@ def _load_weights(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
                 **placing,
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
+        raise HorizonError(f"the weights of {name!r} cannot be loaded: {first_line(error)}") from error
     absent = sorted(report["missing_keys"])
     if absent:
         raise HorizonError(
@@ -365,8 +368,3 @@ def _quantized(model: nn.Module) -> str | None:
     """Return the quantization that a built model declares: "4bit", "8bit" or None."""
     bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
     return next((name for attribute, name in bits.items() if getattr(model, attribute, False)), None)
-
-
-def _first(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().split("\n", 1)[0]

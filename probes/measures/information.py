@@ -57,11 +57,6 @@ class RemovalCurve:
         """Log p with all tokens, in nats."""
         return float(self.log_p[-1])
 
-    @property
-    def target_ids(self) -> tuple[int, ...]:
-        """Token ids that count as the answer."""
-        return self.target.ids
-
     def effects(self, measure: str = "p") -> np.ndarray:
         """Return the (layer,) R_k = m(all) - m(none of the tokens from k) for m = p or log p (nats)."""
         value = np.exp(self.log_p) if measure == "p" else self.log_p

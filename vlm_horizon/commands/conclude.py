@@ -111,7 +111,11 @@ def show(runs: RunPaths, report: Report, effect: Effect, samples: Samples, outpu
         _print_csv([sections for _, sections in reports], names)
         return
     if form == "json":
-        print(json.dumps([overview(run) | _records(sections) for run, sections in reports], indent=2))
+        records = [
+            overview(run) | {name: to_record(section.results) for name, section in sections.items()}
+            for run, sections in reports
+        ]
+        print(json.dumps(records, indent=2))
         return
     for run, sections in reports:
         if form == "text":
@@ -227,10 +231,6 @@ def headline(run: Run) -> str:
     effects = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
     counts = f"{len(run.ok)} samples{failed}{right}{grids}{effects}"
     return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counts}{selected}\n"
-
-
-def _records(parts: dict[str, Section]) -> dict[str, Any]:
-    return {name: to_record(part.results) for name, part in parts.items()}
 
 
 def _print_csv(reports: Sequence[dict[str, Section]], names: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import typer
 from analyses.reports.export import FORMATS, render
 from analyses.reports.text import Table, to_record
 from analyses.runs import HorizonError, check_choice
+from probes.cost.units import byte_text, duration_text, operation_text
 from vlm_horizon.commands.arguments import (
     DataOptions,
     Loading,
@@ -77,7 +78,7 @@ def cost(
     for note in notes:
         print(note, file=sys.stderr)
     print(f"{probed.name}, {probed.dtype}, {probed.device}: {estimate}", end="\n\n")
-    for table in cost_tables(estimate):
+    for table in (_work_table(estimate), _memory_table(estimate), _disk_table(estimate)):
         print(render(table, output), end="\n\n")
 
 
@@ -106,24 +107,12 @@ def _neutral(reading: DataOptions) -> list[Sample]:
 
 def cost_record(cost: Cost) -> dict[str, object]:
     """Return a cost as JSON holds it, totals included, in seconds, bytes and single operations."""
-    totals = {
-        "total_replays": cost.total_replays,
-        "total_operations": cost.total_operations,
-        "total_seconds": cost.total_seconds,
-        "peak_bytes": cost.peak_bytes,
-        "disk_bytes": cost.disk_bytes,
-    }
+    names = ("total_replays", "total_operations", "total_seconds", "peak_bytes", "disk_bytes")
+    totals = {name: getattr(cost, name) for name in names}
     return to_record(cost) | to_record(totals)
 
 
-def cost_tables(cost: Cost) -> list[Table]:
-    """Tabulate work and time by part, peak memory with its formula, and disk."""
-    return [_work_table(cost), _memory_table(cost), _disk_table(cost)]
-
-
 def _work_table(cost: Cost) -> Table:
-    from probes.cost.units import duration_text, operation_text
-
     parts = [*dict.fromkeys((*cost.operations, *cost.seconds))]
     rows = [
         (
@@ -151,8 +140,6 @@ def _work_table(cost: Cost) -> Table:
 
 
 def _memory_table(cost: Cost) -> Table:
-    from probes.cost.units import byte_text
-
     rows = [(part, byte_text(size), cost.formulas.get(part, "")) for part, size in cost.memory.items()]
     largest = max((size, part) for part, size in cost.memory.items() if part not in ("resident", "capture"))[1]
     formula = f"resident + capture + {largest}, the largest of the others"
@@ -160,7 +147,5 @@ def _memory_table(cost: Cost) -> Table:
 
 
 def _disk_table(cost: Cost) -> Table:
-    from probes.cost.units import byte_text
-
     rows = [(part, byte_text(size)) for part, size in cost.disk.items()]
     return Table("Disk", ("part", "bytes"), [*rows, ("all", byte_text(cost.disk_bytes))])

@@ -7,6 +7,7 @@ between the two, and what it knows is on disk.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -294,6 +295,4 @@ def _verdicts(horizons: dict[str, Horizon]) -> str:
 
 def _say(progress: bool, words: str) -> None:
     if progress:
-        from probes.plans.progress import say_line
-
-        say_line(words)
+        print(words, file=sys.stderr)
