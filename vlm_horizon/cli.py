@@ -18,7 +18,7 @@ from vlm_horizon.commands.conclude import compare, plan, show
 from vlm_horizon.commands.cost import cost
 from vlm_horizon.commands.figures import figures
 from vlm_horizon.commands.run import demo, run
-from vlm_horizon.tasks import tasks
+from vlm_horizon.commands.tasks import tasks
 
 app = typer.Typer(
     name="vlm-horizon",
