@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from vlm_horizon import selections as selections
     from vlm_horizon import tables as tables
     from vlm_horizon import verdicts as verdicts
-    from vlm_horizon.adaptive import run_adaptive
-    from vlm_horizon.demo import run_demo
 
     # all names of these modules may be had from here too, as before they had a place of their own
     from vlm_horizon.measures import *  # noqa: F403
@@ -66,6 +64,8 @@ if TYPE_CHECKING:
     from vlm_horizon.shipped import data_path
     from vlm_horizon.tables import *  # noqa: F403
     from vlm_horizon.verdicts import *  # noqa: F403
+    from vlm_horizon.workflows.adaptive import run_adaptive
+    from vlm_horizon.workflows.demo import run_demo
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

@@ -17,9 +17,6 @@ def lazy_names(module: str) -> tuple[Callable[[str], Any], Callable[[], list[str
     """Return the functions `__getattr__` and `__dir__` of a module whose imports are for type checkers only.
 
     The first imports a name where it is first used. The second lists the names of `__all__` and the imported modules.
-
-    Args:
-        module: the module's name, `__name__`.
     """
     statements = list(_imports_for_type_checkers(module))
     homes = {name: home for home, name, attribute in statements if attribute != "*"}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from probes.measures.integrated import integrated_information
     from probes.measures.single import removal_curve, token_information
     from probes.replay.capture import capture
-    from vlm_horizon.adaptive import count_replays
+    from vlm_horizon.workflows.adaptive import count_replays
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

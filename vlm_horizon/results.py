@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from probes.measures.integrated import IntegratedInformation
     from probes.models.probed import ProbedModel
     from probes.replay.capture import VisualStates
-    from vlm_horizon.adaptive import Replays
+    from vlm_horizon.workflows.adaptive import Replays
 else:
     __getattr__, __dir__ = lazy_names(__name__)
 

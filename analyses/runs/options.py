@@ -207,6 +207,7 @@ class AdaptiveOptions(SweepOptions):
             text="where `layers` are chosen: token grids to measure, in layers for each sample; by default a quarter "
             "of the layers, at least 8.",
             flag="layer_budget",
+            least=1,
         ),
     ] = None
 

@@ -23,7 +23,7 @@ from probes.cost.meters import memory_parts, part_work
 from probes.cost.operations import forward_operations
 from probes.cost.units import byte_text, duration_text, operation_text
 from probes.cost.workload import Clock, Subject, meet
-from probes.data.samples import Sample, SampleError, with_template
+from probes.data.samples import Sample, SampleError, failure_reason, with_template
 from probes.directory.columns import thumbnail
 from probes.directory.writer import FLUSH_SAMPLES, FLUSH_SECONDS
 from probes.models.probed import ProbedModel
@@ -178,7 +178,8 @@ def cost_of(
     seconds = amount.total(part_seconds)
     rows = amount.total({part: work.rows for part, work in works.items()})
     replays = amount.total({part: work.replays for part, work in works.items()})
-    samples_per_part = _samples_a_part(sum(seconds.values()), amount.samples)
+    committed_at_once = FLUSH_SECONDS * amount.samples / max(sum(seconds.values()), 1e-9)
+    samples_per_part = int(np.clip(committed_at_once, 1, FLUSH_SAMPLES))
     disk = disk_parts(
         subject,
         config,
@@ -214,7 +215,7 @@ def _first_measurable(model: ProbedModel, samples: Sequence[Sample], config: Run
         try:
             return meet(model, sample, config, clock)
         except Exception as error:  # a run records such a sample and goes on
-            reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
+            reason = failure_reason(error)
     raise HorizonError(f"none of the first {len(samples[:TRIED])} samples can be measured; of the last, {reason}")
 
 
@@ -224,11 +225,6 @@ def _budget(subject: Subject, operations: dict[str, float]) -> float:
     forward = subject.vision + forward_operations(subject.weights, n_tokens, subject.places)
     run_seconds = sum(operations.values()) / forward * subject.seconds
     return float(np.clip(SHARE * run_seconds, LEAST, MOST))
-
-
-def _samples_a_part(seconds: float, samples: int) -> int:
-    """Return the number of samples that a run commits in one part."""
-    return int(np.clip(FLUSH_SECONDS * samples / max(seconds, 1e-9), 1, FLUSH_SAMPLES))
 
 
 def _mean_thumbnail(samples: Sequence[Sample], samples_per_part: int) -> float | None:

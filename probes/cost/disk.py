@@ -14,7 +14,7 @@ import numpy as np
 
 from analyses.runs import RunConfig
 from probes.cost.workload import Subject
-from probes.directory.columns import thumbnail
+from probes.directory.columns import question_entry, thumbnail
 from probes.directory.writer import FOLDERS, Record, RunWriter
 from probes.parts.forward import Forward
 from probes.parts.part import Outline, outline_of
@@ -87,14 +87,8 @@ def _random_record(
     sample = subject.sample
     columns = {
         **{name: _number(value, random) if isinstance(value, type) else value for name, value in shape.columns.items()},
-        "row": row,
-        "id": sample.id,
-        "task": sample.task,
-        "task_type": sample.task_type,
-        "category": sample.category,
+        **question_entry(row, sample),
         "question": f"{sample.question}{random.integers(1000)}",
-        "answers": list(sample.answers),
-        "options": list(sample.options),
         "status": "ok",
         "error": "",
         "probes": list(config.probes),

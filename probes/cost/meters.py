@@ -6,9 +6,10 @@ needs no line here; a new kind of call is one entry of `METERS`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,32 +43,33 @@ from probes.parts.part import Part
 Memory = tuple[str, int, str]  # the name of the part of memory, its bytes, and the formula behind them
 
 
-class Meter(Protocol):
+class Meter(ABC):
     """Measures the cost of calls of one kind, on one subject."""
 
     def work(self, subject: Subject, call: Any) -> Work:
         """Return the replays, rows and operations of a call."""
+        return Work()
 
     def shortened(self, subject: Subject, call: Any, operations: float) -> Any:
         """Return the largest call of the same kind with at most so many operations.
 
         Where none is that small, it is the smallest call from which the whole one can be extrapolated.
         """
+        return call
 
+    @abstractmethod
     def run(self, subject: Subject, call: Any) -> object:
         """Run a call as a measurement does."""
 
     def memory(self, subject: Subject, call: Any) -> Memory | None:
         """Return the memory that a call takes beside the capture; None where a forward pass takes more."""
+        return None
 
 
-class _ForwardMeter:
+class _ForwardMeter(Meter):
     def work(self, subject: Subject, call: ForwardCall) -> Work:
         n_tokens = subject.case.captured.prompt.n_tokens
         return Work(operations=subject.vision + forward_operations(subject.weights, n_tokens, subject.places))
-
-    def shortened(self, subject: Subject, call: ForwardCall, operations: float) -> ForwardCall:
-        return call
 
     def run(self, subject: Subject, call: ForwardCall) -> object:
         targets = call.targets if subject.case.targets else ()
@@ -77,7 +79,7 @@ class _ForwardMeter:
         return "forward", *forward_bytes(subject)
 
 
-class _ReplayMeter:
+class _ReplayMeter(Meter):
     def work(self, subject: Subject, call: ReplayCall) -> Work:
         return replay_work(subject.weights, _batches(subject, call), subject.places)
 
@@ -118,7 +120,7 @@ def _batches(subject: Subject, call: ReplayCall) -> list[Batch]:
     )
 
 
-class _GateMeter:
+class _GateMeter(Meter):
     def work(self, subject: Subject, call: GateCall) -> Work:
         return pass_work(subject.weights, _passes(subject, call), len(subject.case.targets), subject.places)
 
@@ -150,7 +152,7 @@ def _deepest(cuts: list[int], fits: Callable[[list[int]], bool]) -> list[int]:
     return cuts
 
 
-class _EntropyMeter:
+class _EntropyMeter(Meter):
     def work(self, subject: Subject, call: EntropyCall) -> Work:
         layers, n, d = call.states.shape
         return Work(operations=entropy_operations(n, d, layers, eigenvalues=call.alpha != 2))
@@ -168,38 +170,22 @@ class _EntropyMeter:
         return "entropies", *entropy_bytes(call.states)
 
 
-class _AnswerMeter:
+class _AnswerMeter(Meter):
     def work(self, subject: Subject, call: AnswerCall) -> Work:
         """Return the work of a forward pass and then of one token at a time."""
-        start = subject.case.captured.prompt.n_tokens + 1
-        steps = [Batch(np.zeros(1, int), 1, start + step, start + step) for step in range(call.tokens - 1)]
-        stepwise = replay_work(subject.weights, steps, 1).operations
         n_tokens = subject.case.captured.prompt.n_tokens
+        steps = [Batch(np.zeros(1, int), 1, n, n) for n in range(n_tokens + 1, n_tokens + call.tokens)]
+        stepwise = replay_work(subject.weights, steps, 1).operations
         forward = subject.vision + forward_operations(subject.weights, n_tokens, subject.places)
         return Work(operations=forward + stepwise)
-
-    def shortened(self, subject: Subject, call: AnswerCall, operations: float) -> AnswerCall:
-        return call
 
     def run(self, subject: Subject, call: AnswerCall) -> object:
         return generate_answer(subject.case.model, subject.sample, max_new_tokens=call.tokens)
 
-    def memory(self, subject: Subject, call: AnswerCall) -> None:
-        return None
 
-
-class _PlainMeter:
-    def work(self, subject: Subject, call: PlainCall) -> Work:
-        return Work()
-
-    def shortened(self, subject: Subject, call: PlainCall, operations: float) -> PlainCall:
-        return call
-
+class _PlainMeter(Meter):
     def run(self, subject: Subject, call: PlainCall) -> object:
         return call.function()
-
-    def memory(self, subject: Subject, call: PlainCall) -> None:
-        return None
 
 
 METERS: dict[type, Meter] = {
@@ -228,10 +214,6 @@ def memory_parts(subject: Subject, parts: Iterable[Part]) -> tuple[dict[str, int
     """Return the bytes that one sample takes, and the formulas behind them, both by part of memory.
 
     The parts are the capture, which stays, and the largest call of each kind, which is transient.
-
-    Args:
-        subject: the sample whose shapes stand for all.
-        parts: the parts of the measurement.
     """
     largest = {"capture": capture_bytes(subject), "forward": forward_bytes(subject)}
     for call in (call for part in parts for call in part.calls(subject.case)):

@@ -110,13 +110,7 @@ def forward_operations(weights: DecoderWeights, n_tokens: int, n_places: int) ->
 
 
 def replay_work(weights: DecoderWeights, batches: Sequence[Batch], n_places: int) -> Work:
-    """Count the work of batches of replays.
-
-    Args:
-        weights: the multiplications of the decoder.
-        batches: the batches of replays.
-        n_places: the number of readout places of the prompt.
-    """
+    """Count the work of batches of replays."""
     return sum((_batch_work(weights, batch, n_places) for batch in batches), start=Work())
 
 
@@ -148,7 +142,6 @@ def make_batches(
     captured: Capture,
     ablations: Ablations,
     *,
-    cuts: Sequence[int] | None = None,
     batch_size: BatchPolicy | int | None = None,
     recompute: torch.Tensor | None = None,
 ) -> list[Batch]:
@@ -158,12 +151,9 @@ def make_batches(
         model: the captured model.
         captured: the captured sample, which fixes where the image lies.
         ablations: the sets of tokens that are removed.
-        cuts: layers at each of which every set is removed; by default each ablation keeps its own layer.
         batch_size: the number of ablations in one batch; by default that of `replay`.
         recompute: (token,) bool, rows that are computed again besides those that an ablation changes.
     """
-    if cuts is not None:
-        ablations = Ablations.at_every(cuts, ablations.masks, ablations.kind)
     changed = ablations.masks if recompute is None else ablations.masks | recompute
     first = torch.where(changed.any(1), first_removed(changed), captured.prompt.n_tokens - 1)
     if not captured.in_order:  # rows before a change may see it: as many as see any of the changes

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from probes.cost.operations import DecoderWeights, Work
-from probes.gates.gate import LOG_GATES
+from probes.gates.gate import GATED_CONTEXTS, LOG_GATES
 from probes.gates.trajectories import Step, closed_rows, closed_steps, open_rows, parts_of
 from probes.models.probed import ProbedModel
 from probes.replay.batching import Shape, batch_bytes, feed_forward_size
@@ -54,14 +54,8 @@ class Pass:
 
 
 def gate_passes(captured: Capture, context: str, cuts: Sequence[int]) -> list[Pass]:
-    """Return the passes of `gate_effects`: one from the first cut on for leave-one-out, one per cut for keep-one.
-
-    Args:
-        captured: the captured prompt.
-        context: "keep-one" or "leave-one-out".
-        cuts: the cuts, ascending.
-    """
-    if context == "leave-one-out":
+    """Return the passes of `gate_effects`: one from the first cut on where it gives all effects, else one per cut."""
+    if GATED_CONTEXTS[context].one_pass:
         rows = len(open_rows(captured, cuts[0]))
         return [Pass(cuts[0], (), _derivative_blocks(captured, rows), 1, rows)]
     passes = []
@@ -90,14 +84,7 @@ def _derivative_blocks(captured: Capture, rows: int) -> tuple[Block, ...]:
 
 
 def pass_work(weights: DecoderWeights, passes: Iterable[Pass], n_targets: int, n_places: int) -> Work:
-    """Return the work of passes, which count as no replays.
-
-    Args:
-        weights: the multiplications of the decoder.
-        passes: the passes.
-        n_targets: the number of targets whose derivatives are taken.
-        n_places: the number of readout places of the prompt.
-    """
+    """Return the work of passes, which count as no replays."""
     return sum((_work_of(weights, gate_pass, n_targets, n_places) for gate_pass in passes), start=Work())
 
 

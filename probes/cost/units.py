@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 
 def duration_text(seconds: float) -> str:
     """Return a time in seconds as text of two digits with a fitting unit.
@@ -9,10 +11,7 @@ def duration_text(seconds: float) -> str:
     >>> duration_text(0.4), duration_text(42), duration_text(130), duration_text(9000)
     ('0.4 s', '42 s', '2.2 min', '2.5 h')
     """
-    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min")):
-        if seconds < limit:
-            return f"{_two_digits(seconds / divisor)} {unit}"
-    return f"{_two_digits(seconds / 3600)} h"
+    return _in_units(seconds, (90, 1, "s"), (5400, 60, "min"), (inf, 3600, "h"))
 
 
 def byte_text(count: float) -> str:
@@ -21,10 +20,8 @@ def byte_text(count: float) -> str:
     >>> byte_text(940), byte_text(14_200_000), byte_text(1.52e9)
     ('940 bytes', '14 MB', '1.5 GB')
     """
-    for limit, divisor, unit in ((1e3, 1, "bytes"), (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB")):
-        if count < limit:
-            return f"{_two_digits(count / divisor)} {unit}"
-    return f"{_two_digits(count / 1e12)} TB"
+    larger = (1e6, 1e3, "kB"), (1e9, 1e6, "MB"), (1e12, 1e9, "GB"), (inf, 1e12, "TB")
+    return _in_units(count, (1e3, 1, "bytes"), *larger)
 
 
 def operation_text(count: float) -> str:
@@ -33,11 +30,12 @@ def operation_text(count: float) -> str:
     >>> operation_text(1.23e12), operation_text(3.4e10)
     ('1.2 TFLOP', '34 GFLOP')
     """
-    for limit, divisor, unit in ((1e9, 1e6, "M"), (1e12, 1e9, "G"), (1e15, 1e12, "T")):
-        if count < limit:
-            return f"{_two_digits(count / divisor)} {unit}FLOP"
-    return f"{_two_digits(count / 1e15)} PFLOP"
+    larger = (1e15, 1e12, "TFLOP"), (inf, 1e15, "PFLOP")
+    return _in_units(count, (1e9, 1e6, "MFLOP"), (1e12, 1e9, "GFLOP"), *larger)
 
 
-def _two_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+def _in_units(count: float, *units: tuple[float, float, str]) -> str:
+    """Return a number in the first of the units (limit, size, name) whose limit it stays below."""
+    size, name = next((size, name) for limit, size, name in units if count < limit)
+    value = count / size
+    return f"{value:,.0f} {name}" if value >= 10 else f"{value:.2g} {name}"

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from analyses.runs import HorizonError
+from probes.data.samples import first_line
 
 # what the HTTP library under huggingface_hub raises where nothing answers; its name changes with their versions
 _NO_ANSWER: type[Exception] = HfHubHTTPError.__bases__[0]
@@ -57,7 +58,7 @@ class HubDataset:
             try:  # by the revision's name, so that the cache knows it by that name, offline too
                 path = Path(hf_hub_download(self.id, file, repo_type="dataset", revision=self.revision))
             except (_NO_ANSWER, OSError) as error:
-                raise HorizonError(f"{file} of the dataset {self.id} cannot be fetched: {_first(error)}") from error
+                raise HorizonError(f"{file} of the dataset {self.id} cannot be fetched: {first_line(error)}") from error
             if self.commit not in path.parts:
                 raise HorizonError(f"the dataset {self.id} changed while it was read: start again")
             yield path
@@ -68,9 +69,6 @@ def is_dataset_id(name: str) -> bool:
 
     >>> is_dataset_id("lmms-lab-encoder/DocVQA:DocVQA/validation"), is_dataset_id("data/textvqa.tsv")
     (True, False)
-
-    Args:
-        name: as the user gives it.
     """
     return _ID.fullmatch(name) is not None and not name.lower().endswith(_FILES)
 
@@ -133,9 +131,6 @@ def file_sets(files: Sequence[str]) -> list[str]:
 
     >>> file_sets(["data/test-00000-of-00002.parquet", "data/test-00001-of-00002.parquet"])
     ['data/test']
-
-    Args:
-        files: paths of parquet files.
     """
     return list(dict.fromkeys(_PART.sub("", file) for file in files))
 
@@ -159,7 +154,7 @@ def _list(dataset: str, revision: str | None) -> tuple[str, list[str]]:
         ) from error
     except (_NO_ANSWER, OSError) as error:
         raise HorizonError(
-            f"{dataset} is no path here, and the hub cannot be asked for it: {_first(error)}; with "
+            f"{dataset} is no path here, and the hub cannot be asked for it: {first_line(error)}; with "
             "HF_HUB_OFFLINE=1 the cache is read"
         ) from error
     return str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
@@ -174,7 +169,3 @@ def _list_cached(dataset: str, revision: str | None) -> tuple[str, list[str]]:
             "HF_HUB_OFFLINE leaves: fetch it with `hf download --repo-type dataset`"
         ) from error
     return folder.name, [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

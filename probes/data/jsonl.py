@@ -14,11 +14,7 @@ PICTURES = ("image", "images", "frames", "video")
 
 
 def json_rows(path: Path) -> Iterator[Row]:
-    """The lines of a file; one that does not parse, or is no object, carries the reason.
-
-    Args:
-        path: the file.
-    """
+    """The lines of a file; one that does not parse, or is no object, carries the reason."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -36,11 +32,7 @@ def json_rows(path: Path) -> Iterator[Row]:
 
 
 def first_record(path: Path) -> dict[str, Any]:
-    """The first line that parses to an object; empty where none does.
-
-    Args:
-        path: the file.
-    """
+    """The first line that parses to an object; empty where none does."""
     return next((dict(row.columns) for row in json_rows(path) if not row.error), {})
 
 

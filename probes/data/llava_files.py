@@ -50,22 +50,12 @@ _ANY = FolderLayout((), ("images",))
 
 
 def image_folders(folder: Path, task: str) -> tuple[Path, ...]:
-    """Where the images that a file names may lie.
-
-    Args:
-        folder: the folder that holds the file.
-        task: the benchmark, "" if unknown.
-    """
+    """Where the images that a file names may lie."""
     return (folder, *(folder / name for name in LAYOUTS.get(task, _ANY).images))
 
 
 def find_annotations(path: Path, task: str) -> tuple[Path, ...]:
-    """The annotation files beside a question file; none where the layout is another.
-
-    Args:
-        path: the question file.
-        task: the benchmark.
-    """
+    """The annotation files beside a question file; none where the layout is another."""
     for pattern in LAYOUTS.get(task, _ANY).annotations:
         files = tuple(sorted(file for file in path.parent.glob(pattern) if file != path))
         if files:
@@ -74,11 +64,7 @@ def find_annotations(path: Path, task: str) -> tuple[Path, ...]:
 
 
 def is_question_line(record: dict[str, Any]) -> bool:
-    """Whether a line is of a LLaVA question file, or of POPE's label files.
-
-    Args:
-        record: the line.
-    """
+    """Whether a line is of a LLaVA question file, or of POPE's label files."""
     return "text" in record and "question" not in record and ("question_id" in record or "label" in record)
 
 
@@ -86,10 +72,6 @@ def question_rows(path: Path, annotations: Iterable[Path] = ()) -> Iterator[Row]
     """The lines of a question file, each with what the annotation files say about it.
 
     The prompt's reference OCR tokens become a column, and the annotation's bare question goes before the prompt.
-
-    Args:
-        path: the question file.
-        annotations: files or directories with the answers.
 
     Raises:
         HorizonError: an annotation file is of no known format.
@@ -133,9 +115,6 @@ def _key(columns: Any) -> str:
 def annotation_rows(path: Path) -> Iterator[Row]:
     """The questions of an annotation file: TextVQA, POPE, GQA, ScienceQA, or MME's directory.
 
-    Args:
-        path: file or directory.
-
     Raises:
         HorizonError: it is of none of these formats.
     """
@@ -159,11 +138,7 @@ def annotation_rows(path: Path) -> Iterator[Row]:
 
 
 def load_json(path: Path) -> Any:
-    """A file that is one JSON value; None for JSON Lines, and for what does not parse.
-
-    Args:
-        path: the file.
-    """
+    """A file that is one JSON value; None for JSON Lines, and for what does not parse."""
     with path.open("rb") as file:
         begins, more = _value(file.readline()), file.readline().strip()
         if begins is not None:
@@ -180,11 +155,7 @@ def _value(text: bytes) -> Any:
 
 
 def annotation_kind(content: Any) -> str:
-    """Format of an annotation file by its content: textvqa, gqa, problems, conversations; "" for another.
-
-    Args:
-        content: the JSON value.
-    """
+    """Format of an annotation file by its content: textvqa, gqa, problems, conversations; "" for another."""
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         return "textvqa"
     entries = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
@@ -250,11 +221,7 @@ def _conversations(path: Path, entries: list[Any]) -> Iterator[Row]:
 
 
 def mme_rows(path: Path) -> Iterator[Row]:
-    """MME's directory: a folder a category, with images and one text file an image, "question<tab>answer" a line.
-
-    Args:
-        path: the directory.
-    """
+    """MME's directory: a folder a category, with images and one text file an image, "question<tab>answer" a line."""
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         texts = folder / "questions_answers_YN" if (folder / "questions_answers_YN").is_dir() else folder
         pictures = folder / "images" if (folder / "images").is_dir() else folder

@@ -130,9 +130,6 @@ class Shard:
 def read_shard(path: Path) -> Shard:
     """Columns of a parquet file, without its rows.
 
-    Args:
-        path: the file.
-
     Raises:
         HorizonError: it is no parquet file.
     """

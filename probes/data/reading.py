@@ -55,10 +55,6 @@ class ReadingRule:
 def to_sample(row: Row, reading: ReadingRule) -> Sample:
     """The sample of a row; where there is none, its `error` says why, with file and line.
 
-    Args:
-        row: the row, as the reader of its file yields it.
-        reading: how rows of this source become samples.
-
     Raises:
         HorizonError: no sample of this kind can be made (PyAV is not installed).
     """
@@ -143,22 +139,13 @@ def _bare(question: str, task: Task) -> str:
 
 
 def first(columns: Mapping[str, Any], names: Sequence[str]) -> Any:
-    """What the first column that is there holds, of several names; a blank one gives way to the next.
-
-    Args:
-        columns: the columns of a row, by name.
-        names: the names to look under, in this order.
-    """
+    """What the first column that is there holds, of several names; a blank one gives way to the next."""
     values = [columns[name] for name in names if name in columns]
     return next((value for value in values if not blank(value)), values[0] if values else None)
 
 
 def blank(value: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, an empty text or list, or the "nan" that pandas writes.
-
-    Args:
-        value: the value of a cell.
-    """
+    """Whether a cell holds nothing: null, NaN, an empty text or list, or the "nan" that pandas writes."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return True
     return value == [] or (isinstance(value, str) and value.strip() in ("", "nan", "NaN"))
@@ -201,12 +188,7 @@ def _parse_list(text: str) -> list[Any]:
 
 
 def find_options(columns: Mapping[str, Any], task: Task) -> tuple[str, ...]:
-    """The options of a row: of a column with a list, or of the columns A, B, C, ... until the first blank one.
-
-    Args:
-        columns: the columns of the row, by name.
-        task: the benchmark, which names the column of the options.
-    """
+    """The options of a row: of a column with a list, or of the columns A, B, C, ... until the first blank one."""
     texts = as_list(first(columns, task.options))
     if texts:
         return tuple(str(option).strip() for option in texts)

@@ -23,6 +23,16 @@ class SampleError(HorizonError):
     """One sample cannot be measured. A run records the reason, counts it and goes on."""
 
 
+def failure_reason(error: Exception) -> str:
+    """Return why a sample failed, as a run records it: our own sentence, or the error of another with its type."""
+    return str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
+
+
 class StoredImage(Protocol):
     """An image inside a larger file, read when it is needed, so that samples of a large file stay small."""
 

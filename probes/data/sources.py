@@ -91,12 +91,7 @@ def find_source(
 
 
 def known_task(source: Source, task: str | None) -> tuple[Task, bool]:
-    """The description in force, and whether it was guessed from the source's name.
-
-    Args:
-        source: where the samples come from.
-        task: the name that the user gives, if any.
-    """
+    """The description in force, and whether it was guessed from the source's name."""
     if task is not None:
         return find_task(task) or UNKNOWN, False
     guess = None if source.own else guess_task(source.title)

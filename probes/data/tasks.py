@@ -262,11 +262,7 @@ def guess_task(name: str) -> Task | None:
 
 
 def ends_of_questions(task: Task) -> tuple[str, ...]:
-    """Phrases that a file's questions may end with and the template adds or replaces.
-
-    Args:
-        task: as described.
-    """
+    """Phrases that a file's questions may end with and the template adds or replaces."""
     last = [prompt.rpartition("\n")[2] for prompt in (task.prompt, task.open_prompt)]
     return (*task.closing, *(line for line in last if line and "{" not in line))
 

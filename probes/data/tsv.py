@@ -77,9 +77,6 @@ class TableRow(NamedTuple):
 def table_columns(path: Path) -> tuple[str, ...]:
     """Names of a table's columns.
 
-    Args:
-        path: the file.
-
     Raises:
         HorizonError: its first line is no header: empty, not UTF-8, or with a name twice.
     """

@@ -68,12 +68,6 @@ def check_frames(frames: int | None, fps: float | None) -> None:
         raise HorizonError(f"fps is {fps}; it must be above 0")
 
 
-def check_installed() -> None:
-    """Raise HorizonError unless PyAV is installed."""
-    if find_spec("av") is None:
-        raise HorizonError("videos need PyAV: pip install 'vlm-horizon[video]'")
-
-
 def choose_frames(path: Path, frames: int | None = None, fps: float | None = None) -> Clip:
     """Choose frames by count, spread evenly from the first to the last, or by rate from the first on.
 
@@ -87,7 +81,8 @@ def choose_frames(path: Path, frames: int | None = None, fps: float | None = Non
         HorizonError: PyAV is not installed, or the choice is unusable.
     """
     check_frames(frames, fps)
-    check_installed()
+    if find_spec("av") is None:
+        raise HorizonError("videos need PyAV: pip install 'vlm-horizon[video]'")
     import av
 
     try:
@@ -116,11 +111,7 @@ def clip_frames(clip: Clip) -> tuple[ClipFrame, ...]:
 
 
 def frame_rule(frames: Sequence[object]) -> str:
-    """How a video's frames were chosen; "" for frames that were given as images.
-
-    Args:
-        frames: the frames of a sample, in order.
-    """
+    """How a video's frames were chosen; "" for frames that were given as images."""
     return next((frame.clip.rule for frame in frames if isinstance(frame, ClipFrame)), "")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from probes.data.samples import Sample
 from probes.measures.information import InformationGrid, RemovalCurve
 from probes.measures.noise import NoiseFloor
 from probes.models.grids import TokenGrid
@@ -19,8 +20,16 @@ from probes.replay.capture import Capture
 
 THUMBNAIL = 256  # px, longest side
 FLOORS = ("noise_floor_p", "noise_floor_log_p", "noise_floor_kl")
+REMOVAL_MEASURES = ("log_p", "kl", "correct", "same")
 Grids = dict[tuple[str, str], InformationGrid]  # by target and context
 CurveRow = tuple[str, str, int, str, str, float]  # target, context, layer, stream, measure, value
+
+
+def question_entry(row: int, sample: Sample) -> dict[str, Any]:
+    """Return the `SAMPLES` columns that a sample itself gives, in the row of that number."""
+    names = ("id", "task", "task_type", "category", "question")
+    lists = {name: list(getattr(sample, name)) for name in ("answers", "options")}
+    return {"row": row, **{name: getattr(sample, name) for name in names}, **lists}
 
 
 def sample_entry(model: ProbedModel, captured: Capture, target: Target | None) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def entropy_rows(entropies: dict[str, np.ndarray]) -> Iterator[CurveRow]:
 def removal_rows(removals: dict[str, RemovalCurve]) -> Iterator[CurveRow]:
     """Yield the rows of `CURVES` for each target's removal curve."""
     for name, curve in removals.items():
-        for measure in ("log_p", "kl", "correct", "same"):
+        for measure in REMOVAL_MEASURES:
             for layer, value in zip(curve.layers.tolist(), getattr(curve, measure).tolist(), strict=True):
                 yield name, "removal", layer, "", measure, float(value)
 

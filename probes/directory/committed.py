@@ -10,11 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from safetensors import safe_open
 
+from probes.directory.columns import REMOVAL_MEASURES
 from probes.directory.writer import Record
 from probes.measures.information import RemovalCurve
 from probes.models.targets import Target
-
-REMOVAL_MEASURES = ("log_p", "kl", "correct", "same")
 
 
 def read_record(path: Path, part: str, row: int, layers: Sequence[int]) -> Record:

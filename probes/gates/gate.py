@@ -35,7 +35,6 @@ from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.models.targets import Target
 from probes.replay.capture import Capture
-from probes.replay.kinds import check_kind
 from probes.replay.readout import read_out
 
 # Log 0 is no number, so derivatives at gate 0 are taken at these log gates: the derivative by log g, divided by g, is
@@ -56,7 +55,6 @@ def check_method(
     tokens: str = "visual",
 ) -> None:
     """Raise HorizonError unless token grids can be measured by this method, in these contexts and in this dtype."""
-    check_kind(kind)
     check_grid_method(method, kind, tokens, coarse)
     if METHOD_TABLE[method].first_order:
         for context in contexts:
@@ -195,15 +193,17 @@ class GatedContext:
         effects: the function that returns (target, cut, visual token) effects in nats, from the model, a capture,
             targets and ascending cuts.
         needs_range: whether the estimate needs smaller numbers than float16 has.
+        one_pass: whether one pass, from the first cut on, gives the effects at all cuts; else every cut takes its own.
     """
 
     effects: Effects
     needs_range: bool
+    one_pass: bool
 
 
 GATED_CONTEXTS = {
-    "keep-one": GatedContext(_all_shut, needs_range=True),
-    "leave-one-out": GatedContext(_all_open, needs_range=False),
+    "keep-one": GatedContext(_all_shut, needs_range=True, one_pass=False),
+    "leave-one-out": GatedContext(_all_open, needs_range=False, one_pass=True),
 }
 
 

@@ -1,4 +1,7 @@
-"""Admission: each check refuses a model or processor in one sentence that says what is wrong and what to do."""
+"""Admission: each check refuses a model or processor in one sentence that says what is wrong and what to do.
+
+All of them raise HorizonError, and take the model's name for that sentence.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,7 @@ VISUAL_TOKEN_ATTRIBUTES = ("image_token_id", "video_token_id")
 
 
 def check_config(name: str, config: Any, family: Family) -> None:
-    """Refuse a model that its configuration already shows to be unmeasurable, before weights are read.
-
-    Args:
-        name: the model's name, for the message.
-        config: the model's configuration.
-        family: the model's family.
-
-    Raises:
-        HorizonError: the model sees no images, is an encoder-decoder, or is of a family that is refused.
-    """
+    """Refuse a model without images, an encoder-decoder, or a family that is refused, before weights are read."""
     kind = config.model_type
     if getattr(config, "vision_config", None) is None:
         if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -48,15 +42,6 @@ def check_attention(name: str, attn: str, config: Any, family: Family) -> None:
     """Refuse FlashAttention where it cannot be exact, or is not installed.
 
     FlashAttention knows causal attention only, and counts a sliding window in the tokens of a replay, not in positions.
-
-    Args:
-        name: the model's name, for the message.
-        attn: the attention that the user chose.
-        config: the model's configuration.
-        family: the model's family.
-
-    Raises:
-        HorizonError: the family or the installation does not allow FlashAttention.
     """
     if attn != "flash":
         return
@@ -76,11 +61,8 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
     """Refuse layers on several GPUs, where replays have not been proved; main memory and disk beside one are fine.
 
     Args:
-        name: the model's name, for the message.
+        name: the model's name.
         device_map: the device of each module, by name, as accelerate placed them; None for a model in one place.
-
-    Raises:
-        HorizonError: the map names several GPUs.
     """
     gpus = {str(device).removeprefix("cuda:") for device in (device_map or {}).values()} - {"cpu", "disk", "meta"}
     if len(gpus) > 1:
@@ -88,13 +70,7 @@ def check_device_map(name: str, device_map: dict[str, Any] | None) -> None:
 
 
 def several_gpus(name: str, n_gpus: int, gpus: Sequence[str] = ()) -> HorizonError:
-    """Return the error for a model whose layers lie, or would lie, on several GPUs.
-
-    Args:
-        name: the model's name, for the message.
-        n_gpus: number of GPUs.
-        gpus: names of the GPUs, or () before the model is placed.
-    """
+    """Return the error for a model whose layers lie, or would lie, on several GPUs, named by `gpus` if known."""
     listing = f" ({', '.join(gpus)})" if gpus else ""
     return HorizonError(
         f"model {name!r} is spread over {n_gpus} GPUs{listing}, where replays have not been proved: make one visible "
@@ -103,16 +79,13 @@ def several_gpus(name: str, n_gpus: int, gpus: Sequence[str] = ()) -> HorizonErr
 
 
 def check_processor(name: str, processor: Any, visual_token_ids: tuple[int, ...], n_embeddings: int) -> None:
-    """Refuse a processor that was made for another model.
+    """Refuse a processor that was made for another model: with other image tokens, or a larger vocabulary.
 
     Args:
-        name: the model's name, for the message.
+        name: the model's name.
         processor: the processor to check.
         visual_token_ids: ids that the model replaces by visual features.
         n_embeddings: number of rows of the model's input embedding.
-
-    Raises:
-        HorizonError: the processor has other image tokens or a larger vocabulary than the model.
     """
     processor_ids = [token for kind in ("image", "video") for token in getattr(processor, f"{kind}_token_ids", ())]
     processor_ids = [token for token in processor_ids if token is not None]
@@ -131,15 +104,7 @@ def check_processor(name: str, processor: Any, visual_token_ids: tuple[int, ...]
 
 
 def find_parts(name: str, model: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return the text decoder and the output embedding of a model.
-
-    Args:
-        name: the model's name, for the message.
-        model: the transformers model.
-
-    Raises:
-        HorizonError: the model has no decoder with layers and final norm, or no output embedding.
-    """
+    """Return the text decoder, with layers and final norm, and the output embedding of a transformers model."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None  # type: ignore[operator]
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is None or not all(hasattr(decoder, part) for part in ("layers", "norm")):
@@ -148,15 +113,7 @@ def find_parts(name: str, model: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def check_attending(name: str, layers: nn.ModuleList) -> None:
-    """Refuse decoders with layers from which tokens cannot be removed.
-
-    Args:
-        name: the model's name, for the message.
-        layers: the layers of the model's decoder.
-
-    Raises:
-        HorizonError: a layer has no self-attention.
-    """
+    """Refuse decoders with layers that have no self-attention: tokens cannot be removed from them."""
     gaps = [k for k, layer in enumerate(layers) if not hasattr(layer, "self_attn")]
     if gaps:
         raise HorizonError(
@@ -167,15 +124,7 @@ def check_attending(name: str, layers: nn.ModuleList) -> None:
 
 
 def find_visual_tokens(name: str, config: Any) -> tuple[int, ...]:
-    """Return the ids that stand for visual tokens of images and videos in a prompt.
-
-    Args:
-        name: the model's name, for the message.
-        config: the model's configuration.
-
-    Raises:
-        HorizonError: the configuration declares none.
-    """
+    """Return the ids that stand for visual tokens of images and videos in a prompt, as the configuration declares."""
     declared_ids = [getattr(config, attribute, None) for attribute in VISUAL_TOKEN_ATTRIBUTES]
     ids = tuple(dict.fromkeys(int(token) for token in declared_ids if token is not None))
     if not ids:

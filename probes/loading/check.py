@@ -14,7 +14,8 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from analyses.runs import HorizonError
-from probes.data.samples import Sample, SampleError
+from probes.data.samples import Sample, SampleError, first_line
+from probes.loading.readouts import TOLERANCE, relative_error
 from probes.models.probed import ATTENTION, ProbedModel
 from probes.models.prompts import Prompt, encode
 from probes.models.targets import gold_target
@@ -25,8 +26,10 @@ from probes.replay.visibility import Rows, additive, visible
 
 # The errors that rounding may cause, relative to the largest state and in log p of the likely tokens in nats: a step
 # that a replay misses causes far larger ones.
-STATE_TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-LOG_P_TOLERANCE = {"float64": 1e-8, "float32": 5e-3, "float16": 0.1, "bfloat16": 0.5}
+TOLERANCES = {
+    "relative": TOLERANCE,
+    "nats": {torch.float64: 1e-8, torch.float32: 5e-3, torch.float16: 0.1, torch.bfloat16: 0.5},
+}
 EAGER_TOLERANCE = 1e-4  # transformers' eager softmax is in float32 whatever the model's dtype
 LIKELY = 20  # number of tokens whose log p is compared, the most likely ones of the model's own forward
 BETWEEN = "read the family's source for what it does between its layers, and describe it in probes/models/families.py"
@@ -141,7 +144,7 @@ def _capture(model: ProbedModel, prompt: Prompt) -> Capture:
     except HorizonError:
         raise
     except Exception as error:  # a model of an unknown family may raise anything inside a trace
-        reason = str(error).strip().split("\n", 1)[0]
+        reason = first_line(error)
         if model.quantization is not None:  # its products come from another package and differ by processor
             raise HorizonError(
                 f"{model.name!r} cannot be run with {model.quantization} weights on {model.device} "
@@ -175,9 +178,9 @@ def _captured_in_order(model: ProbedModel, captured: Capture) -> Property:
     _forward_with(model, captured.prompt, [(layer, note(k)) for k, layer in enumerate(model.layers)])
     in_order = [k for k, _ in calls] == list(range(model.n_layers))
     pairs = zip(captured.inputs, calls, strict=False)
-    error = max(_relative_error(ours, states[0]) for ours, (_, states) in pairs) if in_order else float("inf")
+    error = max(relative_error(ours, states[0]) for ours, (_, states) in pairs) if in_order else float("inf")
     remedy = "its layers do not run once each and in order, which captures assume"
-    return Property("layer inputs are the model's own", error, _state_tolerance(model), "relative", remedy)
+    return _property(model, "layer inputs are the model's own", error, "relative", remedy)
 
 
 @torch.no_grad()
@@ -202,8 +205,8 @@ def _layers_repeat(model: ProbedModel, captured: Capture) -> Property:
         for k, (states, expected) in enumerate(zip(captured.inputs, following, strict=True)):
             output = run_layer(model, captured, rows, states[None], k)[0]
             output = output + captured.additions[k] if k in captured.additions else output
-            error = np.nanmax([error, _relative_error(output, expected)]) if np.isfinite(error) else error
-    return Property("every layer repeats alone", float(error), _state_tolerance(model), "relative", BETWEEN)
+            error = np.nanmax([error, relative_error(output, expected)]) if np.isfinite(error) else error
+    return _property(model, "every layer repeats alone", float(error), "relative", BETWEEN)
 
 
 def _null_replay(model: ProbedModel, captured: Capture) -> Property:
@@ -212,13 +215,15 @@ def _null_replay(model: ProbedModel, captured: Capture) -> Property:
     null_ablation = Ablations(positions[:1] * 0, (positions < 0)[None])
     _, log_probs = next(replay(model, captured, null_ablation, recompute=positions >= captured.prompt.visual[0]))
     error = _log_p_error(log_probs[0, -1], captured.log_probs[-1], captured.log_probs[-1])
-    return Property("an unablated replay is the model", error, _log_p_tolerance(model), "nats", BETWEEN)
+    return _property(model, "an unablated replay is the model", error, "nats", BETWEEN)
 
 
 def _ablated_replays(model: ProbedModel, captured: Capture) -> list[Property]:
     """Test that replays without visual tokens (all, half) or half of the text equal the model with masked columns."""
     visual, text = captured.prompt.visual, replace(captured.prompt, tokens="text").removable
-    layers = sorted({0, min(1, model.n_layers - 1), model.n_layers // 2, *_below(captured.additions, model.n_layers)})
+    last = model.n_layers - 1
+    above_additions = {min(max(captured.additions) + 1, last)} if captured.additions else set()
+    layers = sorted({0, min(1, last), model.n_layers // 2} | above_additions)
     every_visual, half_visual = "all of the visual tokens", "half of the visual tokens"
     parts = [
         (every_visual, visual),
@@ -238,13 +243,8 @@ def _ablated_replays(model: ProbedModel, captured: Capture) -> list[Property]:
         error, effect = _log_p_error(replayed[0, -1], masked, plain), _log_p_error(masked, plain, plain)
         remedy = "a replay differs from the model's own masked run; " + BETWEEN
         name = f"{words} removed from layer {k} on"
-        properties.append(Property(name, error, _log_p_tolerance(model), "nats", remedy, effect))
+        properties.append(_property(model, name, error, "nats", remedy, effect))
     return properties
-
-
-def _below(additions: Any, n_layers: int) -> list[int]:
-    """Return the first layer above the last addition, or nothing where the model adds nothing."""
-    return [min(max(additions) + 1, n_layers - 1)] if additions else []
 
 
 def _masked_forward(model: ProbedModel, captured: Capture, k: int, removed: torch.Tensor) -> torch.Tensor:
@@ -290,10 +290,10 @@ def _attention_receives(model: ProbedModel, prompt: Prompt) -> list[Property]:
         except HorizonError:  # whoever names this stream gets its refusal, with the reason
             continue
         rows = torch.stack([state[0][:, prompt.visual].transpose(0, 1).flatten(1) for state in arguments])
-        error = _relative_error(states, rows) if rows.shape == states.shape else float("inf")
+        error = relative_error(states, rows) if rows.shape == states.shape else float("inf")
         remedy = f"leave the stream {stream!r} out: it is not what the attention receives"
         name = f"the stream {stream} is what attention receives"
-        properties.append(Property(name, error, _state_tolerance(model), "relative", remedy))
+        properties.append(_property(model, name, error, "relative", remedy))
     return properties
 
 
@@ -334,31 +334,19 @@ def _has_target(model: ProbedModel, sample: Sample) -> bool:
         return False
 
 
-def _relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the largest difference, relative to the largest value of `theirs`."""
-    scale = float(theirs.double().abs().max())
-    return float((ours.double() - theirs.double()).abs().max()) / (scale or 1.0)
-
-
 def _log_p_error(a: torch.Tensor, b: torch.Tensor, reference: torch.Tensor) -> float:
     """Return the largest difference in log p, in nats, over the tokens that `reference` makes most likely."""
     likely = reference.topk(min(LIKELY, len(reference))).indices
     return float((a[likely] - b[likely]).abs().max())
 
 
-def _state_tolerance(model: ProbedModel) -> float:
-    """Return the largest error of states that rounding explains, relative to the largest state."""
-    return _tolerance(model, STATE_TOLERANCE)
-
-
-def _log_p_tolerance(model: ProbedModel) -> float:
-    """Return the largest error of log p that rounding explains, in nats."""
-    return _tolerance(model, LOG_P_TOLERANCE)
-
-
-def _tolerance(model: ProbedModel, by_dtype: dict[str, float]) -> float:
-    """Return the tolerance of the model's dtype, widened for 8-bit weights and for eager attention."""
-    tolerance = by_dtype[str(model.dtype).removeprefix("torch.")]
+def _property(
+    model: ProbedModel, name: str, error: float, unit: str, remedy: str, effect: float | None = None
+) -> Property:
+    """Return a property with the tolerance of the model's dtype, widened for 8-bit weights and for eager attention."""
+    by_dtype = TOLERANCES[unit]
+    tolerance = by_dtype[model.dtype]
     if model.quantization == "8bit":  # its products are in float16, over columns that depend on the rest of the batch
-        tolerance = max(tolerance, by_dtype["float16"])
-    return max(tolerance, EAGER_TOLERANCE) if model.attn == "eager" else tolerance
+        tolerance = max(tolerance, by_dtype[torch.float16])
+    tolerance = max(tolerance, EAGER_TOLERANCE) if model.attn == "eager" else tolerance
+    return Property(name, error, tolerance, unit, remedy, effect)

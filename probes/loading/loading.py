@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -17,6 +17,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from analyses.runs import HorizonError, check_choice
+from analyses.runs.schema import DtypeName, QuantizationName
+from probes.data.samples import first_line
 from probes.loading.admission import (
     check_attending,
     check_attention,
@@ -33,8 +35,6 @@ from probes.models.families import Family, find_family
 from probes.models.probed import ATTENTION, ProbedModel
 from probes.replay.capture import Tracer
 
-DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-QUANTIZATIONS = ("4bit", "8bit")
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")  # device maps over all GPUs that are visible
 NO_PROCESSOR = "copy its processor and tokenizer files beside the weights, or pass processor="
 
@@ -60,8 +60,8 @@ def load_model(
         revision: branch, tag or commit of a hub model.
         device_map: the device map of transformers (needs accelerate); by default the first GPU if there is one, else
             the CPU. Layers may wait in main memory or on disk, but not be spread over several GPUs.
-        dtype: a torch dtype or its name; "auto" is the checkpoint's on a GPU and float32 on a CPU, where half
-            precision is slow, or float16 with 8-bit weights, whose products are in it.
+        dtype: a torch dtype, or one of auto, float32, bfloat16, float16, float64; "auto" is the checkpoint's on a GPU
+            and float32 on a CPU, where half precision is slow, or float16 with 8-bit weights, whose products are in it.
         attn: "sdpa", "eager", or "flash" (needs flash-attn and a GPU; refused where it is not exact).
         quantization: "4bit" or "8bit" (needs bitsandbytes); states are then those of the quantized model. The
             rounding of 8-bit products depends on what else is in a batch: the noise floor shows about how much.
@@ -90,7 +90,7 @@ class LoadOptions:
         dtype: a torch dtype or its name, or "auto".
         attn: one of `ATTENTION`.
         device_map: the device map of transformers, or None.
-        quantization: one of `QUANTIZATIONS`, or None.
+        quantization: "4bit", "8bit" or None.
     """
 
     dtype: str | torch.dtype
@@ -99,8 +99,12 @@ class LoadOptions:
     quantization: str | None
 
     def __post_init__(self) -> None:
-        """Raise HorizonError where the attention is unknown, before anything is read."""
+        """Raise HorizonError where a word is unknown, before anything is read."""
         check_choice("attention", self.attn, ATTENTION)
+        if isinstance(self.dtype, str):
+            check_choice("dtype", self.dtype, get_args(DtypeName))
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, get_args(QuantizationName))
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def _resolve(name: str, revision: str | None) -> tuple[str, str | None]:
         version = f" at revision {revision!r}" if revision else ""
         raise HorizonError(
             f"model {name!r}{version} is no directory here and cannot be found on the hub or in its cache: "
-            f"{_first(error)}"
+            f"{first_line(error)}"
         ) from error
     return name, Path(config).parent.name  # .../snapshots/<commit>/config.json
 
@@ -157,7 +161,7 @@ def _load_config(checkpoint: Checkpoint) -> Any:
     try:
         return AutoConfig.from_pretrained(checkpoint.source, revision=checkpoint.commit)
     except (OSError, ValueError) as error:
-        raise HorizonError(f"the configuration of model {name!r} cannot be read: {_first(error)}") from error
+        raise HorizonError(f"the configuration of model {name!r} cannot be read: {first_line(error)}") from error
 
 
 def _load_processor(checkpoint: Checkpoint) -> Any:
@@ -171,7 +175,9 @@ def _load_processor(checkpoint: Checkpoint) -> Any:
                 f"the processor of {name!r} needs torchvision, which is not installed: install the build that belongs "
                 "to your torch, or pass processor= yourself"
             ) from error
-        raise HorizonError(f"model {name!r} has no processor that loads ({_first(error)}): {NO_PROCESSOR}") from error
+        raise HorizonError(
+            f"model {name!r} has no processor that loads ({first_line(error)}): {NO_PROCESSOR}"
+        ) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise HorizonError(
             f"model {name!r} has no processor for images and text (found {type(processor).__name__}): {NO_PROCESSOR}"
@@ -194,7 +200,7 @@ def _load_weights(checkpoint: Checkpoint, options: LoadOptions) -> nn.Module:
                 **placing,
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise HorizonError(f"the weights of {name!r} cannot be loaded: {_first(error)}") from error
+        raise HorizonError(f"the weights of {name!r} cannot be loaded: {first_line(error)}") from error
     absent = sorted(report["missing_keys"])
     if absent:
         raise HorizonError(
@@ -236,19 +242,11 @@ def _loaded_dtype(options: LoadOptions) -> Any:
 
 def _as_dtype(dtype: str | torch.dtype) -> Any:
     """Return the torch dtype of this name, or "auto"."""
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
-        return dtype
-    torch_type = getattr(torch, dtype, None)
-    if (
-        not isinstance(torch_type, torch.dtype) or not torch_type.is_floating_point
-    ):  # other names that torch has pass too: half
-        check_choice("dtype", dtype, DTYPES)
-    return torch_type
+    return dtype if isinstance(dtype, torch.dtype) or dtype == "auto" else getattr(torch, dtype)
 
 
 def _quantization_config(quantization: str) -> Any:
     """Return transformers' configuration of bitsandbytes for this quantization."""
-    check_choice("quantization", quantization, QUANTIZATIONS)
     if find_spec("bitsandbytes") is None:
         raise HorizonError(
             f"quantization {quantization!r} needs bitsandbytes: pip install 'vlm-horizon[quantized]', or leave it out"
@@ -370,8 +368,3 @@ def _quantized(model: nn.Module) -> str | None:
     """Return the quantization that a built model declares: "4bit", "8bit" or None."""
     bits = {"is_loaded_in_4bit": "4bit", "is_loaded_in_8bit": "8bit"}
     return next((name for attribute, name in bits.items() if getattr(model, attribute, False)), None)
-
-
-def _first(error: Exception) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().split("\n", 1)[0]

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from analyses.runs import HorizonError
+from probes.data.samples import first_line
 from probes.models.probed import Readout, embedding_device
 
-# The largest difference that rounding explains between a form's logits and the model's, over the largest logit.
+# The largest difference that rounding explains between two ways to the same states or logits, over the largest value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 SHORT_TEXT = 4  # tokens of the forward pass
 
@@ -38,8 +39,7 @@ def find_readout(name: str, model: nn.Module, norm: nn.Module, head: nn.Module, 
     states, logits = _short_forward(name, model, norm, visual)
     with torch.no_grad():
         values = head(norm(states))
-    scale = float(logits.double().abs().max()) or 1.0
-    errors = {form: _distance(form(values), logits) / scale for form in known_forms(model)}
+    errors = {form: relative_error(form(values), logits) for form in known_forms(model)}
     nearest = min(errors, key=errors.__getitem__)
     if not errors[nearest] <= TOLERANCE.get(values.dtype, TOLERANCE[torch.bfloat16]):
         raise HorizonError(
@@ -64,9 +64,10 @@ def known_forms(model: nn.Module) -> list[Readout]:
     return [Readout(scale, cap) for scale, cap in product(dict.fromkeys(scales), dict.fromkeys(caps))]
 
 
-def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the largest difference of two tensors."""
-    return float((ours.double() - theirs.double()).abs().max())
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Return the largest difference, relative to the largest value of `theirs`."""
+    scale = float(theirs.double().abs().max())
+    return float((ours.double() - theirs.double()).abs().max()) / (scale or 1.0)
 
 
 @torch.no_grad()
@@ -81,10 +82,9 @@ def _short_forward(
     try:
         logits = model(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False).logits
     except Exception as error:  # a model of an unknown family may raise anything
-        reason = str(error).strip().split("\n", 1)[0]
         raise HorizonError(
-            f"the forward pass of {name!r} fails on a text of {SHORT_TEXT} tokens ({type(error).__name__}: {reason}): "
-            "what it does to its logits cannot be found"
+            f"the forward pass of {name!r} fails on a text of {SHORT_TEXT} tokens ({type(error).__name__}: "
+            f"{first_line(error)}): what it does to its logits cannot be found"
         ) from error
     finally:
         handle.remove()

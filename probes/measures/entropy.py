@@ -49,7 +49,8 @@ def matrix_entropy(
     >>> round(matrix_entropy(torch.eye(5), center=False).item(), 6) == round(math.log(5), 6)
     True
     """
-    check_alpha(alpha)
+    if not alpha > 0:
+        raise HorizonError(f"alpha is {alpha}; the Renyi order must be positive")
     _check_shape(states)
 
     def entropy_of(matrices: torch.Tensor) -> torch.Tensor:
@@ -64,12 +65,6 @@ def matrix_entropy(
         return entropy
     largest = math.log(max(1, min(states.shape[-2] - center, states.shape[-1])))
     return entropy / largest if largest > 0 else torch.full_like(entropy, math.nan)
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise HorizonError unless the Renyi order is positive."""
-    if not alpha > 0:
-        raise HorizonError(f"alpha is {alpha}; the Renyi order must be positive")
 
 
 def matrix_spectrum(states: torch.Tensor, *, center: bool = True, normalize_rows: bool = True) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from analyses.runs import HorizonError
-from probes.data.samples import Sample
+from probes.data.samples import Sample, failure_reason
 from probes.models.probed import ProbedModel
 from probes.models.prompts import encode
 
@@ -47,7 +47,8 @@ def generate_answer(model: ProbedModel, sample: Sample, *, max_new_tokens: int =
     Raises:
         HorizonError: the limit is below 1. SampleError: the sample cannot be encoded.
     """
-    check_limit(max_new_tokens)
+    if max_new_tokens < 1:
+        raise HorizonError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     inputs = encode(model, sample).inputs
     start = inputs["input_ids"].shape[1]
     with _plain_settings(model) as ends, torch.no_grad():
@@ -63,8 +64,7 @@ def generation_row(model: ProbedModel, row: int, sample: Sample, max_new_tokens:
     try:
         generation = generate_answer(model, sample, max_new_tokens=max_new_tokens)
     except Exception as error:  # one bad sample never ends a run
-        reason = str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
-        return {**entry, "error": reason}
+        return {**entry, "error": failure_reason(error)}
     return {
         **entry,
         "text": generation.text,
@@ -72,27 +72,6 @@ def generation_row(model: ProbedModel, row: int, sample: Sample, max_new_tokens:
         "finished": generation.finished,
         "error": "",
     }
-
-
-def wants_answer(committed: dict[str, Any] | None, max_new_tokens: int, retry_failed: bool) -> bool:
-    """Whether a sample's answer is still to be generated, or generated again because it was cut at a lower limit.
-
-    Args:
-        committed: the sample's row of `GENERATIONS` on disk; None where there is none.
-        max_new_tokens: the number of tokens after which the answer is cut.
-        retry_failed: whether an answer that failed is generated again.
-    """
-    if committed is None:
-        return True
-    if committed["error"]:
-        return retry_failed
-    return not committed["finished"] and committed["max_new_tokens"] < max_new_tokens
-
-
-def check_limit(max_new_tokens: int) -> None:
-    """Raise HorizonError unless at least one token may be generated."""
-    if max_new_tokens < 1:
-        raise HorizonError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
 
 
 @contextmanager

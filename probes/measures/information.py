@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from analyses.runs import CONTEXT_TABLE, METHOD_TABLE, TokenGrids
+from analyses.runs import CONTEXT_TABLE, METHOD_TABLE, TokenGrids, check_choice
 from probes.gates.gate import check_method, sum_windows
 from probes.measures.calls import GateCall, ReplayCall
 from probes.measures.case import Case
@@ -17,15 +17,15 @@ from probes.models.probed import ProbedModel
 from probes.models.prompts import Prompt, removable_windows
 from probes.models.targets import Target
 from probes.replay.ablations import (
+    CONTEXT_MASKS,
     as_numpy,
-    check_context,
     check_layers,
     kl_divergence,
     removal_ablations,
     window_ablations,
     window_table,
 )
-from probes.replay.kinds import check_kind
+from probes.replay.kinds import KIND_TABLE
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ class RemovalCurve:
     def log_p_all(self) -> float:
         """Log p with all tokens, in nats."""
         return float(self.log_p[-1])
-
-    @property
-    def target_ids(self) -> tuple[int, ...]:
-        """Token ids that count as the answer."""
-        return self.target.ids
 
     def effects(self, measure: str = "p") -> np.ndarray:
         """Return the (layer,) R_k = m(all) - m(none of the tokens from k) for m = p or log p (nats)."""
@@ -104,6 +99,11 @@ class GridRequest:
     method: str = "exact"
     batch_size: int | None = None
 
+    def __post_init__(self) -> None:
+        """Raise HorizonError where the context or the kind is unknown."""
+        check_choice("context", self.context, CONTEXT_MASKS)
+        check_choice("removal kind", self.kind, KIND_TABLE)
+
     def side(self, prompt: Prompt) -> int:
         """Return the side of one sample's windows in tokens."""
         return choose_window(self.window, self.max_windows, prompt.removable_grids)
@@ -122,7 +122,6 @@ def removal_call(
 ) -> ReplayCall:
     """Return the replays of `removal_curves`: all removable tokens of the prompt are removed, once from every cut."""
     cuts = check_layers(case.model, layers)
-    check_kind(kind)
     return ReplayCall(removal_ablations(case.captured, cuts, kind), batch_size, whole=True)
 
 
@@ -174,7 +173,8 @@ def information_grids(
         request: the grids to measure.
         removals: the removal curve of each target, at these layers at least; by default they are measured here.
     """
-    _check_request(case, request)
+    tokens = case.captured.prompt.tokens
+    check_method(request.method, request.kind, (request.context,), case.model.dtype, tokens=tokens)
     cuts, windows = request.cuts(case.model), request.windows(case.captured.prompt)
     removals = removals or removal_curves(case, layers=cuts, kind=request.kind, batch_size=request.batch_size)
     removed = {name: removals[name].log_p[np.searchsorted(removals[name].layers, cuts)] for name in case.targets}
@@ -195,18 +195,10 @@ def information_grids(
             context=request.context,
             target=name,
             method=request.method,
-            tokens=case.captured.prompt.tokens,
+            tokens=tokens,
         )
         for name in case.targets
     }
-
-
-def _check_request(case: Case, request: GridRequest) -> None:
-    """Raise HorizonError unless the requested grids can be measured on this sample."""
-    check_context(request.context)
-    check_kind(request.kind)
-    tokens = case.captured.prompt.tokens
-    check_method(request.method, request.kind, (request.context,), case.model.dtype, tokens=tokens)
 
 
 def _shifted(removal: RemovalCurve, removed: np.ndarray, effects: np.ndarray, context: str) -> np.ndarray:

@@ -146,7 +146,8 @@ def noise_floor(
         SampleError: replays do not reproduce the model, by more than rounding can explain.
     """
     unablated = captured.log_probs
-    null = _null_replays(model, captured, rows)
+    ablations, recompute = null_ablations(model, captured, rows)
+    null = torch.cat([log_probs for _, log_probs in replay(model, captured, ablations, recompute=recompute)])
     null_deviations = _deviations(target, null, float(target.log_p(unablated)), unablated, 0.0)
     if not null_deviations[0] <= REPLAY_TOLERANCE:
         raise SampleError(
@@ -199,12 +200,6 @@ def null_ablations(model: ProbedModel, captured: Capture, rows: int) -> tuple[Ab
     n = captured.prompt.n_tokens
     recompute = torch.arange(n, device=model.device) >= n - rows
     return Ablations.at_every(spread, torch.zeros_like(recompute)[None]), recompute
-
-
-def _null_replays(model: ProbedModel, captured: Capture, rows: int) -> torch.Tensor:
-    """Return the (replay, place, vocabulary) log-softmax of unablated replays, in nats."""
-    null, recompute = null_ablations(model, captured, rows)
-    return torch.cat([log_probs for _, log_probs in replay(model, captured, null, recompute=recompute)])
 
 
 def _deviations(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 
+from analyses.runs import check_choice
 from probes.data.samples import Sample, SampleError
 from probes.measures.case import Case
 from probes.models.probed import ProbedModel
 from probes.models.prompts import Prompt, encode
-from probes.models.targets import Target, fixed_targets, forced_ids, resolve_targets
+from probes.models.targets import TARGET_TABLE, Target, fixed_targets, forced_ids, resolve_targets
 from probes.replay.capture import capture_prompt
 
 
@@ -67,8 +68,9 @@ def prepare_target(model: ProbedModel, sample: Sample, name: str, tokens: str = 
     """Return what `prepare` returns for the single target that a caller names.
 
     Raises:
-        SampleError: the sample cannot be measured, or has no such target.
+        HorizonError: the target is unknown. SampleError: the sample cannot be measured, or has no such target.
     """
+    check_choice("target", name, TARGET_TABLE)
     case = prepare(model, sample, (name,), tokens=tokens)
     if name not in case.targets:
         raise SampleError(f"sample {sample.id!r}: the model answers wrong, so it has no {name!r} target")

@@ -28,8 +28,7 @@ from probes.measures.information import (
 )
 from probes.measures.noise import NoiseFloor, noise_floor, removal_witnesses
 from probes.models.grids import Window
-from probes.replay.ablations import check_context, window_table
-from probes.replay.kinds import check_kind
+from probes.replay.ablations import window_table
 from probes.replay.replay import most_rows
 
 
@@ -57,8 +56,6 @@ def refined_grids(
     Returns:
         Grids over the fine windows, exact where measured and NaN elsewhere. Their `coarse` holds the coarse values.
     """
-    check_context(request.context)
-    check_kind(request.kind)
     if removals is None:
         removals = removal_curves(case, layers=request.layers, kind=request.kind, batch_size=request.batch_size)
     if floor is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from analyses.runs import check_windows
+from analyses.runs import TOKENS, check_choice, check_windows
 from probes.data.samples import Sample
 from probes.gates.gate import check_method
 from probes.measures.information import (
@@ -18,8 +18,6 @@ from probes.measures.preparing import prepare_target
 from probes.measures.refinement import refined_grids
 from probes.models.families import check_grids
 from probes.models.probed import ProbedModel
-from probes.models.prompts import check_tokens
-from probes.models.targets import check_targets
 
 
 def removal_curve(
@@ -46,7 +44,6 @@ def removal_curve(
     Raises:
         HorizonError: a layer, target, kind or choice of tokens is unknown. SampleError: the sample cannot be measured.
     """
-    check_targets((target,))
     return removal_curves(prepare_target(model, sample, target, tokens), layers=layers, kind=kind)[target]
 
 
@@ -95,13 +92,12 @@ def token_information(
         HorizonError: a context, window, layer, target, kind, method or choice of tokens is unknown, the method cannot
             measure this, or the model's family has no grid rule. SampleError: the sample cannot be measured.
     """
-    check_targets((target,))
-    check_tokens(tokens)
-    check_grids(model.name, model.family, tokens)
-    check_method(method, kind, (context,), model.dtype, coarse, tokens)
+    check_choice("tokens", tokens, TOKENS)
     window = check_windows(window, max_windows, coarse)
     cuts = None if layers is None else tuple(layers)
     request = GridRequest(context, window, max_windows, cuts, kind, method, batch_size)
+    check_grids(model.name, model.family, tokens)
+    check_method(method, kind, (context,), model.dtype, coarse, tokens)
     case = prepare_target(model, sample, target, tokens)
     if coarse is not None:
         return refined_grids(case, request, coarse)[target]

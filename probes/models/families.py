@@ -324,11 +324,6 @@ def sliding_window(config: Any) -> int | None:
 def check_grids(name: str, family: Family, tokens: str = "visual") -> None:
     """Refuse token grids of a family without a grid rule; entropies, removals and text need no grid.
 
-    Args:
-        name: the model's name, for the message.
-        family: the model's family.
-        tokens: the tokens on the grids: visual, text or all.
-
     Raises:
         HorizonError: the family has no grid rule.
     """

@@ -78,11 +78,6 @@ class Prompt:
         return len(self.visual) - sum(grid.positions.size for grid in self.grids)
 
 
-def check_tokens(tokens: str) -> None:
-    """Raise HorizonError unless these tokens can be taken away."""
-    check_choice("tokens", tokens, TOKENS)
-
-
 def removable_windows(prompt: Prompt, size: int) -> list[Window]:
     """Return the windows of the removable tokens: of each grid, then of each stretch of text between pictures.
 
@@ -106,7 +101,7 @@ def encode(model: ProbedModel, sample: Sample, answer_ids: tuple[int, ...] = (),
             no text to take away.
         HorizonError: `tokens` is unknown.
     """
-    check_tokens(tokens)
+    check_choice("tokens", tokens, TOKENS)
     if sample.error:
         raise SampleError(sample.error)
     images, video = sample.load_images(), bool(sample.frames)

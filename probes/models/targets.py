@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from analyses.runs import check_choices
 from probes.data.samples import Sample, SampleError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -71,11 +70,6 @@ class Target:
         return torch.isin(token, torch.tensor(first, device=token.device))
 
 
-def check_targets(names: Sequence[str]) -> None:
-    """Raise HorizonError unless every name is known and there is at least one."""
-    check_choices("target", names, TARGET_TABLE)
-
-
 def normalize_answer(answer: str) -> str:
     """Return the answer in lower case, without articles and punctuation, with single spaces.
 
@@ -119,13 +113,13 @@ def gold_target(tokenizer: Any, sample: Sample) -> Target:
     spelled = _spelling(tokenizer, first)
     one_case = sample.options or _PARTIAL in spelled  # pieces of different characters decode alike
     cases = [answer] if one_case else [answer, answer.lower(), answer.upper(), answer.capitalize()]
+    fold = str if sample.options else str.casefold
     ids = [first]
     for variant in dict.fromkeys(lead + case for lead in ("", " ") for case in cases):
         variant_prefix, variant_ids = _split(tokenizer, variant)
         if variant_prefix == prefix:  # read at another place, it would be another event
             spellings = [token for first in variant_ids[:1] for token in (first, *_without_space(tokenizer, first))]
-            case_sensitive = bool(sample.options)
-            ids += [token for token in spellings if _same(_spelling(tokenizer, token), spelled, exact=case_sensitive)]
+            ids += [token for token in spellings if fold(_spelling(tokenizer, token)) == fold(spelled)]
     return Target("gold", answer, tuple(dict.fromkeys(ids)), prefix)
 
 
@@ -168,11 +162,6 @@ def _without_space(tokenizer: Any, token: int) -> list[int]:
     return [] if bare_id is None or bare_id == tokenizer.unk_token_id else [bare_id]
 
 
-def _same(a: str, b: str, *, exact: bool) -> bool:
-    """Return whether two spellings are equal, up to case unless `exact`."""
-    return a == b if exact else a.casefold() == b.casefold()
-
-
 def answer_target(tokenizer: Any, sample: Sample) -> Target:
     """Return the target of the whole gold answer, which is teacher-forced."""
     answer = gold_answer(sample)
@@ -193,16 +182,12 @@ def forced_ids(names: Sequence[str], tokenizer: Any, sample: Sample) -> tuple[in
     Raises:
         SampleError: a target needs an answer and the sample has none, or the answer tokenizes to nothing.
     """
-    forced = [ids for target in fixed_targets(names, tokenizer, sample).values() if (ids := _needed_ids(target))]
+    targets = fixed_targets(names, tokenizer, sample).values()
+    forced = [target.forced for target in targets if target.whole or target.prefix]  # else the prompt's end suffices
     longest = max(forced, key=len, default=())
     if any(ids != longest[: len(ids)] for ids in forced):
         raise SampleError(f"sample {sample.id!r}: targets {', '.join(names)} need different words before them")
     return longest
-
-
-def _needed_ids(target: Target) -> tuple[int, ...]:
-    """Return the ids to force for a target: none where it begins and ends at the end of the prompt."""
-    return target.forced if target.whole or target.prefix else ()
 
 
 def fixed_targets(names: Sequence[str], tokenizer: Any, sample: Sample) -> dict[str, Target]:
@@ -239,11 +224,6 @@ def resolve_targets(
     fixed = fixed_targets(names, tokenizer, sample) if fixed is None else fixed
     resolved = {name: TARGET_TABLE[name].resolve(tokenizer, greedy, fixed) for name in names}
     return {name: target for name, target in resolved.items() if target is not None}
-
-
-def _says(greedy: Sequence[int], gold: Target) -> bool:
-    """Return whether the model's own most probable tokens are the beginning of the gold answer."""
-    return tuple(greedy[: gold.place]) == gold.prefix and greedy[gold.place] in gold.ids
 
 
 def _gold_raw(tokenizer: Any, sample: Sample) -> Target:
@@ -290,9 +270,9 @@ def _greedy(tokenizer: Any, greedy: Sequence[int], _fixed: Fixed) -> Target:
 def _greedy_correct(tokenizer: Any, greedy: Sequence[int], fixed: Fixed) -> Target | None:
     """Return the target of the model's own token where it gives the gold answer; None where it gives another."""
     gold = fixed["gold"]
-    if not _says(greedy, gold):
-        return None
     token = greedy[gold.place]
+    if tuple(greedy[: gold.place]) != gold.prefix or token not in gold.ids:
+        return None
     return Target("greedy-correct", tokenizer.decode([token]), (token,), gold.prefix)
 
 

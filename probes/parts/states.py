@@ -14,23 +14,20 @@ from probes.parts.part import Outline, Part, Results
 
 
 @dataclass(frozen=True)
-class Entropies(Part):
-    """Entropies of every stream at every layer, computed after the model's work on the sample.
+class _StatesPart(Part):
+    """A part that reads every stream at every layer, once the model's work on the sample is done.
 
     Attributes:
         streams: the names of the streams.
-        alpha: the Renyi order.
+        alpha: the Renyi order of the entropies; None for the eigenvalues themselves.
         center: whether the mean over tokens is subtracted before the Gram matrix.
         normalize_rows: whether tokens are scaled to length 1 before it.
     """
 
     streams: tuple[str, ...]
-    alpha: float
+    alpha: float | None
     center: bool
     normalize_rows: bool
-
-    name = "entropies"
-    probe = "entropy"
 
     def calls(self, case: Case) -> Calls:
         return tuple(self._by_stream(case).values())
@@ -38,6 +35,14 @@ class Entropies(Part):
     def _by_stream(self, case: Case) -> dict[str, EntropyCall]:
         states, how = case.captured.visual.states, (self.alpha, self.center, self.normalize_rows)
         return {stream: EntropyCall(states[stream], *how) for stream in self.streams}
+
+
+@dataclass(frozen=True)
+class Entropies(_StatesPart):
+    """Entropies of every stream at every layer."""
+
+    name = "entropies"
+    probe = "entropy"
 
     def run(self, case: Case, results: Results) -> Results:
         return results.and_later(partial(_with_entropies, self._by_stream(case)))
@@ -54,28 +59,11 @@ def _with_entropies(calls: Mapping[str, EntropyCall], record: Record) -> Record:
 
 
 @dataclass(frozen=True)
-class Spectra(Part):
-    """Eigenvalues of the Gram matrix of every stream at every layer, which are stored.
-
-    Attributes:
-        streams: the names of the streams.
-        center: whether the mean over tokens is subtracted before the Gram matrix.
-        normalize_rows: whether tokens are scaled to length 1 before it.
-    """
-
-    streams: tuple[str, ...]
-    center: bool
-    normalize_rows: bool
+class Spectra(_StatesPart):
+    """Eigenvalues of the Gram matrix of every stream at every layer, which are stored."""
 
     name = "spectra"
     probe = "spectra"
-
-    def calls(self, case: Case) -> Calls:
-        return tuple(self._by_stream(case).values())
-
-    def _by_stream(self, case: Case) -> dict[str, EntropyCall]:
-        states = case.captured.visual.states
-        return {stream: EntropyCall(states[stream], None, self.center, self.normalize_rows) for stream in self.streams}
 
     def run(self, case: Case, results: Results) -> Results:
         return results.and_later(partial(_with_spectra, self._by_stream(case)))

@@ -12,7 +12,6 @@ from probes.data.samples import Sample, with_template
 from probes.data.video import frame_rule
 from probes.directory.committed import read_record
 from probes.directory.writer import RunWriter
-from probes.measures.generation import wants_answer
 from probes.parts.forward import Answer
 from probes.plans.options import RunOptions
 from probes.plans.plans import Parts, Plan, parts_of, wanted_probes
@@ -42,9 +41,13 @@ class SamplePlanner:
         )
 
     def wants_answer(self, row: int, writer: RunWriter) -> bool:
-        """Whether a row's whole answer is part of the run, and not on disk yet."""
-        generation = writer.generations.get(row)
-        return self.options.generate is not None and wants_answer(generation, self.options.generate, self.retry_failed)
+        """Whether a row's whole answer is part of the run, and not on disk, or cut there at a lower limit."""
+        limit, committed = self.options.generate, writer.generations.get(row)
+        if limit is None or committed is None:
+            return limit is not None
+        if committed["error"]:
+            return self.retry_failed
+        return not committed["finished"] and committed["max_new_tokens"] < limit
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def parts_of(config: RunConfig, plan: Plan) -> Parts:
     if config.streams:
         parts.append(Entropies(config.streams, config.alpha, config.center, config.normalize_rows))
     if config.streams and plan.spectra:
-        parts.append(Spectra(config.streams, config.center, config.normalize_rows))
+        parts.append(Spectra(config.streams, None, config.center, config.normalize_rows))
     if replayed(config):
         requests = _requests(config, plan, plan.layers)
         parts += [_removals(config), *_grid_parts(config, requests)]

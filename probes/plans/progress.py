@@ -12,11 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 PLAIN_SECONDS = 15.0  # between two lines where standard error is a file or a pipe
 
 
-def say_line(text: str) -> None:
-    """Print a line on standard error, between two sweeps."""
-    Console(stderr=True, soft_wrap=True).print(text, markup=False, highlight=False)
-
-
 class RunProgress:
     """Counts samples and shows it: a bar in a terminal, a line now and then elsewhere. A context manager."""
 

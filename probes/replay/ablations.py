@@ -13,6 +13,7 @@ from analyses.runs import HorizonError, check_choice
 from probes.models.grids import Window
 from probes.models.probed import ProbedModel
 from probes.replay.capture import Capture
+from probes.replay.kinds import KIND_TABLE
 
 MASKS_AT_ONCE = 256  # sets of tokens that are widened to whole numbers together
 MOST_NAMED = 5  # wrong layers that a sentence names
@@ -35,6 +36,10 @@ class Ablations:
     masks: torch.Tensor
     kind: str = "delete"
     which: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Raise HorizonError where the kind is unknown."""
+        check_choice("removal kind", self.kind, KIND_TABLE)
 
     @classmethod
     def at_every(cls, cuts: Sequence[int], masks: torch.Tensor, kind: str = "delete") -> Ablations:
@@ -117,11 +122,6 @@ def _window_alone(_removable: torch.Tensor, windows: torch.Tensor) -> torch.Tens
 # By context: from the (token,) bool removable tokens and the (window, token) bool tokens of each window, what the
 # ablation of each window takes away, (window, token) bool. Placeless tokens are removable and belong to no window.
 CONTEXT_MASKS: dict[str, Masks] = {"keep-one": _all_but_window, "leave-one-out": _window_alone}
-
-
-def check_context(context: str) -> None:
-    """Raise HorizonError unless the context is known."""
-    check_choice("context", context, CONTEXT_MASKS)
 
 
 def removal_ablations(captured: Capture, cuts: Sequence[int], kind: str = "delete") -> Ablations:

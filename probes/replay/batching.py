@@ -38,24 +38,6 @@ class Shape:
     own_mask: bool
 
 
-@dataclass(frozen=True)
-class Shrink:
-    """A batch that memory did not hold.
-
-    Attributes:
-        ablations: number of ablations that ran together.
-        rows: number of tokens that each of them ran.
-    """
-
-    ablations: int
-    rows: int
-
-    @property
-    def ablations_left(self) -> int:
-        """The number of ablations of this size that run together from then on."""
-        return self.ablations // 2
-
-
 @dataclass(eq=False)
 class BatchPolicy:
     """How many ablations run at once, and what memory has not held so far.
@@ -67,13 +49,13 @@ class BatchPolicy:
         size: number of ablations at once; None for as many as rows and free memory allow.
         most_rows: largest number of rows (ablations x tokens) in a batch, by type of device.
         memory_share: share of the free memory that one batch may take, by type of device.
-        shrinks: the batches that memory did not hold, in order; later batches have at most half their rows.
+        limits: for each batch that memory did not hold, in order, the rows that later batches have at most: its half.
     """
 
     size: int | None = None
     most_rows: Mapping[str, int] = field(default_factory=lambda: BATCH_ROWS)
     memory_share: Mapping[str, float] = field(default_factory=lambda: MEMORY_SHARE)
-    shrinks: list[Shrink] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, batch_size: BatchPolicy | int | None) -> BatchPolicy:
@@ -87,7 +69,7 @@ class BatchPolicy:
     def ablations_at_once(self, model: ProbedModel, shape: Shape) -> int:
         """Return how many ablations of one shape run together on the model's device, at least 1."""
         rows = max(1, shape.rows)
-        bounds = [shrink.ablations_left * shrink.rows // rows for shrink in self.shrinks]
+        bounds = [limit // rows for limit in self.limits]
         if self.size is None:
             device = model.device.type
             bounds.append(self.most_rows.get(device, self.most_rows["cuda"]) // rows)
@@ -99,15 +81,15 @@ class BatchPolicy:
 
     def shrink(self, model: ProbedModel, ablations: int, rows: int) -> int:
         """Record and log that memory did not hold a batch; return how many ablations of this size run from now on."""
-        shrink = Shrink(ablations, rows)
-        self.shrinks.append(shrink)
+        half = ablations // 2
+        self.limits.append(half * rows)
         LOG.warning(
             "out of memory with %d ablations at once on %s: going on with %d",
             ablations,
             model.device,
-            shrink.ablations_left,
+            half,
         )
-        return shrink.ablations_left
+        return half
 
 
 def rows_at_once(model: ProbedModel, shape: Shape, ablations: int) -> int:

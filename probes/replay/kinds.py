@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from analyses.runs import check_choice
-
 Fill = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -44,8 +42,3 @@ def _mean(_rows: torch.Tensor, states: torch.Tensor, removable: torch.Tensor) ->
 
 
 KIND_TABLE = {kind.name: kind for kind in (Kind("delete"), Kind("zero", _zeros), Kind("mean", _mean))}
-
-
-def check_kind(kind: str) -> None:
-    """Raise HorizonError unless the removal kind is known."""
-    check_choice("removal kind", kind, KIND_TABLE)

@@ -19,7 +19,7 @@ from probes.replay.ablations import Ablations, first_removed, removed_counts
 from probes.replay.batching import BatchPolicy, Shape, is_out_of_memory, rows_at_once
 from probes.replay.caches import FrozenContext, GrowingContext, KnownContext, Recorded, Recorder
 from probes.replay.capture import Capture
-from probes.replay.kinds import KIND_TABLE, check_kind
+from probes.replay.kinds import KIND_TABLE
 from probes.replay.readout import read_out
 from probes.replay.visibility import Rows, additive, affected_rows, attention_mask, rows_to_run
 
@@ -50,9 +50,8 @@ def replay(
         log-softmax in nats at the prompt's readout positions.
 
     Raises:
-        HorizonError: the removal kind is unknown, or memory does not hold a single ablation.
+        HorizonError: memory does not hold a single ablation.
     """
-    check_kind(ablations.kind)
     policy = BatchPolicy.of(batch_size)
     for indices, rows in batches_of(model, capture, ablations, policy):
         queue = [indices]

@@ -23,9 +23,10 @@ class Commits:
 
     def keep(self, outcome: Outcome) -> None:
         """Hand the record of a sample to the writer, then the answer to its question, whose sample is then there."""
-        status = "ok" if outcome.record is None else self._add(outcome.record)
-        if outcome.answer is not None and status == "ok":
-            self._writer.add_generation(outcome.answer)
+        record, answer = outcome
+        status = "ok" if record is None else self._add(record)
+        if answer is not None and status == "ok":
+            self._writer.add_generation(answer)
         self._bar.advance(failed=status == "failed", excluded=status == "excluded")
         self.n_outcomes += 1
         if len(self._writer) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
+from analyses.runs import HorizonError
 from probes.sweeps.pipeline import Ahead, Behind
 
 Job = TypeVar("Job")
@@ -64,6 +65,15 @@ class Engine(Protocol):
             keep: takes the result of a job; it may be called from another thread than this one.
         """
         ...
+
+
+def check_engine(engine: object) -> None:
+    """Raise HorizonError unless this is an object with a method `run`."""
+    if isinstance(engine, type) or not callable(getattr(engine, "run", None)):
+        what = f"the class {engine.__name__}" if isinstance(engine, type) else repr(engine)
+        raise HorizonError(
+            f"engine is {what}; give an object with the method run(jobs, stages, keep), such as vh.engines.InThreads()"
+        )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analyses.runs import HorizonError, RunConfig
-from probes.data.samples import Sample
+from analyses.runs import RunConfig
+from probes.data.samples import Sample, failure_reason
+from probes.directory.columns import question_entry
 from probes.directory.writer import Record
 from probes.measures.preparing import capture_targets, encode_targets
 from probes.models.probed import ProbedModel
@@ -73,23 +74,14 @@ class Measured:
 def encode_sample(model: ProbedModel, row: int, sample: Sample, config: RunConfig, plan: Plan) -> Encoded:
     """First stage: decode the image, encode the prompt and the answers. Runs nothing of the model."""
     started = time.monotonic()
-    entry: dict[str, Any] = {
-        "row": row,
-        "id": sample.id,
-        "task": sample.task,
-        "task_type": sample.task_type,
-        "category": sample.category,
-        "question": sample.question,
-        "answers": list(sample.answers),
-        "options": list(sample.options),
-    }
+    entry = question_entry(row, sample)
     prompt, answer_tokens, error = None, None, ""
     fixed: dict[str, Target] = {}
     try:
         prompt, fixed = encode_targets(model, sample, wanted_targets(config), config.tokens)
         answer_tokens = answer_length(model.tokenizer, sample)
     except Exception as caught:  # one bad sample never ends a run
-        error = _reason(caught)
+        error = failure_reason(caught)
     return Encoded(entry, sample, plan, prompt, fixed, answer_tokens, error, time.monotonic() - started)
 
 
@@ -104,7 +96,7 @@ def measure(model: ProbedModel, encoded: Encoded, config: RunConfig, batches: Ba
         try:
             results = _part_results(model, encoded, encoded.prompt, config, batches or BatchPolicy())
         except Exception as caught:  # one bad sample never ends a run
-            error = _reason(caught)
+            error = failure_reason(caught)
     seconds = encoded.seconds + time.monotonic() - started
     return Measured(encoded.entry, results, encoded.plan, error, seconds)
 
@@ -134,7 +126,7 @@ def finish(measured: Measured, config: RunConfig) -> Record:
         try:
             record = finished(measured.results)
         except Exception as caught:  # one bad sample never ends a run
-            error = _reason(caught)
+            error = failure_reason(caught)
     seconds = measured.seconds + time.monotonic() - started
     if error:
         return Record({**measured.entry, "status": "failed", "error": error, "seconds": seconds})
@@ -149,10 +141,6 @@ def finish(measured: Measured, config: RunConfig) -> Record:
         + (measured.plan.committed_record.sample["seconds"] if measured.plan.committed_record else 0.0),
     }
     return replace(record, sample={**measured.entry, **record.sample, **columns})
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, HorizonError) else f"{type(error).__name__}: {error}"
 
 
 def finished(results: Results) -> Record:

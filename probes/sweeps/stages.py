@@ -13,44 +13,10 @@ from probes.plans.jobs import Job
 from probes.replay.batching import BatchPolicy
 from probes.sweeps.measure import Encoded, Measured, encode_sample, finish, measure
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A job whose sample is encoded.
-
-    Attributes:
-        job: the job.
-        encoded: the sample before its forward pass; None where its measurement is on disk already.
-    """
-
-    job: Job
-    encoded: Encoded | None
-
-
-@dataclass(frozen=True)
-class Computed:
-    """A job that is through with the model.
-
-    Attributes:
-        measured: the sample's results, states included; None where its measurement is on disk already.
-        answer: a row of `GENERATIONS`; None where no answer is to be generated, or the sample could not be measured.
-    """
-
-    measured: Measured | None
-    answer: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a job leaves to be written.
-
-    Attributes:
-        record: the sample's record; None where its measurement is on disk already.
-        answer: a row of `GENERATIONS`; None where no answer was generated.
-    """
-
-    record: Record | None
-    answer: dict[str, Any] | None
+# What stands between the stages; None where the sample's measurement is on disk already, or no answer is written out.
+Prepared = tuple[Job, Encoded | None]
+Computed = tuple[Measured | None, dict[str, Any] | None]  # an answer is a row of `GENERATIONS`
+Outcome = tuple[Record | None, dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -71,20 +37,17 @@ class SampleStages:
 
     def prepare(self, job: Job) -> Prepared:
         """Decode the picture, and encode the prompt and the answers."""
-        if job.plan is None:
-            return Prepared(job, None)
-        return Prepared(job, encode_sample(self.model, job.row, job.sample, self.config, job.plan))
+        return job, encode_sample(self.model, job.row, job.sample, self.config, job.plan) if job.plan else None
 
     def compute(self, prepared: Prepared) -> Computed:
         """Measure what the plan says, then let the model write out the answer."""
-        job, encoded = prepared.job, prepared.encoded
-        measured = None if encoded is None else measure(self.model, encoded, self.config, self.batches)
-        unmeasured = measured is not None and (measured.error or measured.record.excluded)
-        if job.answer is None or unmeasured:
-            return Computed(measured, None)
-        return Computed(measured, generation_row(self.model, job.row, job.sample, job.answer))
+        job, encoded = prepared
+        measured = measure(self.model, encoded, self.config, self.batches) if encoded else None
+        if job.answer is None or (measured and (measured.error or measured.record.excluded)):
+            return measured, None
+        return measured, generation_row(self.model, job.row, job.sample, job.answer)
 
     def finish(self, computed: Computed) -> Outcome:
         """Take the entropies of the states, and complete the record."""
-        measured = computed.measured
-        return Outcome(None if measured is None else finish(measured, self.config), computed.answer)
+        measured, answer = computed
+        return finish(measured, self.config) if measured else None, answer

@@ -17,7 +17,7 @@ from probes.plans.jobs import Job, SamplePlanner, jobs_of
 from probes.plans.options import run_config
 from probes.plans.progress import RunProgress
 from probes.sweeps.commits import Commits
-from probes.sweeps.engines import Engine, InThreads, InTurn
+from probes.sweeps.engines import Engine, InThreads, InTurn, check_engine
 from probes.sweeps.forecast import announce
 from probes.sweeps.stages import SampleStages
 
@@ -48,6 +48,8 @@ def run(
         HorizonError: an argument is unusable, or `out` holds another configuration or other samples.
     """
     request = SweepOptions(**options)
+    engine = (InThreads() if request.overlap else InTurn()) if engine is None else engine
+    check_engine(engine)
     config, samples = run_config(request, model, samples)
     total = len(samples) if isinstance(samples, Sequence) else None
     if request.limit is not None:
@@ -60,13 +62,8 @@ def run(
                 bar.say(f"first prompt: {config.prompt_example!r}")
         jobs = jobs_of(islice(samples, request.limit), writer, bar, planner)
         stages = SampleStages(model, writer.config)
-        _sweep(jobs, stages, Commits(writer, bar), engine or default_engine(request.overlap))
+        _sweep(jobs, stages, Commits(writer, bar), engine)
     return load_run(out)
-
-
-def default_engine(overlap: bool) -> Engine:
-    """Return the engine of a run that names none: this thread, with two more beside it where jobs may overlap."""
-    return InThreads() if overlap else InTurn()
 
 
 def _sweep(jobs: Iterator[Job], stages: SampleStages, commits: Commits, engine: Engine) -> None:

@@ -87,7 +87,7 @@ def load(size: Dimensions, dtype: torch.dtype, device: torch.device) -> vh.Probe
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.weight.normal_(std=module.weight[0].numel() ** -0.5)
-    return vh.load_model(model.eval(), processor=llava._processor(llava.GRID), name="random", check=False)
+    return vh.load_model(model.eval(), processor=llava.processor(), name="random", check=False)
 
 
 def seconds(device: torch.device, function: Callable[[], Any], rounds: int = ROUNDS) -> float:

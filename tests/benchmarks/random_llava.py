@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
-import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaProcessor
 
 import vlm_horizon as vh
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
+
+from random_models import ENDS, SPECIAL, drawn_llava, word_processor
 
 LAYERS, WIDTH, FEED_FORWARD, HEADS = 8, 512, 1376, 8
 TOWER_LAYERS, TOWER_WIDTH, TOWER_FEED_FORWARD = 4, 256, 512
@@ -26,12 +21,30 @@ GRID, PATCH = 24, 14
 VISUAL, BEFORE, AFTER = GRID**2, 35, 30
 LENGTH = BEFORE + VISUAL + AFTER
 VOCABULARY = 1000
-SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
+WORDS = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
 
 
 def load(grid: int = GRID, layers: int = LAYERS) -> vh.ProbedModel:
     """The model in float32, weights large enough that removals change the answer."""
-    return vh.load_model(_llava(grid, layers), processor=_processor(grid))
+    text = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=1024,
+        **ENDS,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=TOWER_WIDTH,
+        intermediate_size=TOWER_FEED_FORWARD,
+        num_hidden_layers=TOWER_LAYERS,
+        num_attention_heads=4,
+        image_size=grid * PATCH,
+        patch_size=PATCH,
+    )
+    return vh.load_model(drawn_llava(text, vision, _gain), processor=processor(grid))
 
 
 def sample(grid: int = GRID) -> vh.Sample:
@@ -72,46 +85,6 @@ def causal_pairs(rows: int, context: int = 0) -> float:
     return rows * context + rows * (rows + 1) / 2
 
 
-def _llava(grid: int, layers: int) -> LlavaForConditionalGeneration:
-    text = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=FEED_FORWARD,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=1024,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=TOWER_WIDTH,
-        intermediate_size=TOWER_FEED_FORWARD,
-        num_hidden_layers=TOWER_LAYERS,
-        num_attention_heads=4,
-        image_size=grid * PATCH,
-        patch_size=PATCH,
-    )
-    config = LlavaConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_index=SPECIAL.index("<image>"),
-        image_seq_length=grid**2,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlavaForConditionalGeneration(config)
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Embedding):
-                torch.nn.init.normal_(module.weight)
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                torch.nn.init.normal_(module.weight, std=_gain(name) / module.weight[0].numel() ** 0.5)
-    return model.eval()
-
-
 def _gain(name: str) -> float:
     """Sharp attention, and an output that prefers some words: then what a window adds shows in the probability."""
     if name.endswith("lm_head"):
@@ -119,27 +92,7 @@ def _gain(name: str) -> float:
     return 2.0 if name.endswith(("q_proj", "k_proj", "v_proj", "o_proj")) else 1.0
 
 
-def _processor(grid: int) -> LlavaProcessor:
-    words = [f"w{i}" for i in range(VOCABULARY - len(SPECIAL))]
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
-    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    splitter.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=splitter,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
-    side = {"height": grid * PATCH, "width": grid * PATCH}
+def processor(grid: int = GRID) -> LlavaProcessor:
+    """`BEFORE` words, the image, and the question."""
     question = "{% for c in messages[0]['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}"
-    return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
-        tokenizer=tokenizer,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template=f"{' '.join(words[:BEFORE])} <image> {question}",
-    )
+    return word_processor(WORDS, grid, PATCH, f"{' '.join(WORDS[:BEFORE])} <image> {question}")

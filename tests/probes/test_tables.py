@@ -89,6 +89,23 @@ def test_effects_and_values_of_a_context_are_each_others_inverse():
         np.testing.assert_allclose(context.values(effects, baseline), values, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ({"target": "silver"}, "target 'silver' is unknown; choose from gold, gold-raw"),
+        ({"context": "keep-on"}, r"context 'keep-on' is unknown; did you mean 'keep-one'\?"),
+        ({"context": "keep-on", "coarse": 4}, "context 'keep-on' is unknown"),
+        ({"kind": "blur"}, "removal kind 'blur' is unknown; choose from delete, zero, mean"),
+        ({"kind": "blur", "method": "gate"}, "removal kind 'blur' is unknown"),
+        ({"tokens": "question"}, "tokens 'question' is unknown; choose from visual, text, all"),
+    ],
+)
+def test_an_unknown_word_is_refused_before_the_model_runs(random_model, monkeypatch, option, reason):
+    monkeypatch.setattr("probes.measures.preparing.capture_prompt", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(HorizonError, match=reason):
+        token_information(random_model, SAMPLE, **option)
+
+
 # --- one entry more --------------------------------------------------------------------------------------------------
 
 

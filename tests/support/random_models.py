@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -21,6 +23,7 @@ from transformers import (
 
 PATCH = 4
 GRID = 5  # patches a side: windows of 2 and 3 leave smaller ones at the edge
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 NOUNS = ("apple", "bridge", "candle", "dragon", "engine", "forest", "guitar", "hammer", "island", "jacket")
 WORDS = ("look", "here", "what", "is", "shown", "?", "answer", *NOUNS, *(noun.capitalize() for noun in NOUNS))
@@ -35,26 +38,31 @@ QUESTION = "what is shown ?"
 
 def random_processor() -> LlavaProcessor:
     """Text before and after the image, one id a word; pixels as they are."""
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *WORDS))}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = WhitespaceSplit()
+    return word_processor(WORDS, GRID, PATCH, CHAT_TEMPLATE)
+
+
+def word_processor(words: Sequence[str], grid: int, patch: int, chat_template: str) -> LlavaProcessor:
+    """The processor of a LLaVA with these words behind `SPECIAL` in its vocabulary, and a square grid of patches."""
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words))}
+    splitter = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    splitter.pre_tokenizer = WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=splitter,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         extra_special_tokens={"image_token": "<image>"},
     )
-    side = {"height": GRID * PATCH, "width": GRID * PATCH}
+    side = {"height": grid * patch, "width": grid * patch}
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False),
         tokenizer=tokenizer,
-        patch_size=PATCH,
+        patch_size=patch,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         image_token="<image>",
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 
@@ -74,9 +82,7 @@ def random_llava(
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        **ENDS,
     )
     vision = CLIPVisionConfig(
         hidden_size=16,
@@ -86,11 +92,18 @@ def random_llava(
         image_size=GRID * PATCH,
         patch_size=PATCH,
     )
+    return drawn_llava(text, vision, lambda name: 2.0 if name.endswith(SHARP) else 1.0, seed, attn).to(dtype)
+
+
+def drawn_llava(
+    text: LlamaConfig, vision: CLIPVisionConfig, gain: Callable[[str], float], seed: int = 0, attn: str = "sdpa"
+) -> LlavaForConditionalGeneration:
+    """A LLaVA whose weights are drawn anew, in evaluation mode; `gain` is that of a matrix by its module's name."""
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
         image_token_index=SPECIAL.index("<image>"),
-        image_seq_length=GRID**2,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
     )
@@ -102,9 +115,8 @@ def random_llava(
             if isinstance(module, torch.nn.Embedding):
                 torch.nn.init.normal_(module.weight)
             if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                gain = 2.0 if name.endswith(SHARP) else 1.0
-                torch.nn.init.normal_(module.weight, std=gain / module.weight[0].numel() ** 0.5)
-    return model.to(dtype).eval()
+                torch.nn.init.normal_(module.weight, std=gain(name) / module.weight[0].numel() ** 0.5)
+    return model.eval()
 
 
 def random_image(seed: int = 0) -> Image.Image:

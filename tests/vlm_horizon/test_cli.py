@@ -230,7 +230,7 @@ def test_sections_are_shown_when_asked_for(capsys, planted, sections, titles):
 
 def test_a_terminal_shows_what_stands_in_brackets(capsys, planted, monkeypatch):
     monkeypatch.setattr(
-        "vlm_horizon.conclude.Console", lambda: Console(force_terminal=True, width=250, color_system=None)
+        "vlm_horizon.commands.conclude.Console", lambda: Console(force_terminal=True, width=250, color_system=None)
     )
     _, out, _ = call(capsys, "show", str(planted), "--sections", "horizons", "--criterion", "removal")
     for horizon in vh.find_horizon(vh.load_run(planted), criterion="removal"):

@@ -87,10 +87,8 @@ def test_a_forward_is_counted_with_its_tower(model, targets):
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_replays_are_counted_in_the_batches_that_run(model, captured, part, kind, batch_size):
     every = ablations_of(captured, part, CUTS, kind)
-    once = ablations_of(captured, part, [0], kind)
-    work = replay_work(
-        decoder_weights(model), make_batches(model, captured, once, cuts=CUTS, batch_size=batch_size), places(captured)
-    )
+    batches = make_batches(model, captured, every, batch_size=batch_size)
+    work = replay_work(decoder_weights(model), batches, places(captured))
     assert work.replays == len(every)
     assert work.operations == counted_replays(model, captured, every, batch_size=batch_size)
 

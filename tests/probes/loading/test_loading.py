@@ -367,7 +367,7 @@ def test_a_built_model_needs_its_processor():
         ({"attn": "flex"}, "attention 'flex' is unknown; choose from sdpa, eager, flash"),
         ({"dtype": "float99"}, r"dtype 'float99' is unknown; did you mean 'float64'\? choose from auto, float32"),
         ({"dtype": "int32"}, "dtype 'int32' is unknown"),
-        ({"dtype": "nn"}, "dtype 'nn' is unknown"),
+        ({"dtype": "half"}, "dtype 'half' is unknown; choose from auto, float32, bfloat16, float16, float64"),
         ({"dtype": torch.int32}, "the weights of .* cannot be loaded: .*not a floating-point dtype"),
         ({"quantization": "3bit"}, r"quantization '3bit' is unknown; did you mean '8bit'\? choose from 4bit, 8bit"),
     ],

@@ -12,11 +12,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from analyses.runs import TARGETS, HorizonError
+from analyses.runs import TARGETS
 from probes.data.samples import Sample, SampleError
 from probes.models.targets import (
     Target,
-    check_targets,
     forced_ids,
     gold_answer,
     gold_target,
@@ -302,20 +301,3 @@ def test_an_answer_that_tokenizes_to_nothing_is_named(sentencepiece, name, answe
 def test_an_answer_without_any_id_has_no_raw_target(latin):
     with pytest.raises(SampleError, match="sample 's-7': answer '漢' tokenizes to nothing"):
         resolve_targets(["gold-raw"], latin, asked("漢"), log_probs(1, len(latin), 3))
-
-
-@pytest.mark.parametrize(
-    ("names", "reason"),
-    [
-        ((), "no target is given; choose from gold, gold-raw"),
-        (("silver",), "target 'silver' is unknown; choose from gold, gold-raw"),
-        (("gold", "silver"), "target 'silver' is unknown; choose from gold, gold-raw"),
-    ],
-)
-def test_unknown_targets_are_refused(names, reason):
-    with pytest.raises(HorizonError, match=reason):
-        check_targets(names)
-
-
-def test_known_targets_pass():
-    assert check_targets(TARGETS) is None

@@ -156,14 +156,14 @@ def test_removal_equals_deletion_at_every_layer(case, kind):
     assert list(curve.layers) == layers
 
     removed = [ablated_logits(case.model, case.inputs, layer, case.visual, kind) for layer in layers]
-    log_p = np.array([target_log_p(logits, curve.target_ids) for logits in removed])
+    log_p = np.array([target_log_p(logits, curve.target.ids) for logits in removed])
     kl = np.array([float((r.softmax(-1) * (r.log_softmax(-1) - own.log_softmax(-1))).sum()) for r in removed])
     best = [int(logits.argmax()) for logits in removed]
 
     np.testing.assert_allclose(curve.log_p, log_p, rtol=0, atol=tolerance(case))
     np.testing.assert_allclose(np.exp(curve.log_p), np.exp(log_p), rtol=0, atol=tolerance(case))
     np.testing.assert_allclose(curve.kl, kl, rtol=0, atol=tolerance(case))
-    assert [bool(flag) for flag in curve.correct] == [token in curve.target_ids for token in best]
+    assert [bool(flag) for flag in curve.correct] == [token in curve.target.ids for token in best]
     assert [bool(flag) for flag in curve.same] == [token == best[-1] for token in best]
     assert abs(curve.log_p_all - log_p[-1]) <= tolerance(case)
     assert np.median(np.abs(np.exp(log_p[:-1]) - np.exp(log_p[-1]))) >= POWER
@@ -180,7 +180,7 @@ GRIDS = [
 @pytest.mark.parametrize(("case", "context", "size", "kind"), GRIDS, indirect=["case"])
 def test_token_information_equals_deletion_at_every_layer(case, context, size, kind):
     grid = vh.token_information(case.probed, case.sample, context=context, window=size, kind=kind)
-    target = vh.removal_curve(case.probed, case.sample).target_ids
+    target = vh.removal_curve(case.probed, case.sample).target.ids
     assert list(grid.layers) == list(case.layers)
     assert list(grid.windows[["row", "column", "height", "width"]].itertuples(index=False, name=None)) == tiles(
         size, GRID
@@ -199,7 +199,7 @@ def test_token_information_equals_deletion_at_every_layer(case, context, size, k
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
 def test_the_batch_size_changes_nothing(sdpa_case, context, batch_size):
-    target = vh.removal_curve(sdpa_case.probed, sdpa_case.sample).target_ids
+    target = vh.removal_curve(sdpa_case.probed, sdpa_case.sample).target.ids
     grid = vh.token_information(
         sdpa_case.probed, sdpa_case.sample, context=context, window=1, layers=[2, 0], batch_size=batch_size
     )
@@ -260,7 +260,7 @@ def test_removal_equals_deletion_on_the_demo_model(undecided):
     effects = []
     for case in undecided:
         curve = vh.removal_curve(case.probed, case.sample)
-        p = np.exp(removal_of(case, curve.target_ids, "delete", [*case.layers, len(case.layers)]))
+        p = np.exp(removal_of(case, curve.target.ids, "delete", [*case.layers, len(case.layers)]))
         np.testing.assert_allclose(np.exp(curve.log_p), p, rtol=0, atol=2e-5)
         effects += list(p[-1] - p[:-1])
     assert len(undecided) == 4
@@ -272,7 +272,7 @@ def test_token_information_equals_deletion_on_the_demo_model(undecided, context,
     effects, layers = [], (0, 2, 5, 7)
     for case in undecided:
         grid = vh.token_information(case.probed, case.sample, context=context, window=size, layers=layers)
-        target = vh.removal_curve(case.probed, case.sample, layers=[0]).target_ids
+        target = vh.removal_curve(case.probed, case.sample, layers=[0]).target.ids
         log_p = expected_grid(case, context, size, target, "delete", layers)
         np.testing.assert_allclose(np.exp(grid.log_p), np.exp(log_p), rtol=0, atol=2e-5)
         effects.append(expected_effects(case, context, log_p, target, "delete", layers))

@@ -25,7 +25,6 @@ from probes.replay.batching import (
     UNKNOWN_FREE,
     BatchPolicy,
     Shape,
-    Shrink,
     batch_bytes,
     free_memory,
     is_out_of_memory,
@@ -160,7 +159,7 @@ def test_a_batch_that_memory_does_not_hold_is_halved_with_a_line_and_changes_not
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == f"out of memory with 40 ablations at once on {model.device}: going on with 20"
     rows = captured.prompt.n_tokens - int(captured.prompt.visual[0]) - 24
-    assert policy.shrinks == [Shrink(40, rows), Shrink(20, rows)]
+    assert policy.limits == [20 * rows, 10 * rows]
     ran.clear()
     caplog.clear()
     gathered(model, captured, ablations, batch_size=policy)  # later batches are small from the start
@@ -263,7 +262,7 @@ def test_a_lack_of_memory_reaches_no_further_than_its_policy(captured):
     hook, ran = failing_above(model, 3)
     policy = BatchPolicy(size=4)
     gathered(model, captured, ablations, batch_size=policy)
-    assert (ran, policy.shrinks) == ([2, 2, 2, 2], [Shrink(4, rows)])
+    assert (ran, policy.limits) == ([2, 2, 2, 2], [2 * rows])
     hook.remove()
     sizes = (policy, policy.sized(3), policy.sized(1), 4, None)
     widest = [max(len(indices) for indices, _ in batches_of(model, captured, ablations, size)) for size in sizes]

@@ -142,7 +142,7 @@ def test_rows_are_replaced_by_zeros_or_by_the_mean_of_the_chosen_tokens(random_m
     for k in range(4):
         for removed, found in ((chosen, curve.log_p[k]), (chosen & ~window, grid.log_p[k, -1])):
             logits = replaced_logits(random_model.model, prompt.inputs, k, removed, kind, chosen)
-            assert found == pytest.approx(target_log_p(logits, curve.target_ids), abs=1e-9)
+            assert found == pytest.approx(target_log_p(logits, curve.target.ids), abs=1e-9)
             effects.append(np.exp(found) - np.exp(curve.log_p_all))
     assert np.median(np.abs(effects)) >= POWER
 

@@ -210,6 +210,15 @@ def assert_same(run, other):
             np.testing.assert_array_equal(values, spectra[1][row])
 
 
+@pytest.mark.parametrize(
+    ("engine", "what"), [("threads", "'threads'"), ("", "''"), (InThreads, "the class InThreads"), (4, "4")]
+)
+def test_what_is_no_engine_is_refused_in_a_sentence(model, samples, tmp_path, engine, what):
+    with pytest.raises(vh.HorizonError, match=rf"^engine is {what}; give an object with the method run\(jobs, stages"):
+        vh.run(model, samples, tmp_path / "run", engine=engine, **OPTIONS)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("engine", [InThreads(), *OTHERS], ids=lambda engine: type(engine).__name__)
 def test_whichever_engine_measures_the_directory_is_the_same(model, samples, in_turn, tmp_path, engine):
     run = vh.run(model, samples, tmp_path / "run", generate=3, engine=engine, **OPTIONS)

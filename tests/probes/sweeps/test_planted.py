@@ -110,7 +110,7 @@ def exact(model, processor, samples, inputs):
     visual = visual_tokens(exact, x)
     assert visual.nonzero()[:, 0].tolist() == list(VISUAL)
     probed = vh.load_model(exact, processor=processor, dtype="float64", check=False)
-    target = vh.removal_curve(probed, samples[1], layers=[0]).target_ids
+    target = vh.removal_curve(probed, samples[1], layers=[0]).target.ids
     removed = [target_log_p(ablated_logits(exact, x, k, visual), target) for k in range(N_LAYERS + 1)]
     return exact, x, target, np.array(removed)
 
@@ -122,7 +122,7 @@ def test_the_cut_holds_in_the_plain_model_and_under_replays(exact, processor, sa
     planted = cut_from(model, h, VISUAL)
     probed = vh.load_model(cut_from(model, h, VISUAL), processor=processor, dtype="float64")
     curve = vh.removal_curve(probed, samples[1])
-    assert tuple(curve.target_ids) == tuple(target)
+    assert tuple(curve.target.ids) == tuple(target)
 
     uncut = removed[np.minimum(curve.layers, h)]
     visual = visual_tokens(model, x)

@@ -16,9 +16,17 @@ from analyses.runs import AdaptiveOptions, RunOptions, SweepOptions
 from analyses.runs.options import hints_of, options_of, plain_type
 from figures.paper import METADATA
 from figures.style import WIDTHS
-from vlm_horizon import cli
-from vlm_horizon.arguments import Loading, Measuring, Reading, completion, parse_layers, parse_shard, spelled_out
 from vlm_horizon.cli import app, main
+from vlm_horizon.commands import figures
+from vlm_horizon.commands.arguments import (
+    DataOptions,
+    Loading,
+    Measuring,
+    completion,
+    parse_layers,
+    parse_shard,
+    spelled_out,
+)
 
 MODEL = str(vh.data_path("demo-models", "tiny-8"))
 OCR = str(vh.data_path("demo-samples", "ocr.jsonl"))
@@ -101,7 +109,7 @@ def test_help_says_what_every_option_of_a_run_means(capsys, monkeypatch):
     assert "in parts of their own. Written as i/n." in shown
 
 
-@pytest.mark.parametrize(("group", "call"), [(Loading, vh.load_model), (Reading, vh.read_samples)])
+@pytest.mark.parametrize(("group", "call"), [(Loading, vh.load_model), (DataOptions, vh.read_samples)])
 def test_groups_pass_on_what_a_function_takes_by_the_same_names(group, call):
     parameters = inspect.signature(call).parameters
     assert {field.name for field in fields(group)} <= set(parameters)
@@ -142,6 +150,28 @@ def test_a_typo_is_refused_before_data_is_looked_for(capsys, command, options, m
     out, err = capsys.readouterr()
     assert (left.value.code, out) == (2, "")
     assert err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((OCR, "nowhere.jsonl"), "nowhere.jsonl"),
+        ((OCR, "--category", "maps"), "is of category 'maps'"),
+        ((OCR, "--limit", "0"), "limit is 0; it must be at least 1"),
+        ((OCR, "--annotations", "nowhere.json"), "annotations"),
+        ((OCR, "--prompt", "no place"), "{question}"),
+        ((OCR, "--dtype", "half"), "dtype 'half' is unknown; choose from auto, float32, bfloat16, float16, float64"),
+        ((OCR, "--layers", "auto", "--probes", "removal"), "the probe information is needed"),
+        ((OCR, "--layers", "auto", "--layer-budget", "0"), "budget is 0; it must be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "cost"])
+def test_what_needs_no_model_is_refused_before_one_is_loaded(capsys, monkeypatch, command, arguments, message):
+    monkeypatch.setattr("probes.loading.loading.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(SystemExit) as left:
+        main([command, MODEL, *arguments])
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_typo_and_help_import_no_torch():
@@ -193,8 +223,8 @@ def test_shells_complete_words_and_the_last_one_of_a_list(monkeypatch, capsys, w
 
 
 def test_formats_and_widths_of_figures_are_those_that_can_be_drawn():
-    assert tuple(METADATA) == cli.FORMATS
-    assert tuple(WIDTHS) == cli.WIDTHS
+    assert tuple(METADATA) == figures.FORMATS
+    assert tuple(WIDTHS) == figures.WIDTHS
 
 
 def test_completion_can_be_installed(capsys):

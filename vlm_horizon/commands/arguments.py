@@ -20,6 +20,7 @@ from analyses.runs.option_checks import check_number
 from analyses.runs.options import Option, choices_of, description, hints_of, options_of, plain_type, value_type
 from analyses.runs.schema import AttentionName, DtypeName, QuantizationName
 from analyses.runs.signatures import sentence
+from vlm_horizon.workflows.adaptive import check_choosable
 
 if TYPE_CHECKING:
     from probes.data.readers import SampleStream
@@ -51,7 +52,7 @@ class Loading:
 
 
 @dataclass(frozen=True)
-class Reading:
+class DataOptions:
     """How data is read: what `read_samples` takes by the same names, None where its default holds."""
 
     PANEL: ClassVar = "Data"
@@ -128,7 +129,9 @@ class Measuring(AdaptiveOptions):
             HorizonError: an option is unusable.
         """
         settings = {name: getattr(self, name) for name in spelled_out(Measuring) if name != "budget"}
-        settings |= {"layers": None} if self.auto else {}
+        if self.auto:
+            settings["layers"] = None
+            check_choosable(settings)
         check_options(RunOptions(**settings))
         return settings
 

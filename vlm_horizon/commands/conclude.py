@@ -30,8 +30,8 @@ from analyses.runs import HorizonError, Run
 from analyses.runs.options import Option
 from analyses.scores.scorers import SCORERS
 from analyses.verdicts.criteria import CRITERIA
-from vlm_horizon.arguments import with_groups, words
-from vlm_horizon.groups import Effect, Output, Samples, say_exclusions
+from vlm_horizon.commands.arguments import with_groups, words
+from vlm_horizon.commands.groups import Effect, Output, Samples, say_exclusions
 from vlm_horizon.shipped import data_path
 
 DEFAULT_PERMUTATIONS = 2000
@@ -111,7 +111,11 @@ def show(runs: RunPaths, report: Report, effect: Effect, samples: Samples, outpu
         _print_csv([sections for _, sections in reports], names)
         return
     if form == "json":
-        print(json.dumps([overview(run) | _records(sections) for run, sections in reports], indent=2))
+        records = [
+            overview(run) | {name: to_record(section.results) for name, section in sections.items()}
+            for run, sections in reports
+        ]
+        print(json.dumps(records, indent=2))
         return
     for run, sections in reports:
         if form == "text":
@@ -227,10 +231,6 @@ def headline(run: Run) -> str:
     effects = "" if run.config.tokens == "visual" or not removed else f"; effects are of {run.config.tokens} tokens"
     counts = f"{len(run.ok)} samples{failed}{right}{grids}{effects}"
     return f"{run.path}: {run.model}{bits}, {run.config.n_layers} layers, {counts}{selected}\n"
-
-
-def _records(parts: dict[str, Section]) -> dict[str, Any]:
-    return {name: to_record(part.results) for name, part in parts.items()}
 
 
 def _print_csv(reports: Sequence[dict[str, Section]], names: Sequence[str]) -> None:

@@ -11,8 +11,17 @@ import typer
 from analyses.reports.export import FORMATS, render
 from analyses.reports.text import Table, to_record
 from analyses.runs import HorizonError, check_choice
-from vlm_horizon.adaptive import spread_layers
-from vlm_horizon.arguments import Loading, Measuring, ModelName, Reading, completion, spelled_out, with_groups
+from probes.cost.units import byte_text, duration_text, operation_text
+from vlm_horizon.commands.arguments import (
+    DataOptions,
+    Loading,
+    Measuring,
+    ModelName,
+    completion,
+    spelled_out,
+    with_groups,
+)
+from vlm_horizon.workflows.adaptive import spread_layers
 
 if TYPE_CHECKING:
     from probes.cost.cost import Cost
@@ -30,7 +39,7 @@ WITHOUT_DATA = ("task", "task_type", "prompt", "limit")  # the reading options t
 def cost(
     model: ModelName,
     loading: Loading,
-    reading: Reading,
+    reading: DataOptions,
     measuring: Measuring,
     data: Annotated[
         list[str] | None,
@@ -69,11 +78,11 @@ def cost(
     for note in notes:
         print(note, file=sys.stderr)
     print(f"{probed.name}, {probed.dtype}, {probed.device}: {estimate}", end="\n\n")
-    for table in cost_tables(estimate):
+    for table in (_work_table(estimate), _memory_table(estimate), _disk_table(estimate)):
         print(render(table, output), end="\n\n")
 
 
-def _neutral(reading: Reading) -> list[Sample]:
+def _neutral(reading: DataOptions) -> list[Sample]:
     """Return samples that ask one question about a gray image, as a benchmark asks it, one for each neutral answer.
 
     Raises:
@@ -84,8 +93,8 @@ def _neutral(reading: Reading) -> list[Sample]:
     from probes.data.samples import Sample, with_template
     from probes.data.tasks import UNKNOWN, find_task
 
-    for name, flag in spelled_out(Reading).items():
-        if name not in WITHOUT_DATA and getattr(reading, name) != getattr(Reading, name):
+    for name, flag in spelled_out(DataOptions).items():
+        if name not in WITHOUT_DATA and getattr(reading, name) != getattr(DataOptions, name):
             raise HorizonError(f"--{flag} says how DATA is read, and there is none: give some")
     task = UNKNOWN if reading.task is None else find_task(reading.task)
     if task is None:
@@ -98,24 +107,12 @@ def _neutral(reading: Reading) -> list[Sample]:
 
 def cost_record(cost: Cost) -> dict[str, object]:
     """Return a cost as JSON holds it, totals included, in seconds, bytes and single operations."""
-    totals = {
-        "total_replays": cost.total_replays,
-        "total_operations": cost.total_operations,
-        "total_seconds": cost.total_seconds,
-        "peak_bytes": cost.peak_bytes,
-        "disk_bytes": cost.disk_bytes,
-    }
+    names = ("total_replays", "total_operations", "total_seconds", "peak_bytes", "disk_bytes")
+    totals = {name: getattr(cost, name) for name in names}
     return to_record(cost) | to_record(totals)
 
 
-def cost_tables(cost: Cost) -> list[Table]:
-    """Tabulate work and time by part, peak memory with its formula, and disk."""
-    return [_work_table(cost), _memory_table(cost), _disk_table(cost)]
-
-
 def _work_table(cost: Cost) -> Table:
-    from probes.cost.units import duration_text, operation_text
-
     parts = [*dict.fromkeys((*cost.operations, *cost.seconds))]
     rows = [
         (
@@ -143,8 +140,6 @@ def _work_table(cost: Cost) -> Table:
 
 
 def _memory_table(cost: Cost) -> Table:
-    from probes.cost.units import byte_text
-
     rows = [(part, byte_text(size), cost.formulas.get(part, "")) for part, size in cost.memory.items()]
     largest = max((size, part) for part, size in cost.memory.items() if part not in ("resident", "capture"))[1]
     formula = f"resident + capture + {largest}, the largest of the others"
@@ -152,7 +147,5 @@ def _memory_table(cost: Cost) -> Table:
 
 
 def _disk_table(cost: Cost) -> Table:
-    from probes.cost.units import byte_text
-
     rows = [(part, byte_text(size)) for part, size in cost.disk.items()]
     return Table("Disk", ("part", "bytes"), [*rows, ("all", byte_text(cost.disk_bytes))])

@@ -7,7 +7,8 @@ between the two, and what it knows is on disk.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -104,7 +105,8 @@ def run_adaptive(
 
     settings: dict[str, Any] = {**(samples.run_options if isinstance(samples, SampleStream) else {}), **options}
     samples = list(samples)
-    budget = _checked(settings.pop("budget", None), model.n_layers, settings)
+    budget = _budget(settings.pop("budget", None), model.n_layers)
+    check_choosable(settings)
     request = SweepOptions(**settings)
     progress = request.progress
     while True:
@@ -147,11 +149,12 @@ def spread_layers(n_layers: int, budget: int | None, options: dict[str, Any]) ->
     Raises:
         HorizonError: there is nothing to choose.
     """
-    return np.unique(np.linspace(0, n_layers - 1, _checked(budget, n_layers, options)).round().astype(int)).tolist()
+    check_choosable(options)
+    return np.unique(np.linspace(0, n_layers - 1, _budget(budget, n_layers)).round().astype(int)).tolist()
 
 
-def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
-    """Return the budget in layers; raise HorizonError where there is nothing to choose."""
+def check_choosable(options: Mapping[str, Any]) -> None:
+    """Raise HorizonError where the options of a run leave no layers to choose."""
     fixed = [name for name in ("layers", "token_layers") if options.get(name) is not None]
     if fixed:
         raise HorizonError(f"{' and '.join(fixed)} cannot be given where layers are chosen: leave out one or the other")
@@ -161,6 +164,10 @@ def _checked(budget: int | None, n_layers: int, options: dict[str, Any]) -> int:
             f"layers are chosen by removal curves for token grids, so the probe {' and '.join(sorted(absent))} is "
             "needed: add it, or name the layers"
         )
+
+
+def _budget(budget: int | None, n_layers: int) -> int:
+    """Return the budget in layers; raise HorizonError where it is unusable."""
     if budget is not None and not 1 <= budget <= n_layers:
         raise HorizonError(f"budget is {budget}; it must be 1 to {n_layers} layers")
     return default_budget(n_layers) if budget is None else budget
@@ -288,6 +295,4 @@ def _verdicts(horizons: dict[str, Horizon]) -> str:
 
 def _say(progress: bool, words: str) -> None:
     if progress:
-        from probes.plans.progress import say_line
-
-        say_line(words)
+        print(words, file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analyses.reports.text import Table
-from vlm_horizon.arguments import Loading, ModelName, with_groups
+from vlm_horizon.commands.arguments import Loading, ModelName, with_groups
 
 if TYPE_CHECKING:
     from probes.loading.check import ModelCheck
